@@ -1,0 +1,290 @@
+"""Sound in numbers: the two log-mel front ends, resampling, and reading and writing sound files.
+
+Waves are float tensors (batch, samples), full scale at ±1; spectrograms are (batch, frames, mels).
+"""
+
+import io
+import math
+import operator
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from audioldm2.files import written_whole
+
+# What the networks work with --------------------------------------------------------------------------------
+
+SAMPLE_RATE = 16_000  # Hz, of the vocoder's waves
+CLAP_SAMPLE_RATE = 48_000  # Hz, of the waves that CLAP was trained on
+
+
+@dataclass(frozen=True)
+class MelSettings:
+    """A short-time Fourier transform and the mel bands on it, in Slaney's scale and area norm."""
+
+    sample_rate: int  # Hz
+    n_fft: int  # samples a frame, under a periodic Hann window as long
+    hop: int  # samples between frames
+    mels: int  # bands
+    f_min: float  # Hz, lower edge of the first band
+    f_max: float  # Hz, upper edge of the last band
+
+
+# What the VAE was trained on and HiFi-GAN reads: 100 frames a second, all frequencies up to half the rate.
+VAE_MEL = MelSettings(SAMPLE_RATE, n_fft=1024, hop=160, mels=64, f_min=0.0, f_max=8000.0)
+VAE_FLOOR = 1e-5  # smallest magnitude; log(1e-5) = -11.5 is silence
+
+# What CLAP was trained on: also 100 frames a second.
+CLAP_MEL = MelSettings(CLAP_SAMPLE_RATE, n_fft=1024, hop=480, mels=64, f_min=50.0, f_max=14_000.0)
+CLAP_FLOOR = 1e-10  # smallest power; -100 dB is silence
+CLAP_WINDOW = 10 * CLAP_SAMPLE_RATE  # samples; CLAP hears 10 s, that is 480,000 / 480 + 1 = 1,001 frames
+
+
+# Log-mel spectrograms ---------------------------------------------------------------------------------------
+
+
+def vae_log_mel(wave: Tensor, settings: MelSettings = VAE_MEL) -> Tensor:
+    """The log-mel spectrogram that the VAE encodes and the vocoder reads: log of mel-weighted magnitudes.
+
+    wave:     (batch, samples) at settings.sample_rate, more than (n_fft - hop) / 2 = 432 samples.
+    Returns   float32 (batch, samples // hop, mels), natural logarithm, at least log(1e-5).
+    Source:   `mel_spectrogram_train` of AudioLDM's data loader, after HiFi-GAN's `mel_spectrogram`: mirroring
+              the ends by (n_fft - hop) / 2 samples centres frame n on the samples n·hop to (n+1)·hop.
+    """
+    edge = (settings.n_fft - settings.hop) // 2
+    _check_wave(wave, longer_than=edge)
+    wave = F.pad(wave.float(), (edge, edge), mode="reflect")  # (batch, samples + 2*edge)
+    magnitude = _stft(wave, settings).abs()  # (batch, bins, frames)
+    mel = magnitude.transpose(1, 2) @ mel_filters(settings).to(magnitude)  # (batch, frames, mels)
+    return mel.clamp(min=VAE_FLOOR).log()
+
+
+def clap_log_mel(wave: Tensor, settings: MelSettings = CLAP_MEL) -> Tensor:
+    """The log-mel spectrogram that CLAP's audio encoder reads: mel-weighted power in dB, of 10 s exactly.
+
+    A shorter clip is repeated as often as it fits whole into the 10 s, and the rest is silence.
+    wave:     (batch, samples) at settings.sample_rate, at most 10 s: `clap_crops` cuts what is longer.
+    Returns   float32 (batch, 10 s / hop + 1, mels), dB to full scale power 1, at least -100.
+    Source:   transformers' `ClapFeatureExtractor` with truncation "rand_trunc" and padding "repeatpad".
+    """
+    window = 10 * settings.sample_rate
+    _check_wave(wave)
+    samples = wave.shape[1]
+    if samples > window:
+        raise ValueError(f"wave has {samples} samples; CLAP hears {window} at most: cut it with clap_crops")
+    # float64, as in the reference: beside a pure tone, most bins hold less than the rounding error that a
+    # float32 transform spreads from the loudest one. Apple's GPUs have no float64.
+    wave = wave.to(torch.float32 if wave.device.type == "mps" else torch.float64)
+    wave = wave.repeat(1, window // samples)  # (batch, samples * whole repetitions)
+    wave = F.pad(wave, (0, window - wave.shape[1]))  # (batch, window)
+    half = settings.n_fft // 2
+    wave = F.pad(wave, (half, half), mode="reflect")  # (batch, window + n_fft): frame n is centred on n * hop
+    spectrum = _stft(wave, settings)  # (batch, bins, frames)
+    power = spectrum.real.square() + spectrum.imag.square()
+    mel = power.transpose(1, 2) @ mel_filters(settings).to(power)  # (batch, frames, mels)
+    return (10 * mel.clamp(min=CLAP_FLOOR).log10()).float()
+
+
+def clap_crops(wave: Tensor, window: int = CLAP_WINDOW) -> list[Tensor]:
+    """The parts of a clip that CLAP hears one by one: as few windows as cover it, evenly spaced, end to end.
+
+    The reference takes one window at random, so that the same sound scores differently each time. Here the
+    embeddings of all windows are averaged: 10.24 s give two windows, from 0 s and from 0.24 s on.
+    wave: (batch, samples). Returns views (batch, window); a clip no longer than the window is returned whole.
+    """
+    samples = wave.shape[-1]
+    count = max(1, math.ceil(samples / window))
+    starts = [round(i * (samples - window) / (count - 1)) for i in range(count)] if count > 1 else [0]
+    return [wave[..., start : start + window] for start in starts]
+
+
+def _stft(wave: Tensor, settings: MelSettings) -> Tensor:
+    """Complex (batch, n_fft/2 + 1, frames) of the whole frames in the wave."""
+    window = torch.hann_window(settings.n_fft, dtype=wave.dtype, device=wave.device)
+    return torch.stft(wave, settings.n_fft, settings.hop, window=window, center=False, return_complex=True)
+
+
+def _check_wave(wave: Tensor, longer_than: int = 0) -> None:
+    if wave.dim() != 2:
+        raise ValueError(f"wave has shape {tuple(wave.shape)}; it must be (batch, samples)")
+    if wave.shape[1] <= longer_than:
+        raise ValueError(f"wave has {wave.shape[1]} samples; at least {longer_than + 1} are needed")
+
+
+def mel_filters(settings: MelSettings) -> Tensor:
+    """The weight of every frequency bin in every mel band: triangles, evenly spaced in mel, each of area 1.
+
+    Returns float64 (n_fft/2 + 1, mels), on the CPU.
+    Source: Slaney's Auditory Toolbox, as `librosa.filters.mel(..., htk=False, norm="slaney")`.
+    """
+    low, high = (_hz_to_mel(torch.tensor(f, dtype=torch.float64)) for f in (settings.f_min, settings.f_max))
+    steps = torch.linspace(0, 1, settings.mels + 2, dtype=torch.float64)
+    edges = _mel_to_hz(low + (high - low) * steps)  # (mels + 2): band i rises from i to i+1 and falls to i+2
+    bins = torch.linspace(0, settings.sample_rate / 2, settings.n_fft // 2 + 1, dtype=torch.float64)
+    slopes = edges - bins[:, None]  # (bins, mels + 2)
+    rising = -slopes[:, :-2] / edges.diff()[:-1]  # (bins, mels)
+    falling = slopes[:, 2:] / edges.diff()[1:]  # (bins, mels)
+    return torch.minimum(rising, falling).clamp(min=0) * (2 / (edges[2:] - edges[:-2]))
+
+
+# Slaney's mel scale: linear up to 1,000 Hz (= 15 mel), then 27 steps to each factor of 6.4.
+_HZ_PER_MEL = 200 / 3
+_LINEAR_HZ = 1000.0
+_LINEAR_MEL = _LINEAR_HZ / _HZ_PER_MEL
+_LOG_STEP = math.log(6.4) / 27
+
+
+def _hz_to_mel(hz: Tensor) -> Tensor:
+    log_part = _LINEAR_MEL + (hz.clamp(min=_LINEAR_HZ) / _LINEAR_HZ).log() / _LOG_STEP
+    return torch.where(hz < _LINEAR_HZ, hz / _HZ_PER_MEL, log_part)
+
+
+def _mel_to_hz(mel: Tensor) -> Tensor:
+    log_part = _LINEAR_HZ * ((mel - _LINEAR_MEL) * _LOG_STEP).exp()
+    return torch.where(mel < _LINEAR_MEL, mel * _HZ_PER_MEL, log_part)
+
+
+# Resampling -------------------------------------------------------------------------------------------------
+
+# As parts of the lower Nyquist frequency: up to PASS_BAND nothing changes (ripple below 0.001 dB); from 1 on,
+# aliases and images are down by STOP_DB. Both are soxr's in its "HQ" setting, which the reference uses.
+PASS_BAND = 0.913
+STOP_DB = 120.0
+
+
+def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """The same sound at another rate, by a band-limited (windowed sinc) polyphase filter.
+
+    wave:     (..., samples) at from_rate; rates in Hz, whole and positive; outside the clip is silence.
+    Returns   (..., ceil(samples * to_rate / from_rate)) in the wave's dtype; sample 0 stays at time 0.
+    Source:   Kaiser's design of a low pass (Oppenheim & Schafer, "Discrete-time signal processing", 7.5.3).
+    """
+    if min(from_rate, to_rate) < 1:
+        raise ValueError(f"rates are {from_rate} and {to_rate} Hz; both must be at least 1")
+    common = math.gcd(from_rate, to_rate)
+    down, up = from_rate // common, to_rate // common  # `down` samples in last as long as `up` samples out
+    if down == up:
+        return wave
+    samples = wave.shape[-1]
+    length = -(-samples * up // down)
+
+    # float64 on NVIDIA's GPUs, because a float32 convolution there may run in TF32, whose noise is at -60 dB.
+    work = wave.reshape(wave.shape[:-1].numel(), 1, samples).to(
+        torch.float64 if wave.is_cuda else torch.float32
+    )  # (batch, 1, samples)
+    half = _kernel_half_width(down, up)
+    periods = max(1, -(-length // up))
+    work = F.pad(work, (half, periods * down + half + 1 - samples))
+
+    # Output n*up + phase lies at input time n*down + phase*down/up. One convolution does a run of phases that
+    # look at almost the same inputs, for every n at once.
+    run = max(1, 2 * half * up // down)
+    outputs = []
+    for first in range(0, up, run):
+        kernel, start = _kernel(down, up, range(first, min(first + run, up)), half)  # (phases, taps)
+        kernel = kernel.to(work)
+        taps = kernel.shape[1]
+        span = work[..., start : start + (periods - 1) * down + taps]
+        outputs.append(F.conv1d(span, kernel.unsqueeze(1), stride=down))  # (batch, phases, periods)
+    output = torch.cat(outputs, dim=1).transpose(1, 2).flatten(1)  # (batch, periods * up)
+    return output[:, :length].reshape(*wave.shape[:-1], length).to(wave.dtype)
+
+
+def _kernel_half_width(down: int, up: int) -> int:
+    """Input samples on either side of an output sample; Kaiser's formula is taps = (dB - 8) / (2.285 Δω)."""
+    band = min(1.0, up / down)  # the lower Nyquist frequency, in parts of the input's
+    transition = math.pi * (1 - PASS_BAND) * band  # Δω, radians per input sample
+    return math.ceil((STOP_DB - 8) / (2.285 * transition) / 2) + 1
+
+
+def _kernel(down: int, up: int, phases: range, half: int) -> tuple[Tensor, int]:
+    """The filters of a run of phases, and where in the padded input the first of their taps lies."""
+    band = min(1.0, up / down)
+    cutoff = band * (1 + PASS_BAND) / 2  # the middle of the transition
+    beta = 0.1102 * (STOP_DB - 8.7)
+    times = torch.tensor([phase * down / up for phase in phases], dtype=torch.float64)  # input samples
+    start, stop = math.floor(times[0].item()), math.floor(times[-1].item())
+    taps = torch.arange(start - half, stop + half + 2, dtype=torch.float64)
+    offset = taps - times[:, None]  # (phases, taps)
+    inside = (1 - (offset / (half + 1)) ** 2).clamp(min=0)
+    window = torch.special.i0(beta * inside.sqrt()) / torch.special.i0(
+        torch.tensor(beta, dtype=torch.float64)
+    )
+    window = torch.where(offset.abs() < half + 1, window, 0.0)
+    return cutoff * torch.sinc(cutoff * offset) * window, start
+
+
+# Sound files ------------------------------------------------------------------------------------------------
+
+# suffix: (soundfile's format, its encoding)
+SOUND_FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+HIGHEST_RATE = 192_000  # Hz; above 200,000 libsndfile's Vorbis encoder crashes the process
+_BLOCK = 1 << 16  # samples; the Vorbis encoder overflows its stack on minutes given at once
+
+
+def write_wav(path: str | os.PathLike, wave: Tensor | np.ndarray, sample_rate: int) -> None:
+    """Write one mono sound, whole or not at all; the suffix picks the format (.wav: 16-bit PCM; .flac; .ogg).
+
+    wave:         (samples,), full scale at ±1; what is louder is clipped.
+    sample_rate:  Hz.
+    Errors:       ValueError for another suffix or shape, no samples, samples that are not finite, or a rate
+                  that the format cannot hold (FLAC takes few above 65,535 Hz); OSError, as the system gives
+                  it, if the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SOUND_FORMATS:
+        raise ValueError(
+            f"{path} ends in {path.suffix!r}; sounds can be written as {', '.join(SOUND_FORMATS)}"
+        )
+    wave = torch.as_tensor(wave).detach().to("cpu", torch.float32)
+    if wave.dim() != 1 or not len(wave):
+        raise ValueError(
+            f"wave has shape {tuple(wave.shape)}; one mono sound is (samples,), with at least one"
+        )
+    broken = int((~wave.isfinite()).sum())
+    if broken:
+        raise ValueError(
+            f"{broken} of {len(wave)} samples are not finite (NaN or infinite): not written to {path}"
+        )
+    if not 1 <= sample_rate <= HIGHEST_RATE:
+        raise ValueError(f"sample_rate is {sample_rate}; allowed are 1 to {HIGHEST_RATE} Hz")
+    container, encoding = SOUND_FORMATS[path.suffix.lower()]
+    # Encoded in memory: soundfile reports a full disk or a missing folder as a RuntimeError, or not at all.
+    encoded = io.BytesIO()
+    try:
+        with soundfile.SoundFile(
+            encoded,
+            "w",
+            samplerate=operator.index(sample_rate),
+            channels=1,
+            format=container,
+            subtype=encoding,
+        ) as file:
+            for block in wave.clamp(-1, 1).split(_BLOCK):
+                file.write(block.numpy())
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} cannot be encoded at {sample_rate} Hz: {error}") from error
+    with written_whole(path) as temporary:
+        temporary.write_bytes(encoded.getbuffer())
+
+
+def read(path: str | os.PathLike) -> tuple[Tensor, int]:
+    """A sound file as one channel, and its rate in Hz; several channels are averaged.
+
+    Returns float32 (samples,), full scale at ±1.
+    Errors: OSError if the file cannot be opened, ValueError if it holds no sound that can be decoded.
+    """
+    with open(path, "rb") as file:
+        try:
+            samples, sample_rate = soundfile.read(
+                file, dtype="float32", always_2d=True
+            )  # (samples, channels)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"{path} is not a sound file that can be read: {error}") from error
+    return torch.from_numpy(samples).mean(dim=1), sample_rate

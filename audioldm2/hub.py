@@ -1,0 +1,126 @@
+"""Where a checkpoint lies: a folder, or a repository of the Hugging Face Hub of which only what is needed is fetched."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from audioldm2.errors import WeightsError
+
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # file names of weights in the diffusers layout
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]:
+    """Of the files of one network's folder, those that hold its weights once: one format, one precision, every shard.
+
+    names:  file names without their folder. safetensors come before pickles. The full precision comes before the
+            fp16 variant, unless `prefer_half`. Returns [] when there are none.
+    """
+    names = sorted(names)
+    variants = (".fp16", "") if prefer_half else ("", ".fp16")
+    for suffix in ("safetensors", "bin"):
+        for variant in variants:
+            for stem in STEMS:
+                whole = f"{stem}{variant}.{suffix}"
+                if whole in names:
+                    return [whole]
+                # Shards carry the variant after their number or before it, by the age of the library.
+                shard = re.compile(
+                    rf"{stem}({re.escape(variant)}-\d+-of-(\d+)|-\d+-of-(\d+){re.escape(variant)})\.{suffix}"
+                )
+                shards = [name for name in names if shard.fullmatch(name)]
+                if shards:
+                    return shards
+    return []
+
+
+def find(source: str | os.PathLike, *, revision: str | None = None, prefer_half: bool = False) -> Path:
+    """The local folder of a checkpoint: `source` itself, or a snapshot of the hub repository of that name.
+
+    Raises WeightsError when neither is there. With HF_HUB_OFFLINE=1, or without a network, only the cache is asked.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise WeightsError(
+            f"'{source}' is a file; a checkpoint is a folder (converted, or in the diffusers layout) "
+            "or a hub id such as 'cvssp/audioldm2'."
+        )
+    if not HUB_ID.fullmatch(str(source)):
+        raise WeightsError(
+            f"there is no folder '{source}', and it does not look like a hub id. "
+            "Give a folder such as './audioldm2-base', or an id such as 'cvssp/audioldm2'."
+        )
+    return _snapshot(str(source), revision, prefer_half)
+
+
+def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download  # a slow import, needed for hub ids only
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        names = HfApi().list_repo_files(repository, revision=revision)
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=_wanted(names, prefer_half))
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision '{revision}'" if revision else ""
+        raise WeightsError(
+            f"the Hugging Face Hub has no repository '{repository}'{at} that you may read. "
+            "Check the spelling; if it is private, run 'hf auth login'. "
+            "If you meant a folder, it does not exist: a local path looks like './audioldm2-base'."
+        ) from error
+    # Offline and connection errors come from three libraries under two base classes.
+    except (
+        OfflineModeIsEnabled,
+        LocalEntryNotFoundError,
+        HfHubHTTPError,
+        OSError,
+        _connection_error(),
+    ) as error:
+        try:
+            return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        except (LocalEntryNotFoundError, OSError):
+            raise WeightsError(
+                f"'{repository}' is not in the local cache and the Hugging Face Hub cannot be reached "
+                f"({type(error).__name__}). On a machine with a network run 'hf download {repository}', or copy its "
+                "folder here and give the path, such as './audioldm2-base'."
+            ) from error
+
+
+def _connection_error() -> type[BaseException]:
+    """What the hub's own HTTP client raises without a network; it changed from requests to httpx in version 1."""
+    try:
+        from httpx import TransportError
+    except ImportError:
+        from requests.exceptions import RequestException as TransportError
+    return TransportError
+
+
+def _wanted(names: list[str], prefer_half: bool) -> list[str]:
+    """Of a repository's files: the chosen weights of every folder, and everything small that is not weights."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        folders.setdefault(folder, []).append(file)
+    wanted = []
+    for folder, files in folders.items():
+        if folder == "" and "config.json" in files and "unet.safetensors" in files:
+            chosen = [
+                file for file in files if file.endswith(".safetensors")
+            ]  # one of our own converted folders
+        else:
+            chosen = choose_weights(files, prefer_half) if folder.count("/") == 0 and folder else []
+        small = [
+            file for file in files if file.endswith((".json", ".txt", ".model")) and ".index." not in file
+        ]
+        wanted += [f"{folder}/{file}".lstrip("/") for file in chosen + small]
+    return wanted

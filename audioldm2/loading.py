@@ -1,0 +1,101 @@
+"""`audioldm2.load`: from the name of a checkpoint to a model that is ready to generate."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from audioldm2 import hub, weights
+from audioldm2.errors import WeightsError
+from audioldm2.pipeline import AudioLDM2
+from audioldm2.samplers import NoiseSchedule
+from audioldm2.text import ClapTokenizer, T5Tokenizer
+
+
+def load(
+    source: str | os.PathLike,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    heads: str = "config",
+    revision: str | None = None,
+    residence: str = "device",
+) -> AudioLDM2:
+    """Load a model, ready to generate.
+
+    source:   a folder (converted, or in the diffusers layout) or a hub id such as "cvssp/audioldm2". The diffusers
+              layout is converted in memory; `audioldm2 convert` makes that permanent.
+    device:   "auto" (CUDA, else Apple's MPS, else the CPU), or a device of PyTorch.
+    dtype:    "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16" or "bfloat16".
+    heads:    for the diffusers layout: "config" (as its config says and the reference reads) or "trained" (32 wide).
+    revision: of a hub repository.
+
+    Raises ValueError for a wrong argument, WeightsError for a checkpoint that cannot be found, read or loaded.
+    """
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
+    checkpoint = open_checkpoint(source, heads=heads, revision=revision, prefer_half=dtype == torch.float16)
+    return AudioLDM2(
+        networks=weights.Networks(checkpoint, device, dtype, residence),
+        clap_tokenizer=ClapTokenizer.from_folder(checkpoint.tokenizers["clap_tokenizer"]),
+        t5_tokenizer=T5Tokenizer.from_folder(checkpoint.tokenizers["t5_tokenizer"]),
+        schedule=NoiseSchedule(**checkpoint.schedule),
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+    )
+
+
+def open_checkpoint(
+    source: str | os.PathLike,
+    *,
+    heads: str = "config",
+    revision: str | None = None,
+    prefer_half: bool = False,
+) -> weights.Checkpoint:
+    """A converted folder as it is, the diffusers layout through the converter; see `load` for the arguments."""
+    if heads not in ("config", "trained"):
+        raise ValueError(f"heads is {heads!r}; it has to be 'config' or 'trained'.")
+    folder = hub.find(source, revision=revision, prefer_half=prefer_half)
+    if weights.is_converted(folder):
+        return weights.read(folder)
+    try:
+        from audioldm2 import convert
+    except ImportError as error:
+        raise WeightsError(
+            f"{source} is not a converted folder, and the converter is not installed here: Python found the folder "
+            f"{Path(__file__).parent}, a clone of the repository, before the installed package. "
+            "Run 'pip install -e .' in the clone, or run from another folder."
+        ) from error
+    is_local = Path(source).expanduser().is_dir()
+    return convert.read_diffusers(
+        folder,
+        source=str(source),
+        revision=None if is_local else folder.name,  # the cache's folder is named by the commit
+        heads=heads,
+        prefer_half=prefer_half,
+    )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A device that is here; ValueError lists them otherwise."""
+    present = ["cpu"]
+    if torch.cuda.is_available():
+        present += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        present.append("mps")
+    if device == "auto":
+        return torch.device("cuda" if "cuda" in present else present[-1])
+    if str(device) not in present:
+        raise ValueError(f"device={str(device)!r} is not on this machine; choose 'auto' or one of {', '.join(present)}.")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype that networks compute in."""
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    if dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if dtype not in weights.DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not supported; choose 'auto' or one of {', '.join(weights.DTYPES)}.")
+    return weights.DTYPES[dtype]

@@ -1,0 +1,45 @@
+"""What more than one network uses unchanged: attention over explicit heads, and the timestep embedding."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Multi-head attention, softmax(q kᵀ scale + mask) v, of projected inputs.
+
+    query:         (batch, queries, dim); key and value: (batch, keys, dim), dim = heads * head_dim.
+    mask:          broadcastable to (batch, heads, queries, keys): bool (True = attend) or a float bias that is added.
+    scale:         1/sqrt(head_dim) unless given (T5 uses 1).
+    Returns        (batch, queries, dim).
+    """
+    query, key, value = (
+        x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, seq, head_dim)
+        for x in (query, key, value)
+    )
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
+    return mixed.transpose(1, 2).flatten(2)  # (batch, queries, dim)
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of diffusion times, cosines first (Ho et al. 2020; the reference's `flip_sin_to_cos`).
+
+    t: (batch,) times, whole or fractional. Returns float32 (batch, dim).
+    """
+    half = dim // 2
+    frequencies = torch.exp(
+        torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000) / half)
+    )
+    angles = t.float()[:, None] * frequencies  # (batch, half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (batch, dim)

@@ -1,0 +1,278 @@
+"""The denoiser: a UNet over (time, mel) latents whose transformers look at themselves and at two prompts.
+
+Computes the noise in a latent x at diffusion time t, given what GPT-2 made of the prompt (`gpt2_context`) and what
+T5 read in it (`t5_context`). A layer is a residual block followed by transformers in a fixed order: one that sees
+only the sound, one that also sees GPT-2's vectors, one that also sees T5's (and, in the large model, one more that
+sees only the sound).
+
+Source: Liu et al. 2023, "AudioLDM 2" (arXiv 2308.05734), section III; the reference is `AudioLDM2UNet2DConditionModel`
+of diffusers.
+
+Traps
+- In a transformer without a context both attentions are self-attention.
+- The GPT-2 context is never masked; the T5 context is.
+- The group norm before a transformer has eps 1e-6, those in residual blocks have the config's.
+- Odd time sizes lose half a frame on the way down: the way up resizes to the skip, not by two.
+- The published configs do not tell the number of heads the weights were trained with; see `UNetConfig.heads`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audioldm2.models.layers import attention, timestep_embedding
+
+SELF, GPT2, T5, LAST_SELF = "self_attn", "gpt2_attn", "t5_attn", "last_self_attn"
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The base model; `transformers` gains a LAST_SELF at every level and `depth` becomes 2 in the large one."""
+
+    latent_channels: int = 8
+    channels: tuple[int, ...] = (128, 256, 384, 640)  # per level, from fine to coarse
+    heads: tuple[int, ...] = (
+        4,
+        8,
+        12,
+        20,
+    )  # per level; trained with heads 32 wide (the published config reads as 8)
+    transformers: tuple[tuple[str, ...], ...] = ((), (SELF, GPT2, T5), (SELF, GPT2, T5), (SELF, GPT2, T5))
+    depth: int = 1  # blocks in a transformer
+    layers: int = 2  # layers in a level on the way down; one more on the way up
+    gpt2_dim: int = 768
+    t5_dim: int = 1024
+    norm_groups: int = 32
+    eps: float = 1e-5
+    default_time: int = 256  # latent frames of the sounds it was trained on: 10.24 s
+
+
+class Attention(nn.Module):
+    """Attention of `dim` wide queries to keys and values made from vectors `context_dim` wide."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(context_dim, dim, bias=False)
+        self.value = nn.Linear(context_dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        mixed = attention(self.query(x), self.key(context), self.value(context), self.heads, mask=mask)
+        return self.out(mixed)
+
+
+class FeedForward(nn.Module):
+    """GEGLU (Shazeer 2020): one half of the projection gates the other, through the exact GELU."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.value_and_gate = nn.Linear(dim, 8 * dim)
+        self.out = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.value_and_gate(x).chunk(2, dim=-1)  # (batch, seq, 4 * dim) each
+        return self.out(value * F.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the context (to itself where there is none), feed-forward; all pre-norm."""
+
+    def __init__(self, dim: int, context_dim: int | None, heads: int):
+        super().__init__()
+        self.self_norm = nn.LayerNorm(dim)
+        self.self_attn = Attention(dim, dim, heads)
+        self.context_norm = nn.LayerNorm(dim)
+        self.context_attn = Attention(dim, context_dim or dim, heads)
+        self.ff_norm = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        normed = self.self_norm(x)
+        x = x + self.self_attn(normed, normed)
+        normed = self.context_norm(x)
+        x = x + self.context_attn(normed, normed if context is None else context, mask)
+        return x + self.ff(self.ff_norm(x))
+
+
+class Transformer(nn.Module):
+    """A transformer over all positions of a feature map, as a residual on the map."""
+
+    def __init__(self, channels: int, context_dim: int | None, heads: int, depth: int, norm_groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.blocks = nn.ModuleList(TransformerBlock(channels, context_dim, heads) for _ in range(depth))
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        seq = self.norm(x).flatten(2).transpose(1, 2)  # (batch, time * mel, channels)
+        seq = self.proj_in(seq)
+        for block in self.blocks:
+            seq = block(seq, context, mask)
+        seq = self.proj_out(seq)
+        return x + seq.transpose(1, 2).unflatten(2, x.shape[2:])  # (batch, channels, time, mel)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with the diffusion time added between them."""
+
+    def __init__(self, channels_in: int, channels_out: int, time_dim: int, norm_groups: int, eps: float):
+        super().__init__()
+        self.norm_in = nn.GroupNorm(norm_groups, channels_in, eps=eps)
+        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.time_proj = nn.Linear(time_dim, channels_out)
+        self.norm_out = nn.GroupNorm(norm_groups, channels_out, eps=eps)
+        self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.shortcut = (
+            nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        hidden = self.conv_in(F.silu(self.norm_in(x)))  # (batch, channels_out, time, mel)
+        hidden = hidden + self.time_proj(F.silu(time))[:, :, None, None]
+        hidden = self.conv_out(F.silu(self.norm_out(hidden)))
+        return self.shortcut(x) + hidden
+
+
+class Layer(nn.Module):
+    """A residual block, then the level's transformers, each an attribute named by the role of what it attends to."""
+
+    def __init__(self, config: UNetConfig, level: int, channels_in: int):
+        super().__init__()
+        channels = config.channels[level]
+        self.resnet = ResidualBlock(
+            channels_in, channels, 4 * config.channels[0], config.norm_groups, config.eps
+        )
+        context_dims = {SELF: None, GPT2: config.gpt2_dim, T5: config.t5_dim, LAST_SELF: None}
+        self.roles = config.transformers[level]
+        for role in self.roles:
+            transformer = Transformer(
+                channels, context_dims[role], config.heads[level], config.depth, config.norm_groups
+            )
+            self.add_module(role, transformer)
+
+    def forward(
+        self, x: Tensor, time: Tensor, contexts: dict[str, tuple[Tensor | None, Tensor | None]]
+    ) -> Tensor:
+        x = self.resnet(x, time)
+        for role in self.roles:
+            x = getattr(self, role)(x, *contexts[role])
+        return x
+
+
+class DownLevel(nn.Module):
+    """Layers at one resolution, then (but for the coarsest) a strided convolution to the next."""
+
+    def __init__(self, config: UNetConfig, level: int, channels_in: int, downsample: bool):
+        super().__init__()
+        channels = config.channels[level]
+        inputs = [channels_in] + [channels] * (config.layers - 1)
+        self.layers = nn.ModuleList(Layer(config, level, channels_in) for channels_in in inputs)
+        self.downsample = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if downsample else None
+
+
+class Middle(nn.Module):
+    """At the coarsest resolution: a layer and one more residual block."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        channels = config.channels[-1]
+        self.layer = Layer(config, len(config.channels) - 1, channels)
+        self.resnet = ResidualBlock(
+            channels, channels, 4 * config.channels[0], config.norm_groups, config.eps
+        )
+
+
+class UpLevel(nn.Module):
+    """Layers at one resolution, each given one skip; then (but for the finest) a convolution after resizing."""
+
+    def __init__(self, config: UNetConfig, level: int, channels_in: int, skips: list[int], upsample: bool):
+        super().__init__()
+        channels = config.channels[level]
+        inputs = [channels_in] + [channels] * config.layers
+        self.layers = nn.ModuleList(
+            Layer(config, level, channels_in + skip) for channels_in, skip in zip(inputs, skips, strict=True)
+        )
+        self.upsample = nn.Conv2d(channels, channels, 3, padding=1) if upsample else None
+
+
+class UNet(nn.Module):
+    """Predicts the noise in a latent."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        channels, last = config.channels, len(config.channels) - 1
+        time_dim = 4 * channels[0]
+        self.time_in = nn.Linear(channels[0], time_dim)
+        self.time_out = nn.Linear(time_dim, time_dim)
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+
+        self.down = nn.ModuleList()
+        skips = [channels[0]]  # channels of every feature map that the way up will be given
+        for level, width in enumerate(channels):
+            self.down.append(DownLevel(config, level, skips[-1], downsample=level < last))
+            skips += [width] * (config.layers + (level < last))
+
+        self.middle = Middle(config)
+
+        self.up = nn.ModuleList()  # from coarse to fine
+        width = channels[-1]
+        for level in reversed(range(len(channels))):
+            level_skips = [skips.pop() for _ in range(config.layers + 1)]
+            self.up.append(UpLevel(config, level, width, level_skips, upsample=level > 0))
+            width = channels[level]
+
+        self.norm_out = nn.GroupNorm(config.norm_groups, channels[0], eps=config.eps)
+        self.conv_out = nn.Conv2d(channels[0], config.latent_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        gpt2_context: Tensor | None = None,
+        t5_context: Tensor | None = None,
+        t5_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the noise in x.
+
+        x:            (batch, latent_channels, time, mel) noisy latent.
+        t:            () or (batch,) diffusion time, 0 to 999, whole or fractional.
+        gpt2_context: (batch, tokens, gpt2_dim), used by the transformers called "gpt2_attn".
+        t5_context:   (batch, tokens, t5_dim), used by the transformers called "t5_attn".
+        t5_mask:      (batch, tokens) bool, True where there is a real token; None means all.
+        Returns       (batch, latent_channels, time, mel).
+        """
+        time = timestep_embedding(t.expand(x.shape[0]), self.config.channels[0])  # (batch, channels[0])
+        time = self.time_out(F.silu(self.time_in(time.to(x.dtype))))  # (batch, time_dim)
+        contexts = {
+            SELF: (None, None),
+            GPT2: (gpt2_context, None),
+            T5: (t5_context, None if t5_mask is None else t5_mask[:, None, None, :]),  # (batch, 1, 1, tokens)
+            LAST_SELF: (None, None),
+        }
+
+        x = self.conv_in(x)
+        skips = [x]
+        for level in self.down:
+            for layer in level.layers:
+                x = layer(x, time, contexts)
+                skips.append(x)
+            if level.downsample is not None:
+                x = level.downsample(x)  # (batch, channels, ceil(time / 2), ceil(mel / 2))
+                skips.append(x)
+
+        x = self.middle.layer(x, time, contexts)
+        x = self.middle.resnet(x, time)
+
+        for level in self.up:
+            for layer in level.layers:
+                x = layer(torch.cat([x, skips.pop()], dim=1), time, contexts)
+            if level.upsample is not None:
+                x = level.upsample(F.interpolate(x, size=skips[-1].shape[2:], mode="nearest"))
+
+        return self.conv_out(F.silu(self.norm_out(x)))

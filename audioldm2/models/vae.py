@@ -1,0 +1,189 @@
+"""The autoencoder between log-mel spectrograms and latents, four times smaller in time and in mel.
+
+`decode` turns what the denoiser made into a log-mel spectrogram; `encode` is for training and editing.
+
+Source: Rombach et al. 2022 (arXiv 2112.10752), with AudioLDM's one-channel spectrograms; the reference is
+`AutoencoderKL` of diffusers.
+
+Traps
+- The latents that the denoiser sees are scaled to unit variance by `scaling_factor`: both methods here speak scaled
+  latents.
+- The encoder's strided convolutions pad after the last frame and band only.
+- All norms have eps 1e-6; the attention in the middle has one head as wide as the channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audioldm2.models.layers import attention
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    mel_channels: int = 1  # a spectrogram is an image with one channel
+    latent_channels: int = 8
+    channels: tuple[int, ...] = (128, 256, 512)  # per level, from fine to coarse; each further level halves
+    layers: int = 2  # residual blocks in a level of the encoder; the decoder has one more
+    norm_groups: int = 32
+    scaling_factor: float = 0.4110932946205139  # 1 / standard deviation of the training latents
+
+    @property
+    def downsampling(self) -> int:
+        """Mel frames (and bands) to one latent frame (and band)."""
+        return 2 ** (len(self.channels) - 1)
+
+
+def _norm(config: VAEConfig, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, config: VAEConfig, channels_in: int, channels_out: int):
+        super().__init__()
+        self.norm_in = _norm(config, channels_in)
+        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm_out = _norm(config, channels_out)
+        self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.shortcut = (
+            nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv_in(F.silu(self.norm_in(x)))  # (batch, channels_out, time, mel)
+        return self.shortcut(x) + self.conv_out(F.silu(self.norm_out(hidden)))
+
+
+class SelfAttention(nn.Module):
+    """Every position attends to every position, with one head."""
+
+    def __init__(self, config: VAEConfig, channels: int):
+        super().__init__()
+        self.norm = _norm(config, channels)
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seq = self.norm(x).flatten(2).transpose(1, 2)  # (batch, time * mel, channels)
+        seq = self.out(attention(self.query(seq), self.key(seq), self.value(seq), heads=1))
+        return x + seq.transpose(1, 2).unflatten(2, x.shape[2:])  # (batch, channels, time, mel)
+
+
+class Middle(nn.Sequential):
+    """Residual block, attention, residual block, at the coarsest resolution."""
+
+    def __init__(self, config: VAEConfig):
+        channels = config.channels[-1]
+        super().__init__()
+        self.resnet_in = ResidualBlock(config, channels, channels)
+        self.attn = SelfAttention(config, channels)
+        self.resnet_out = ResidualBlock(config, channels, channels)
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution; `resample` (encoder: strided, decoder: after doubling) may follow."""
+
+    def __init__(
+        self, config: VAEConfig, channels_in: int, channels: int, layers: int, resample: nn.Module | None
+    ):
+        super().__init__()
+        inputs = [channels_in] + [channels] * (layers - 1)
+        self.resnets = nn.ModuleList(ResidualBlock(config, channels_in, channels) for channels_in in inputs)
+        self.resample = resample
+
+
+class Encoder(nn.Module):
+    """Log-mel spectrogram to mean and log-variance."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        channels, last = config.channels, len(config.channels) - 1
+        self.conv_in = nn.Conv2d(config.mel_channels, channels[0], 3, padding=1)
+        self.levels = nn.ModuleList(
+            Level(
+                config,
+                channels[max(level - 1, 0)],
+                channels[level],
+                config.layers,
+                nn.Conv2d(channels[level], channels[level], 3, stride=2) if level < last else None,
+            )
+            for level in range(len(channels))
+        )
+        self.middle = Middle(config)
+        self.norm_out = _norm(config, channels[-1])
+        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+        self.moments = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        x = self.conv_in(mel)
+        for level in self.levels:
+            for resnet in level.resnets:
+                x = resnet(x)
+            if level.resample is not None:
+                x = level.resample(F.pad(x, (0, 1, 0, 1)))  # (batch, channels, time / 2, mel / 2)
+        x = self.middle(x)
+        return self.moments(
+            self.conv_out(F.silu(self.norm_out(x)))
+        )  # (batch, 2 * latent_channels, time, mel)
+
+
+class Decoder(nn.Module):
+    """Latent to log-mel spectrogram; its levels run from coarse to fine."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        channels = config.channels[::-1]
+        last = len(channels) - 1
+        self.latent_in = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.middle = Middle(config)
+        self.levels = nn.ModuleList(
+            Level(
+                config,
+                channels[max(level - 1, 0)],
+                channels[level],
+                config.layers + 1,
+                nn.Conv2d(channels[level], channels[level], 3, padding=1) if level < last else None,
+            )
+            for level in range(len(channels))
+        )
+        self.norm_out = _norm(config, channels[-1])
+        self.conv_out = nn.Conv2d(channels[-1], config.mel_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.middle(self.conv_in(self.latent_in(z)))
+        for level in self.levels:
+            for resnet in level.resnets:
+                x = resnet(x)
+            if level.resample is not None:
+                x = level.resample(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # doubles time and mel
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class VAE(nn.Module):
+    """Log-mel spectrograms (batch, 1, time, mel) to and from scaled latents (batch, latent_channels, time, mel)."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scaled latent of a log-mel spectrogram.
+
+        mel:    (batch, 1, time, mel), both sizes multiples of `config.downsampling`.
+        Returns two tensors (batch, latent_channels, time / downsampling, mel / downsampling).
+        The log-variance is clamped to [-30, 20] as in the reference's `DiagonalGaussianDistribution`.
+        """
+        mean, log_variance = self.encoder(mel).chunk(2, dim=1)
+        std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+        return mean * self.config.scaling_factor, std * self.config.scaling_factor
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Log-mel spectrogram (batch, 1, time, mel) of a scaled latent (batch, latent_channels, time, mel)."""
+        return self.decoder(z / self.config.scaling_factor)

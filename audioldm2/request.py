@@ -1,0 +1,197 @@
+"""What a caller asks for, checked and made explicit before any network runs."""
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audioldm2.samplers import SAMPLERS, NoiseSchedule
+
+DEFAULT_SECONDS = 10.0
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SoundShape:
+    """How seconds become latent frames and samples in a model."""
+
+    sample_rate: int  # Hz
+    hop: int  # samples to one mel frame
+    downsampling: int  # mel frames, and bands, to one latent frame or band
+    latent_channels: int
+    mels: int
+
+    def latent_frames(self, seconds: float) -> int:
+        """Whole mel frames in so many seconds, raised to whole latent frames; written as the reference rounds."""
+        return math.ceil(int(seconds / (self.hop / self.sample_rate)) / self.downsampling)
+
+    def samples(self, seconds: float) -> int:
+        return int(seconds * self.sample_rate)
+
+    def seconds(self, latent_frames: int) -> float:
+        return latent_frames * self.downsampling * self.hop / self.sample_rate
+
+    def latents(self, batch: int, latent_frames: int) -> tuple[int, int, int, int]:
+        """(batch, channels, time, mel) of a batch of latents."""
+        return (batch, self.latent_channels, latent_frames, self.mels // self.downsampling)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A valid request; every default is filled in."""
+
+    prompts: list[str]
+    negative_prompts: list[str]
+    seconds: float
+    latent_frames: int
+    steps: int
+    guidance_scale: float
+    candidates: int  # sounds for each prompt
+    sampler: str
+    eta: float
+    seeds: list[int]  # one a prompt; candidate i of a prompt is drawn from its seed + i
+    latents: Tensor | None  # starting noise, (prompts * candidates, channels, time, mel)
+
+    @property
+    def guided(self) -> bool:
+        """Guidance is off at scales up to 1, as in the reference."""
+        return self.guidance_scale > 1
+
+    def generators(self) -> list[torch.Generator]:
+        """The source of all randomness of each sound: on the CPU, so that a seed means the same on every device."""
+        return [
+            torch.Generator().manual_seed((seed + candidate) % (LARGEST_SEED + 1))
+            for seed in self.seeds
+            for candidate in range(self.candidates)
+        ]
+
+    @staticmethod
+    def check(
+        shape: SoundShape,
+        schedule: NoiseSchedule,
+        *,
+        prompt: Any,
+        negative_prompt: Any,
+        audio_length_in_s: Any,
+        num_inference_steps: Any,
+        guidance_scale: Any,
+        num_waveforms_per_prompt: Any,
+        sampler: Any,
+        eta: Any,
+        seed: Any,
+        latents: Any,
+    ) -> "Request":
+        """A Request from the arguments of `AudioLDM2.generate`. Raises ValueError: the name, the value, what is allowed."""
+        prompts = texts("prompt", prompt)
+        candidates = whole("num_waveforms_per_prompt", num_waveforms_per_prompt, 1)
+        seconds = _seconds(shape, audio_length_in_s, latents)
+        frames = shape.latent_frames(seconds)
+        if latents is not None:
+            _check_latents(latents, shape.latents(len(prompts) * candidates, frames), seconds)
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler={sampler!r} is not known; choose one of {', '.join(SAMPLERS)}.")
+        return Request(
+            prompts=prompts,
+            negative_prompts=negatives(negative_prompt, len(prompts)),
+            seconds=seconds,
+            latent_frames=frames,
+            steps=whole("num_inference_steps", num_inference_steps, SAMPLERS[sampler].traits.min_steps, schedule.steps),
+            guidance_scale=number("guidance_scale", guidance_scale),
+            candidates=candidates,
+            sampler=sampler,
+            eta=_eta(eta, sampler),
+            seeds=_seeds(seed, len(prompts)),
+            latents=latents,
+        )
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """One text or a non-empty list of texts, as a list."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name} is {value!r:.80}; it has to be a text or a list of texts.")
+    if not value:
+        raise ValueError(f"{name} is an empty list; give at least one text.")
+    for place, text in enumerate(value):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{place}] is {text!r:.80}; every entry has to be a text.")
+    return list(value)
+
+
+def negatives(value: Any, prompts: int) -> list[str]:
+    """A negative prompt for each prompt: none means the empty text, and a single one serves all."""
+    if value is None or isinstance(value, str):
+        return [value or ""] * prompts
+    found = texts("negative_prompt", value)
+    if len(found) != prompts:
+        raise ValueError(
+            f"negative_prompt has {len(found)} entries and prompt has {prompts}; "
+            "give one for each prompt, or a single text for all."
+        )
+    return found
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """A whole number within bounds."""
+    allowed = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        raise ValueError(f"{name} is {value!r}; it has to be {allowed}.")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; it has to be a finite number.")
+    return float(value)
+
+
+def _seconds(shape: SoundShape, value: Any, latents: Any) -> float:
+    if value is None and isinstance(latents, Tensor) and latents.ndim == 4 and latents.shape[2] > 0:
+        return shape.seconds(latents.shape[2])
+    if value is None:
+        return DEFAULT_SECONDS
+    seconds = number("audio_length_in_s", value)
+    shortest = shape.seconds(1)
+    if seconds <= 0 or shape.latent_frames(seconds) < 1:
+        raise ValueError(f"audio_length_in_s is {value!r}; it has to be at least {shortest:g} seconds.")
+    return seconds
+
+
+def _check_latents(latents: Any, shape: tuple[int, ...], seconds: float) -> None:
+    if not isinstance(latents, Tensor):
+        raise ValueError(f"latents is a {type(latents).__name__}; it has to be a float tensor of shape {shape}.")
+    if not latents.is_floating_point():
+        raise ValueError(f"latents has dtype {latents.dtype}; it has to be a float tensor.")
+    if tuple(latents.shape) != shape:
+        raise ValueError(
+            f"latents has shape {tuple(latents.shape)}; {seconds:g} seconds of these prompts and waveforms need {shape}, "
+            "that is (prompts * waveforms, channels, time, mel)."
+        )
+    if not latents.isfinite().all():
+        raise ValueError("latents holds values that are not finite.")
+
+
+def _eta(value: Any, sampler: str) -> float:
+    eta = number("eta", value)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {value!r}; it has to be between 0 (no noise, DDIM) and 1 (DDPM).")
+    if eta and "eta" not in SAMPLERS[sampler].traits.takes:
+        takers = ", ".join(name for name, run in SAMPLERS.items() if "eta" in run.traits.takes)
+        raise ValueError(f"eta is {value!r}, but the sampler {sampler} takes none; it is for {takers}.")
+    return eta
+
+
+def _seeds(value: Any, prompts: int) -> list[int]:
+    if value is None:
+        return [secrets.randbelow(2**31)] * prompts
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        if len(value) != prompts:
+            raise ValueError(f"seed has {len(value)} entries and prompt has {prompts}; give one for each, or one for all.")
+        return [whole(f"seed[{place}]", each, 0, LARGEST_SEED) for place, each in enumerate(value)]
+    return [whole("seed", value, 0, LARGEST_SEED)] * prompts

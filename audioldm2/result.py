@@ -1,0 +1,69 @@
+"""What a request gives: sounds, what they were made of, and their record; and how they are written."""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from audioldm2.audio import write_wav
+from audioldm2.request import Request
+
+
+@dataclass(frozen=True)
+class Result:
+    """The sounds of one request."""
+
+    audio: Tensor  # float32 (prompts, waveforms, samples) on the CPU, best candidate first
+    sample_rate: int  # Hz
+    scores: Tensor | None  # (prompts, waveforms): CLAP cosine of each sound and its prompt; None when not ranked
+    latents: Tensor  # (prompts * waveforms, channels, time, mel), clean, in the order of `audio`
+    mel: Tensor  # (prompts * waveforms, time, mels), log-mel spectrograms, in the order of `audio`
+    request: Request
+    model: dict[str, Any]  # which model made them, where and in which dtype
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each prompt; the candidates count on from it."""
+        return self.request.seeds
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the best sound of each prompt, whole or not at all.
+
+        path: a file ending in .wav, .flac or .ogg. Several prompts get `name-1.wav`, `name-2.wav`, ...
+        Returns the files written. Raises ValueError for another ending, OSError from the system as it comes.
+        """
+        path = Path(path)
+        count = len(self.audio)
+        paths = [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(1, count + 1)]
+        for place, target in zip(range(count), paths, strict=True):
+            write_wav(target, self.audio[place, 0], self.sample_rate)
+        return paths
+
+    def record(self, prompt: int = 0) -> dict[str, Any]:
+        """Every setting that made the sounds of one prompt, for a JSON file beside them."""
+        request = self.request
+        return {
+            "audioldm2": _package_version(),
+            **self.model,
+            "prompt": request.prompts[prompt],
+            "negative_prompt": request.negative_prompts[prompt],
+            "audio_length_in_s": request.seconds,
+            "sample_rate": self.sample_rate,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "sampler": request.sampler,
+            "eta": request.eta,
+            "seed": request.seeds[prompt],
+            "starting_latents_given": request.latents is not None,
+            "num_waveforms_per_prompt": request.candidates,
+            "scores": None if self.scores is None else self.scores[prompt].tolist(),
+        }
+
+
+def _package_version() -> str:
+    try:
+        return version("audioldm2")
+    except PackageNotFoundError:  # run from a clone that is not installed
+        return "unknown"

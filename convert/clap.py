@@ -1,0 +1,136 @@
+"""`ClapModel` of transformers -> `audioldm2.models.clap_text.ClapText` and `audioldm2.models.clap_audio.ClapAudio`.
+
+The source keeps both branches in one file. Each network reads the file with its own rows, which drop the other's.
+"""
+
+from audioldm2.errors import WeightsError
+from audioldm2.models.clap_audio import ClapAudioConfig
+from audioldm2.models.clap_text import ClapTextConfig
+
+from .configs import demand
+from .keymap import Row, nest
+
+OTHER_BRANCH = "belongs to the other branch"
+TEXT_BLOCK = [
+    Row("attention.self.query", "attn.query"),
+    Row("attention.self.key", "attn.key"),
+    Row("attention.self.value", "attn.value"),
+    Row("attention.output.dense", "attn.out"),
+    Row("attention.output.LayerNorm", "attn_norm"),
+    Row("intermediate.dense", "ff_in"),
+    Row("output.dense", "ff_out"),
+    Row("output.LayerNorm", "ff_norm"),
+]
+
+AUDIO_BLOCK = [
+    Row("layernorm_before", "attn_norm"),
+    Row("attention.self.query", "attn.query"),
+    Row("attention.self.key", "attn.key"),
+    Row("attention.self.value", "attn.value"),
+    Row("attention.output.dense", "attn.out"),
+    Row("attention.self.relative_position_bias_table", "attn.offset_bias"),
+    Row("attention.self.relative_position_index", None, note="follows from the window's side", optional=True),
+    Row("layernorm_after", "ff_norm"),
+    Row("intermediate.dense", "ff_in"),
+    Row("output.dense", "ff_out"),
+]
+AUDIO_ENCODER = [
+    Row("batch_norm", "band_norm"),
+    Row("batch_norm.num_batches_tracked", None, note="a step counter that nothing reads", optional=True),
+    Row("patch_embed.proj", "patch_embed"),
+    Row("patch_embed.norm", "patch_norm"),
+    *nest("layers.*.blocks.*", "stages.*.blocks.*", AUDIO_BLOCK),
+    Row("layers.*.downsample.norm", "stages.*.merge.norm", optional=True),  # a single stage has none
+    Row("layers.*.downsample.reduction", "stages.*.merge.reduce", optional=True),
+    Row("norm", "norm_out"),
+]
+
+
+def text_rows(config: ClapTextConfig) -> list[Row]:
+    return [
+        Row("text_model.embeddings.word_embeddings", "word_embedding"),
+        Row("text_model.embeddings.position_embeddings", "position_embedding"),
+        Row("text_model.embeddings.token_type_embeddings", "token_type_embedding"),
+        Row("text_model.embeddings.LayerNorm", "norm_in"),
+        Row("text_model.embeddings.position_ids", None, note="0, 1, 2, ...", optional=True),
+        Row("text_model.embeddings.token_type_ids", None, note="zeros", optional=True),
+        *nest("text_model.encoder.layer.*", "blocks.*", TEXT_BLOCK),
+        Row("text_model.pooler.dense", "pooler"),
+        Row("text_projection.linear1", "proj_in"),
+        Row("text_projection.linear2", "proj_out"),
+        Row("logit_scale_t", "logit_scale"),
+        Row("audio_model", None, note=OTHER_BRANCH),
+        Row("audio_projection", None, note=OTHER_BRANCH),
+        Row("logit_scale_a", None, note=OTHER_BRANCH),
+    ]
+
+
+def text_config_from(source: dict) -> ClapTextConfig:
+    """The published config leaves out what equals the defaults of transformers' `ClapTextConfig`, as ours are."""
+    demand(source, "model_type", "clap")
+    demand(source, "projection_hidden_act", "relu")
+    text = source.get("text_config") or {}
+    demand(text, "hidden_act", "gelu")
+    default = ClapTextConfig()
+    return ClapTextConfig(
+        vocabulary=text.get("vocab_size", default.vocabulary),
+        dim=text.get("hidden_size", default.dim),
+        depth=text.get("num_hidden_layers", default.depth),
+        heads=text.get("num_attention_heads", default.heads),
+        ff_dim=text.get("intermediate_size", default.ff_dim),
+        max_positions=text.get("max_position_embeddings", default.max_positions),
+        padding_id=text.get("pad_token_id", default.padding_id),
+        token_types=text.get("type_vocab_size", default.token_types),
+        projection_dim=source.get("projection_dim", default.projection_dim),
+        eps=text.get("layer_norm_eps", default.eps),
+    )
+
+
+def audio_rows(config: ClapAudioConfig) -> list[Row]:
+    return [
+        *nest("audio_model.audio_encoder", "", AUDIO_ENCODER),
+        Row("audio_projection.linear1", "proj_in"),
+        Row("audio_projection.linear2", "proj_out"),
+        Row("logit_scale_a", "logit_scale"),
+        Row("text_model", None, note=OTHER_BRANCH),
+        Row("text_projection", None, note=OTHER_BRANCH),
+        Row("logit_scale_t", None, note=OTHER_BRANCH),
+    ]
+
+
+def audio_config_from(source: dict) -> ClapAudioConfig:
+    """What the published config leaves out equals the defaults of transformers' `ClapAudioConfig`; they are not all
+    those of the published model, so they stand here."""
+    demand(source, "model_type", "clap")
+    demand(source, "projection_hidden_act", "relu")
+    audio = source.get("audio_config") or {}
+    demand(audio, "hidden_act", "gelu")
+    demand(audio, "enable_fusion", False)
+    demand(audio, "flatten_patch_embeds", True)
+    demand(audio, "enable_patch_layer_norm", True)
+    demand(audio, "qkv_bias", True)
+    depths = tuple(audio.get("depths", (2, 2, 6, 2)))
+    dim = audio.get("patch_embeds_hidden_size", 96)
+    demand(audio, "hidden_size", dim * 2 ** (len(depths) - 1))
+    return ClapAudioConfig(
+        mels=audio.get("num_mel_bins", 64),
+        spec_size=audio.get("spec_size", 256),
+        in_channels=audio.get("patch_embed_input_channels", 1),
+        patch_size=_square(audio.get("patch_size", 4), "patch_size"),
+        patch_stride=_square(audio.get("patch_stride", 4), "patch_stride"),
+        dim=dim,
+        depths=depths,
+        heads=tuple(audio.get("num_attention_heads", (4, 8, 16, 32))),
+        window=audio.get("window_size", 8),
+        ff_ratio=audio.get("mlp_ratio", 4.0),
+        dropout=audio.get("hidden_dropout_prob", 0.1),
+        eps=audio.get("layer_norm_eps", 1e-5),
+        projection_dim=source.get("projection_dim", 512),
+    )
+
+
+def _square(size: int | list[int], name: str) -> int:
+    sides = set(size) if isinstance(size, (list, tuple)) else {size}
+    if len(sides) != 1:
+        raise WeightsError(f"the CLAP config's {name} is {size}; only equal sides are supported.")
+    return sides.pop()

@@ -1,0 +1,56 @@
+"""`GPT2Model` of transformers (or `GPT2LMHeadModel`, with its prefix) -> `audioldm2.models.gpt2.GPT2`."""
+
+from torch import Tensor
+
+from audioldm2.errors import WeightsError
+from audioldm2.models.gpt2 import GPT2Config
+
+from .configs import demand, field
+from .keymap import Row, nest, transpose
+
+CONV1D = "the source's Conv1D stores (in, out)"
+BLOCK = [
+    Row("ln_1", "attn_norm"),
+    Row("attn.c_attn", "attn.qkv", transpose, note=CONV1D),
+    Row("attn.c_proj", "attn.out", transpose, note=CONV1D),
+    Row("attn.bias", None, note="a causal mask, stored by old versions", optional=True),
+    Row("attn.masked_bias", None, note="a constant, stored by old versions", optional=True),
+    Row("ln_2", "ff_norm"),
+    Row("mlp.c_fc", "ff_in", transpose, note=CONV1D),
+    Row("mlp.c_proj", "ff_out", transpose, note=CONV1D),
+]
+
+
+def rows(config: GPT2Config) -> list[Row]:
+    return [
+        Row("wte", None, note="AudioLDM 2 feeds vectors, never tokens", optional=True),
+        Row("wpe", "position_embedding"),
+        *nest("h.*", "blocks.*", BLOCK),
+        Row("ln_f", "norm_out"),
+        Row("lm_head", None, note="AudioLDM 2 reads hidden states, never logits", optional=True),
+    ]
+
+
+def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without the `transformer.` that a model with a language head puts before its keys."""
+    return {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
+
+
+def config_from(source: dict) -> GPT2Config:
+    demand(source, "model_type", "gpt2")
+    demand(source, "activation_function", "gelu_new")
+    demand(source, "scale_attn_weights", True)
+    demand(source, "scale_attn_by_inverse_layer_idx", False)
+    dim = field(source, "n_embd")
+    demand(source, "n_inner", None, 4 * dim)
+    heads = field(source, "n_head")
+    if dim % heads:
+        raise WeightsError(f"the GPT-2 config's n_embd ({dim}) is not a multiple of n_head ({heads}).")
+    return GPT2Config(
+        dim=dim,
+        depth=field(source, "n_layer"),
+        heads=heads,
+        max_positions=field(source, "n_positions"),
+        new_vectors=source.get("max_new_tokens") or GPT2Config.new_vectors,
+        eps=source.get("layer_norm_epsilon", 1e-5),
+    )

@@ -1,0 +1,80 @@
+"""Reading the diffusers layout: one sub-folder a network, each with a config.json and weights in one of many forms."""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audioldm2.errors import WeightsError, some
+from audioldm2.hub import choose_weights
+from audioldm2.weights import read_json, read_safetensors
+
+
+def is_diffusers_layout(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file()
+
+
+def read_config(folder: Path, network: str) -> dict[str, Any]:
+    """The config.json of one network's folder."""
+    if not folder.is_dir():
+        raise WeightsError(
+            f"{folder} is missing: the checkpoint has no '{network}'. "
+            "Download it again; a whole checkpoint has every folder that its model_index.json names."
+        )
+    return read_json(folder / "config.json")
+
+
+def read_state(folder: Path, prefer_half: bool = False) -> dict[str, Tensor]:
+    """Every tensor in a network's folder, memory-mapped: one format, one precision, all shards."""
+    names = choose_weights([path.name for path in folder.iterdir()], prefer_half)
+    if not names:
+        raise WeightsError(
+            f"{folder} has no weights; expected a file such as 'model.safetensors' or "
+            "'diffusion_pytorch_model.safetensors' (or the same as .bin). Download the checkpoint again."
+        )
+    _demand_every_shard(folder, names)
+    state: dict[str, Tensor] = {}
+    for name in names:
+        path = folder / name
+        part = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+        twice = sorted(state.keys() & part.keys())
+        if twice:
+            raise WeightsError(
+                f"{path} repeats {some(twice)} from another shard. Download the checkpoint again."
+            )
+        state |= part
+    return state
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a PyTorch file, never running code from it; memory-mapped where the file allows it."""
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            state = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is not a plain file of tensors: it is damaged, or holds objects that would run code when read, "
+            f"which is refused ({str(error).splitlines()[0]}). Use a safetensors file."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path} is truncated or damaged ({str(error).splitlines()[0]}). Copy or download it again."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsError(f"{path} does not hold a plain table of tensors; it is another kind of file.")
+    return state
+
+
+def _demand_every_shard(folder: Path, names: list[str]) -> None:
+    count = re.search(r"-of-(\d+)", names[0])
+    if count and int(count[1]) != len(names):
+        raise WeightsError(
+            f"{folder} has {len(names)} of {int(count[1])} shards ({some(names)}). Download the missing ones."
+        )

@@ -1,0 +1,176 @@
+"""`AudioLDM2UNet2DConditionModel` of diffusers -> `audioldm2.models.unet.UNet`."""
+
+from audioldm2.errors import WeightsError
+from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
+
+from .configs import demand, field
+from .keymap import Row, nest, pointwise
+
+ATTENTION = [Row("to_q", "query"), Row("to_k", "key"), Row("to_v", "value"), Row("to_out.0", "out")]
+BLOCK = [
+    Row("norm1", "self_norm"),
+    *nest("attn1", "self_attn", ATTENTION),
+    Row("norm2", "context_norm"),
+    *nest("attn2", "context_attn", ATTENTION),
+    Row("norm3", "ff_norm"),
+    Row("ff.net.0.proj", "ff.value_and_gate"),
+    Row("ff.net.2", "ff.out"),
+]
+TRANSFORMER = [
+    Row("norm", "norm"),
+    Row("proj_in", "proj_in", pointwise),
+    *nest("transformer_blocks.*", "blocks.*", BLOCK),
+    Row("proj_out", "proj_out", pointwise),
+]
+RESIDUAL_BLOCK = [
+    Row("norm1", "norm_in"),
+    Row("conv1", "conv_in"),
+    Row("time_emb_proj", "time_proj"),
+    Row("norm2", "norm_out"),
+    Row("conv2", "conv_out"),
+    Row("conv_shortcut", "shortcut", optional=True),
+]
+ENDS = [
+    Row("time_embedding.linear_1", "time_in"),
+    Row("time_embedding.linear_2", "time_out"),
+    Row("conv_in", "conv_in"),
+    Row("conv_norm_out", "norm_out"),
+    Row("conv_out", "conv_out"),
+]
+
+
+def rows(config: UNetConfig) -> list[Row]:
+    """The source numbers a level's transformers in one list; ours stand in their layer under the name of their role."""
+    deepest = len(config.channels) - 1
+    found = [*ENDS]
+    for level, roles in enumerate(config.transformers):
+        for layer in range(config.layers):
+            found += _layer(f"down_blocks.{level}", f"down.{level}.layers.{layer}", layer, roles)
+        for layer in range(config.layers + 1):
+            up = deepest - level
+            found += _layer(f"up_blocks.{up}", f"up.{up}.layers.{layer}", layer, roles)
+    for level in range(deepest):
+        found.append(Row(f"down_blocks.{level}.downsamplers.0.conv", f"down.{level}.downsample"))
+        found.append(Row(f"up_blocks.{level}.upsamplers.0.conv", f"up.{level}.upsample"))
+    found += _layer("mid_block", "middle.layer", 0, config.transformers[-1])
+    found += nest("mid_block.resnets.1", "middle.resnet", RESIDUAL_BLOCK)
+    return found
+
+
+def _layer(source: str, target: str, layer: int, roles: tuple[str, ...]) -> list[Row]:
+    found = nest(f"{source}.resnets.{layer}", f"{target}.resnet", RESIDUAL_BLOCK)
+    for place, role in enumerate(roles):
+        found += nest(f"{source}.attentions.{layer * len(roles) + place}", f"{target}.{role}", TRANSFORMER)
+    return found
+
+
+def config_from(source: dict, heads: str | None = None) -> UNetConfig:
+    """Our config from the source's. heads: "config" (default: what its config says, as the reference reads it) or
+    "trained" (32 wide, as upstream trained the published weights)."""
+    channels = tuple(field(source, "block_out_channels"))
+    levels = len(channels)
+    demand(source, "act_fn", "silu")
+    demand(source, "class_embed_type", None)
+    demand(source, "num_class_embeds", None)
+    demand(source, "resnet_time_scale_shift", "default")
+    demand(source, "time_embedding_type", "positional")
+    demand(source, "time_embedding_dim", None, channels[0] * 4)
+    demand(source, "time_embedding_act_fn", None)
+    demand(source, "timestep_post_act", None)
+    demand(source, "time_cond_proj_dim", None)
+    demand(source, "only_cross_attention", False)
+    demand(source, "conv_in_kernel", 3)
+    demand(source, "conv_out_kernel", 3)
+    demand(source, "downsample_padding", 1)
+    demand(source, "mid_block_scale_factor", 1)
+    demand(source, "flip_sin_to_cos", True)
+    demand(source, "freq_shift", 0)
+    demand(source, "mid_block_type", "UNetMidBlock2DCrossAttn")
+    demand(source, "out_channels", field(source, "in_channels"))
+
+    contexts = source.get("cross_attention_dim")
+    if not isinstance(contexts, (list, tuple)):
+        contexts = [contexts] * levels
+    if len(contexts) != levels:
+        raise WeightsError(
+            f"the UNet config's 'cross_attention_dim' has {len(contexts)} entries for {levels} levels."
+        )
+    contexts = [tuple(level) if isinstance(level, (list, tuple)) else (level,) for level in contexts]
+    crossed = _crossed_levels(source, levels)
+    transformers = tuple(_roles(level) if crossed[i] else () for i, level in enumerate(contexts))
+    used = [dim for i, level in enumerate(contexts) if crossed[i] for dim in enumerate(level)]
+    return UNetConfig(
+        latent_channels=field(source, "in_channels"),
+        channels=channels,
+        heads=_heads(source, channels, heads),
+        transformers=transformers,
+        depth=_one(source, "transformer_layers_per_block", 1),
+        layers=_one(source, "layers_per_block", 2),
+        gpt2_dim=_only_width([dim for place, dim in used if dim and place <= 1], UNetConfig.gpt2_dim),
+        t5_dim=_only_width([dim for place, dim in used if dim and place > 1], UNetConfig.t5_dim),
+        norm_groups=field(source, "norm_num_groups"),
+        eps=source.get("norm_eps", 1e-5),
+        default_time=source.get("sample_size") or UNetConfig.default_time,
+    )
+
+
+def _crossed_levels(source: dict, levels: int) -> list[bool]:
+    """Which levels have transformers; the way up must mirror the way down, and the coarsest level must have some."""
+    names = {
+        "DownBlock2D": False,
+        "CrossAttnDownBlock2D": True,
+        "UpBlock2D": False,
+        "CrossAttnUpBlock2D": True,
+    }
+    down, up = field(source, "down_block_types"), field(source, "up_block_types")
+    unknown = [name for name in (*down, *up) if name not in names]
+    if unknown:
+        raise WeightsError(f"the UNet config names a block '{unknown[0]}'; known are {', '.join(names)}.")
+    crossed = [names[name] for name in down]
+    if len(crossed) != levels or crossed[::-1] != [names[name] for name in up] or not crossed[-1]:
+        raise WeightsError(
+            f"the UNet config's blocks ({', '.join((*down, *up))}) are not an AudioLDM 2 UNet: "
+            "the way up has to mirror the way down, and the coarsest level has to have transformers."
+        )
+    return crossed
+
+
+def _roles(dims: tuple[int | None, ...]) -> tuple[str, ...]:
+    """The role of each transformer of a layer. The reference routes by place: a width at the first two places means
+    the first context (GPT-2's), later ones the second (T5's)."""
+    roles = []
+    for place, dim in enumerate(dims):
+        selfish = LAST_SELF if SELF in roles else SELF
+        roles.append(selfish if dim is None else GPT2 if place <= 1 else T5)
+    if len(set(roles)) < len(roles):
+        raise WeightsError(
+            f"the UNet config's 'cross_attention_dim' {list(dims)} is not an AudioLDM 2 layer; "
+            "known are [null, 768, 1024] and its like, with a fourth null in the large model."
+        )
+    return tuple(roles)
+
+
+def _heads(source: dict, channels: tuple[int, ...], choice: str | None) -> tuple[int, ...]:
+    if choice == "trained":
+        return tuple(width // 32 for width in channels)
+    heads = source.get("num_attention_heads") or source.get(
+        "attention_head_dim", 8
+    )  # the reference's misreading
+    return tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * len(channels)
+
+
+def _one(source: dict, name: str, default: int) -> int:
+    """A number that the source may give per level, and that ours has once."""
+    value = source.get(name, default)
+    values = set(value) if isinstance(value, (list, tuple)) else {value}
+    if len(values) != 1:
+        raise WeightsError(
+            f"the UNet config's '{name}' differs between levels ({value}), which is not supported."
+        )
+    return values.pop()
+
+
+def _only_width(widths: list[int], default: int) -> int:
+    if len(set(widths)) > 1:
+        raise WeightsError(f"the UNet config gives one context several widths: {sorted(set(widths))}.")
+    return widths[0] if widths else default
