@@ -103,16 +103,17 @@ def encode(
 
 def _encode_batch(networks: Networks, clap: Tokens, t5: Tokens) -> Conditioning:
     """Texts of one padded T5 length through the four text networks, in the order of the paper's figure 2."""
-    clap, t5 = clap.to(networks.device), t5.to(networks.device)
+    device = networks.device
+    t5_mask = t5.mask.to(device)
     with networks.running("clap_text") as clap_text:
-        clap_vector = clap_text(clap.ids, clap.mask)  # (batch, clap_dim)
+        clap_vector = clap_text(clap.ids.to(device), clap.mask.to(device))  # (batch, clap_dim)
     with networks.running("t5") as t5_encoder:
-        t5_context = t5_encoder(t5.ids, t5.mask)  # (batch, seq, t5_dim)
+        t5_context = t5_encoder(t5.ids.to(device), t5_mask)  # (batch, seq, t5_dim)
     with networks.running("projection") as projection:
-        vectors, mask = projection(clap_vector, t5_context, t5.mask)  # (batch, seq + 5, gpt2_dim)
+        vectors, mask = projection(clap_vector, t5_context, t5_mask)  # (batch, seq + 5, gpt2_dim)
     with networks.running("gpt2") as gpt2:
         gpt2_context = gpt2.generate(vectors, mask)  # (batch, new_vectors, gpt2_dim)
-    return Conditioning(gpt2_context, t5_context, t5.mask)
+    return Conditioning(gpt2_context, t5_context, t5_mask)
 
 
 def _split(batch: Conditioning) -> Iterator[Conditioning]:

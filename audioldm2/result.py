@@ -45,7 +45,7 @@ class Result:
         """Every setting that made the sounds of one prompt, for a JSON file beside them."""
         request = self.request
         return {
-            "audioldm2": _package_version(),
+            "audioldm2": package_version(),
             **self.model,
             "prompt": request.prompts[prompt],
             "negative_prompt": request.negative_prompts[prompt],
@@ -62,7 +62,7 @@ class Result:
         }
 
 
-def _package_version() -> str:
+def package_version() -> str:
     try:
         return version("audioldm2")
     except PackageNotFoundError:  # run from a clone that is not installed

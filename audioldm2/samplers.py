@@ -16,9 +16,10 @@ A wrong argument is a ValueError before the network runs. `SAMPLERS[name].traits
 
 Letters: x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps. Eight samplers walk on x / sqrt(alpha_bar), that is
 x0 + sigma eps: there the probability-flow equation reads dx/dsigma = eps (Karras et al. 2022), and
-DPM-Solver++ loses its alpha. All scalars are Python floats: no step waits for a GPU. With a network in half
-precision, keep x in float32 and cast in the denoiser. Each sampler computes what the diffusers scheduler of
-its name does with AudioLDM 2's published configuration, to 1e-5; where that looks wrong, a comment says so.
+DPM-Solver++ loses its alpha. All scalars are Python floats: no step waits for a GPU, but to copy drawn noise
+there. With a network in half precision, keep x in float32 and cast in the denoiser. Each sampler computes
+what the diffusers scheduler of its name does with AudioLDM 2's published configuration, to 1e-5; where that
+looks wrong, a comment says so.
 """
 
 import inspect

@@ -88,7 +88,7 @@ def hifigan(seed: int = 0, **changes) -> SpeechT5HifiGan:
     )  # fmt: skip
     model = randomise(SpeechT5HifiGan(SpeechT5HifiGanConfig(**(config | changes))), seed)
     with torch.no_grad():  # keep the last tanh away from saturation, which would hide errors
-        model.conv_post.weight *= 0.1
+        model.conv_post.weight *= 0.3
     return model
 
 

@@ -38,7 +38,7 @@ PUBLISHED = {
 class Reference:
     scheduler: str
     config: dict = field(default_factory=dict)
-    steps: tuple[int, ...] = (1, 2, 3, 5, 20, 30, 50)  # 30: an odd stride of 33
+    steps: tuple[int, ...] = (1, 2, 3, 5, 14, 15, 20, 30, 50)  # 30: an odd stride of 33
     draws: bool = False  # its step() takes a generator
 
 
