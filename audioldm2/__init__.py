@@ -1,8 +1,8 @@
 """AudioLDM 2 in plain PyTorch: text in, sound out, every network written by hand.
 
-    import audioldm2
-    model = audioldm2.load("cvssp/audioldm2")
-    model.generate("Techno music with a strong beat").save("techno.wav")
+import audioldm2
+model = audioldm2.load("cvssp/audioldm2")
+model.generate("Techno music with a strong beat").save("techno.wav")
 """
 
 from audioldm2.conditioning import Conditioning, TruncationWarning

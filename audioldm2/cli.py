@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         say(f"error: not enough memory ({error}). Ask for fewer or shorter sounds at once.")
     except torch.OutOfMemoryError:
-        say("error: not enough memory on the device. Ask for fewer or shorter sounds at once, or use --dtype float16.")
+        say(
+            "error: not enough memory on the device. Ask for fewer or shorter sounds at once, or use --dtype float16."
+        )
     except OSError as error:
         say(f"error: {in_words(error)}")
     return 2
@@ -112,7 +114,9 @@ class Job:
 def plan_jobs(options: argparse.Namespace) -> list[Job]:
     """The sounds to make; every path is checked before a network is loaded."""
     if (options.prompt is None) == (options.prompts is None):
-        raise ValueError('give one prompt, as in audioldm2 "rain on a tin roof", or a file of them with --prompts FILE.')
+        raise ValueError(
+            'give one prompt, as in audioldm2 "rain on a tin roof", or a file of them with --prompts FILE.'
+        )
     if options.prompts is None:
         jobs = [Job(options.prompt, sound_path(options.output, options.prompt))]
     else:
@@ -176,7 +180,9 @@ def write(result: Result, path: Path, *, with_json: bool, with_plot: bool) -> No
     if with_plot:
         from audioldm2.plot import save_spectrogram
 
-        save_spectrogram(result.mel[0], result.request.prompts[0], path.with_suffix(".png"), hop_seconds(result))
+        save_spectrogram(
+            result.mel[0], result.request.prompts[0], path.with_suffix(".png"), hop_seconds(result)
+        )
         print(path.with_suffix(".png"), flush=True)
     if with_json:
         with written_whole(path.with_suffix(".json")) as draft:
@@ -238,14 +244,28 @@ def generate_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("prompt", nargs="?", help="what to hear")
-    add("-o", "--output", type=Path, help="sound file (.wav, .flac, .ogg), or a folder; default: named by the prompt")
-    add("--prompts", type=Path, metavar="FILE", help="a text file with one prompt a line; -o is then a folder")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        help="sound file (.wav, .flac, .ogg), or a folder; default: named by the prompt",
+    )
+    add(
+        "--prompts", type=Path, metavar="FILE", help="a text file with one prompt a line; -o is then a folder"
+    )
     add("--model", default="cvssp/audioldm2", help="folder or hub id (default: %(default)s)")
     add("--negative-prompt", metavar="TEXT", help="what not to hear")
     add("--duration", type=float, default=DEFAULT_SECONDS, metavar="S", help="seconds (default: %(default)g)")
     add("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
-    add("--guidance", type=float, default=3.5, help="how strongly to follow the prompt (default: %(default)s)")
-    add("--candidates", type=int, default=1, help="sounds to make; the first is written (default: %(default)s)")
+    add(
+        "--guidance", type=float, default=3.5, help="how strongly to follow the prompt (default: %(default)s)"
+    )
+    add(
+        "--candidates",
+        type=int,
+        default=1,
+        help="sounds to make; the first is written (default: %(default)s)",
+    )
     add("--sampler", default="dpmpp_2m", help="'list' explains them (default: %(default)s)")
     add("--eta", type=float, default=0.0, help="noise of the ddim sampler, 0 to 1 (default: %(default)g)")
     add("--seed", type=int, default=0, help="the same seed gives the same sound (default: %(default)s)")

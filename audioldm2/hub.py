@@ -61,13 +61,13 @@ def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     try:
-        names = HfApi().list_repo_files(repository, revision=revision)
+        info = HfApi().model_info(repository, revision=revision)
+        names = [file.rfilename for file in info.siblings or []]
         return Path(
             snapshot_download(repository, revision=revision, allow_patterns=_wanted(names, prefer_half))
         )
@@ -78,14 +78,9 @@ def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
             "Check the spelling; if it is private, run 'hf auth login'. "
             "If you meant a folder, it does not exist: a local path looks like './audioldm2-base'."
         ) from error
-    # Offline and connection errors come from three libraries under two base classes.
-    except (
-        OfflineModeIsEnabled,
-        LocalEntryNotFoundError,
-        HfHubHTTPError,
-        OSError,
-        _connection_error(),
-    ) as error:
+    # The HTTP client under the hub's library changes with its version (requests, httpx, httpx2): what it raises
+    # without a network is an OSError, or shares the first base of the hub's own HTTP error.
+    except (OSError, HfHubHTTPError.__bases__[0]) as error:
         try:
             return Path(snapshot_download(repository, revision=revision, local_files_only=True))
         except (LocalEntryNotFoundError, OSError):
@@ -94,15 +89,6 @@ def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
                 f"({type(error).__name__}). On a machine with a network run 'hf download {repository}', or copy its "
                 "folder here and give the path, such as './audioldm2-base'."
             ) from error
-
-
-def _connection_error() -> type[BaseException]:
-    """What the hub's own HTTP client raises without a network; it changed from requests to httpx in version 1."""
-    try:
-        from httpx import TransportError
-    except ImportError:
-        from requests.exceptions import RequestException as TransportError
-    return TransportError
 
 
 def _wanted(names: list[str], prefer_half: bool) -> list[str]:

@@ -86,7 +86,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if "cuda" in present else present[-1])
     if str(device) not in present:
-        raise ValueError(f"device={str(device)!r} is not on this machine; choose 'auto' or one of {', '.join(present)}.")
+        raise ValueError(
+            f"device={str(device)!r} is not on this machine; choose 'auto' or one of {', '.join(present)}."
+        )
     return torch.device(device)
 
 
@@ -97,5 +99,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     if dtype not in weights.DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not supported; choose 'auto' or one of {', '.join(weights.DTYPES)}.")
+        raise ValueError(
+            f"dtype={dtype!r} is not supported; choose 'auto' or one of {', '.join(weights.DTYPES)}."
+        )
     return weights.DTYPES[dtype]

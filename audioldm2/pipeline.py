@@ -1,10 +1,10 @@
 """A prompt to a waveform: five stages, each a method that can be called alone, and `generate`, which calls them in order.
 
-    encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (conditioning.py)
-    denoise         noise    -> latent                    UNet under a sampler          (samplers.py)
-    decode          latent   -> log-mel spectrogram       VAE decoder
-    vocode          log-mel  -> waveform                  HiFi-GAN
-    rank            waveform -> scores, best first        CLAP                          (ranking.py)
+encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (conditioning.py)
+denoise         noise    -> latent                    UNet under a sampler          (samplers.py)
+decode          latent   -> log-mel spectrogram       VAE decoder
+vocode          log-mel  -> waveform                  HiFi-GAN
+rank            waveform -> scores, best first        CLAP                          (ranking.py)
 """
 
 from collections.abc import Callable, Sequence
@@ -12,14 +12,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from audioldm2 import ranking
 from audioldm2.conditioning import Conditioning, encode
-from audioldm2.request import Request, SoundShape, negatives, number, texts
+from audioldm2.request import Request, SoundShape, check_denoising, negatives, texts
 from audioldm2.result import Result
 from audioldm2.samplers import SAMPLERS, Denoiser, Generators, NoiseSchedule
 from audioldm2.text import ClapTokenizer, T5Tokenizer
 from audioldm2.weights import Networks
 
-OnStep = Callable[[int, float, Tensor], object]  # (step from 1, time, estimate of the clean latent) -> False to stop
+OnStep = Callable[
+    [int, float, Tensor], object
+]  # (step from 1, time, estimate of the clean latent) -> False to stop
 
 
 class AudioLDM2:
@@ -64,6 +67,9 @@ class AudioLDM2:
         num_waveforms_per_prompt: int = 1,
         sampler: str = "dpmpp_2m",
         eta: float = 0.0,
+        karras: bool = False,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         seed: int | Sequence[int] | None = 0,
         latents: Tensor | None = None,
         on_step: OnStep | None = None,
@@ -75,8 +81,11 @@ class AudioLDM2:
         negative_prompt:   what guidance leads away from: a text for all prompts, or one a prompt; none means "".
         audio_length_in_s: seconds; default: the length of `latents` where given, else 10.
         guidance_scale:    how strongly the prompt is followed; up to 1, guidance is off.
-        num_waveforms_per_prompt: candidates, returned in order of generation.
-        sampler, eta:      a name from `audioldm2.SAMPLERS`; eta is the noise of DDIM, 0 to 1.
+        guidance_interval: guide only where lo < sigma <= hi (Kynkaanniemi et al. 2024); sigma is noise over signal.
+        guidance_rescale:  0 to 1, how far guidance keeps the spread of the unguided prediction (Lin et al. 2023).
+        num_waveforms_per_prompt: candidates; more than one are ranked by CLAP among themselves, best first.
+        sampler, eta, karras: a name from `audioldm2.SAMPLERS`; eta is the noise of DDIM, 0 to 1; karras spaces the
+                           noise levels as Karras et al. 2022 do.
         seed:              one for all prompts or one a prompt; candidate i is drawn from seed + i, so a sound is the same
                            alone and in any batch. None draws one, told in `result.seeds`.
         latents:           starting noise (prompts * waveforms, channels, time, mel) in place of the seed's.
@@ -96,6 +105,9 @@ class AudioLDM2:
             num_waveforms_per_prompt=num_waveforms_per_prompt,
             sampler=sampler,
             eta=eta,
+            karras=karras,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
             seed=seed,
             latents=latents,
         )
@@ -118,6 +130,9 @@ class AudioLDM2:
             guidance_scale=request.guidance_scale,
             sampler=request.sampler,
             eta=request.eta,
+            karras=request.karras,
+            guidance_interval=request.guidance_interval,
+            guidance_rescale=request.guidance_rescale,
             generator=generators,
             on_step=on_step,
         )
@@ -126,16 +141,12 @@ class AudioLDM2:
         begin("vocoding")
         audio = self.vocode(mel)[:, : self.sound.samples(request.seconds)]
 
-        rows = (len(request.prompts), request.candidates)
-        return Result(
-            audio=audio.float().cpu().unflatten(0, rows),  # (prompts, waveforms, samples)
-            sample_rate=self.sample_rate,
-            scores=None,
-            latents=z,
-            mel=mel,
-            request=request,
-            model=self.describe(),
-        )
+        audio = audio.float().cpu()
+        scores = None
+        if request.candidates > 1:
+            begin("ranking")
+            scores = self.score([text for text in request.prompts for _ in range(request.candidates)], audio)
+        return Result.ranked(audio, z, mel, scores, self.sample_rate, request, self.describe())
 
     @torch.no_grad()
     def encode_prompt(
@@ -160,6 +171,9 @@ class AudioLDM2:
         guidance_scale: float = 3.5,
         sampler: str = "dpmpp_2m",
         eta: float = 0.0,
+        karras: bool = False,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
         generator: Generators | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -168,21 +182,33 @@ class AudioLDM2:
         The batch is a multiple of the conditioning's; each prompt's rows stand together. A guidance scale above 1 needs
         `conditioning.negative`. generator: the noise of stochastic samplers; one for the batch or one a row.
         """
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler={sampler!r} is not known; choose one of {', '.join(SAMPLERS)}.")
+        check_denoising(
+            self.schedule,
+            num_inference_steps,
+            sampler,
+            eta,
+            karras,
+            guidance_scale,
+            guidance_interval,
+            guidance_rescale,
+        )
         if latents.shape[0] % len(conditioning):
             raise ValueError(
                 f"latents has {latents.shape[0]} rows; it has to be a multiple of the conditioning's {len(conditioning)}."
             )
         conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
         with self.networks.running("unet") as unet:
-            denoiser = guided(unet, conditioning.to(self.device, self.networks.dtype), number("guidance_scale", guidance_scale))
+            denoiser = guided(
+                unet, conditioning.to(self.device, self.networks.dtype), self.schedule, guidance_scale,
+                guidance_interval, guidance_rescale,
+            )  # fmt: skip
             return SAMPLERS[sampler](
                 denoiser,
                 latents.to(self.device, torch.float32),
                 self.schedule,
                 num_inference_steps,
                 eta=eta,
+                karras=karras,
                 generator=generator,
                 on_step=on_step,
             )
@@ -199,6 +225,23 @@ class AudioLDM2:
         with self.networks.running("hifigan") as vocoder:
             return vocoder(mel.to(self.device, self.networks.dtype))
 
+    def score(self, text: str | Sequence[str], audio: Tensor, sample_rate: int | None = None) -> Tensor:
+        """How well sounds fit texts: CLAP's cosine of each sound and its text, float32 (sounds,), -1 to 1.
+
+        text: one for all sounds or one a sound. audio: (samples,) or (sounds, samples), at `sample_rate` (default: the
+        model's own). Clips over 10 s are heard whole, in windows (see `ranking`).
+        """
+        audio = audio[None] if audio.ndim == 1 else audio
+        wanted = texts("text", text)
+        if len(wanted) not in (1, len(audio)):
+            raise ValueError(
+                f"text has {len(wanted)} entries for {len(audio)} sounds; give one for each, or one for all."
+            )
+        wanted = wanted * len(audio) if len(wanted) == 1 else wanted
+        return ranking.score(
+            self.networks, self.clap_tokenizer, wanted, audio, sample_rate or self.sample_rate
+        )
+
     def describe(self) -> dict[str, str | None]:
         """What this model is, for the record beside a sound."""
         return {
@@ -209,30 +252,44 @@ class AudioLDM2:
         }
 
 
-def guided(unet: torch.nn.Module, conditioning: Conditioning, scale: float) -> Denoiser:
+def guided(
+    unet: torch.nn.Module,
+    conditioning: Conditioning,
+    schedule: NoiseSchedule,
+    scale: float,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+) -> Denoiser:
     """A denoiser that follows the prompt and leads away from the negative one.
 
     eps = eps_negative + scale * (eps_prompt - eps_negative)      (Ho and Salimans 2022, "Classifier-free guidance")
 
-    Both are one batch of the network, negative rows first. A scale up to 1 leaves the prompt's prediction as it is.
+    Both are one batch of the network, negative rows first. A scale up to 1 leaves the prompt's prediction as it is, and
+    so does a sigma outside of `interval`: lo < sigma <= hi is guided (Kynkaanniemi et al. 2024). `rescale` moves the
+    spread of eps towards that of eps_prompt (Lin et al. 2023, eq. 15 and 16; 0 = not at all).
     The sampler's x stays float32; the network runs in the dtype of the conditioning.
     """
-    following = scale > 1
-    if following and conditioning.negative is None:
+    if scale > 1 and conditioning.negative is None:
         raise ValueError(
             f"guidance_scale is {scale:g}, but the conditioning has no negative part; "
             "make it with encode_prompt(..., guided=True), or use a scale of 1."
         )
-    seen = Conditioning.cat([conditioning.negative, conditioning]) if following else conditioning
-    dtype = seen.t5_context.dtype
+    dtype = conditioning.t5_context.dtype
+    both = Conditioning.cat([conditioning.negative, conditioning]) if scale > 1 else None
+    lo, hi = interval or (0.0, float("inf"))
+
+    def predict(x: Tensor, t: float, seen: Conditioning) -> Tensor:
+        time = torch.tensor(t, device=x.device)
+        return unet(x.to(dtype), time, seen.gpt2_context, seen.t5_context, seen.t5_mask).float()
 
     def denoiser(x: Tensor, t: float) -> Tensor:
-        batch = torch.cat([x, x]) if following else x
-        time = torch.tensor(t, device=x.device)
-        eps = unet(batch.to(dtype), time, seen.gpt2_context, seen.t5_context, seen.t5_mask).float()
-        if not following:
-            return eps
-        eps_negative, eps_prompt = eps.chunk(2)
-        return eps_negative + scale * (eps_prompt - eps_negative)
+        if both is None or not lo < schedule.sigma_of(t) <= hi:
+            return predict(x, t, conditioning)
+        eps_negative, eps_prompt = predict(torch.cat([x, x]), t, both).chunk(2)
+        eps = eps_negative + scale * (eps_prompt - eps_negative)
+        if rescale:
+            spread = eps_prompt.std(dim=(1, 2, 3), keepdim=True) / eps.std(dim=(1, 2, 3), keepdim=True)
+            eps = eps * (rescale * spread + (1 - rescale))
+        return eps
 
     return denoiser

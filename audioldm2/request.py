@@ -53,6 +53,9 @@ class Request:
     candidates: int  # sounds for each prompt
     sampler: str
     eta: float
+    karras: bool
+    guidance_interval: tuple[float, float] | None
+    guidance_rescale: float
     seeds: list[int]  # one a prompt; candidate i of a prompt is drawn from its seed + i
     latents: Tensor | None  # starting noise, (prompts * candidates, channels, time, mel)
 
@@ -82,6 +85,9 @@ class Request:
         num_waveforms_per_prompt: Any,
         sampler: Any,
         eta: Any,
+        karras: Any,
+        guidance_interval: Any,
+        guidance_rescale: Any,
         seed: Any,
         latents: Any,
     ) -> "Request":
@@ -92,21 +98,61 @@ class Request:
         frames = shape.latent_frames(seconds)
         if latents is not None:
             _check_latents(latents, shape.latents(len(prompts) * candidates, frames), seconds)
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler={sampler!r} is not known; choose one of {', '.join(SAMPLERS)}.")
+        check_denoising(
+            schedule,
+            num_inference_steps,
+            sampler,
+            eta,
+            karras,
+            guidance_scale,
+            guidance_interval,
+            guidance_rescale,
+        )
         return Request(
             prompts=prompts,
             negative_prompts=negatives(negative_prompt, len(prompts)),
             seconds=seconds,
             latent_frames=frames,
-            steps=whole("num_inference_steps", num_inference_steps, SAMPLERS[sampler].traits.min_steps, schedule.steps),
-            guidance_scale=number("guidance_scale", guidance_scale),
+            steps=num_inference_steps,
+            guidance_scale=float(guidance_scale),
             candidates=candidates,
             sampler=sampler,
-            eta=_eta(eta, sampler),
+            eta=float(eta),
+            karras=karras,
+            guidance_interval=guidance_interval and tuple(map(float, guidance_interval)),
+            guidance_rescale=float(guidance_rescale),
             seeds=_seeds(seed, len(prompts)),
             latents=latents,
         )
+
+
+def check_denoising(
+    schedule: NoiseSchedule,
+    num_inference_steps: Any,
+    sampler: Any,
+    eta: Any,
+    karras: Any,
+    guidance_scale: Any,
+    guidance_interval: Any,
+    guidance_rescale: Any,
+) -> None:
+    """Raise ValueError unless these are arguments that `AudioLDM2.denoise` can meet."""
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
+        raise ValueError(f"sampler is {sampler!r}, which is not known; choose one of {', '.join(SAMPLERS)}.")
+    whole("num_inference_steps", num_inference_steps, SAMPLERS[sampler].traits.min_steps, schedule.steps)
+    if not isinstance(karras, bool):
+        raise ValueError(f"karras is {karras!r}; it has to be True or False.")
+    SAMPLERS[sampler].check(schedule, num_inference_steps, number("eta", eta), karras)
+    number("guidance_scale", guidance_scale)
+    if not 0 <= number("guidance_rescale", guidance_rescale) <= 1:
+        raise ValueError(f"guidance_rescale is {guidance_rescale!r}; it has to be between 0 (off) and 1.")
+    if guidance_interval is not None:
+        pair = guidance_interval if isinstance(guidance_interval, (list, tuple)) else ()
+        if len(pair) != 2 or not 0 <= number("guidance_interval[0]", pair[0]) < _maybe_infinite(pair[1]):
+            raise ValueError(
+                f"guidance_interval is {guidance_interval!r}; it has to be two numbers (lo, hi) with 0 <= lo < hi: "
+                "the noise-to-signal ratios sigma between which guidance is on."
+            )
 
 
 def texts(name: str, value: Any) -> list[str]:
@@ -138,8 +184,15 @@ def negatives(value: Any, prompts: int) -> list[str]:
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     """A whole number within bounds."""
-    allowed = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+    allowed = (
+        f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+    )
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < least
+        or (most is not None and value > most)
+    ):
         raise ValueError(f"{name} is {value!r}; it has to be {allowed}.")
     return value
 
@@ -149,6 +202,10 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}; it has to be a finite number.")
     return float(value)
+
+
+def _maybe_infinite(value: Any) -> float:
+    return math.inf if value == math.inf else number("guidance_interval[1]", value)
 
 
 def _seconds(shape: SoundShape, value: Any, latents: Any) -> float:
@@ -165,7 +222,9 @@ def _seconds(shape: SoundShape, value: Any, latents: Any) -> float:
 
 def _check_latents(latents: Any, shape: tuple[int, ...], seconds: float) -> None:
     if not isinstance(latents, Tensor):
-        raise ValueError(f"latents is a {type(latents).__name__}; it has to be a float tensor of shape {shape}.")
+        raise ValueError(
+            f"latents is a {type(latents).__name__}; it has to be a float tensor of shape {shape}."
+        )
     if not latents.is_floating_point():
         raise ValueError(f"latents has dtype {latents.dtype}; it has to be a float tensor.")
     if tuple(latents.shape) != shape:
@@ -177,21 +236,13 @@ def _check_latents(latents: Any, shape: tuple[int, ...], seconds: float) -> None
         raise ValueError("latents holds values that are not finite.")
 
 
-def _eta(value: Any, sampler: str) -> float:
-    eta = number("eta", value)
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {value!r}; it has to be between 0 (no noise, DDIM) and 1 (DDPM).")
-    if eta and "eta" not in SAMPLERS[sampler].traits.takes:
-        takers = ", ".join(name for name, run in SAMPLERS.items() if "eta" in run.traits.takes)
-        raise ValueError(f"eta is {value!r}, but the sampler {sampler} takes none; it is for {takers}.")
-    return eta
-
-
 def _seeds(value: Any, prompts: int) -> list[int]:
     if value is None:
         return [secrets.randbelow(2**31)] * prompts
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         if len(value) != prompts:
-            raise ValueError(f"seed has {len(value)} entries and prompt has {prompts}; give one for each, or one for all.")
+            raise ValueError(
+                f"seed has {len(value)} entries and prompt has {prompts}; give one for each, or one for all."
+            )
         return [whole(f"seed[{place}]", each, 0, LARGEST_SEED) for place, each in enumerate(value)]
     return [whole("seed", value, 0, LARGEST_SEED)] * prompts

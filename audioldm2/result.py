@@ -5,9 +5,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from audioldm2.audio import write_wav
+from audioldm2.ranking import best_first
 from audioldm2.request import Request
 
 
@@ -17,16 +19,44 @@ class Result:
 
     audio: Tensor  # float32 (prompts, waveforms, samples) on the CPU, best candidate first
     sample_rate: int  # Hz
-    scores: Tensor | None  # (prompts, waveforms): CLAP cosine of each sound and its prompt; None when not ranked
+    scores: (
+        Tensor | None
+    )  # (prompts, waveforms): CLAP cosine of each sound and its prompt; None when not ranked
+    seeds: list[list[int]]  # of each sound: alone, with one waveform, it gives the same sound again
     latents: Tensor  # (prompts * waveforms, channels, time, mel), clean, in the order of `audio`
     mel: Tensor  # (prompts * waveforms, time, mels), log-mel spectrograms, in the order of `audio`
     request: Request
     model: dict[str, Any]  # which model made them, where and in which dtype
 
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each prompt; the candidates count on from it."""
-        return self.request.seeds
+    @classmethod
+    def ranked(
+        cls,
+        audio: Tensor,
+        latents: Tensor,
+        mel: Tensor,
+        scores: Tensor | None,
+        sample_rate: int,
+        request: Request,
+        model: dict[str, Any],
+    ) -> "Result":
+        """Sounds (prompts * waveforms, ...) in order of generation, put in order inside each prompt by their scores."""
+        prompts, waveforms = len(request.prompts), request.candidates
+        order = torch.arange(waveforms).repeat(prompts, 1)  # (prompts, waveforms)
+        if scores is not None:
+            scores = scores.unflatten(0, (prompts, waveforms))
+            order = best_first(scores)
+            scores = scores.gather(1, order)
+        rows = (order + torch.arange(prompts)[:, None] * waveforms).flatten()
+        return cls(
+            audio=audio[rows].unflatten(0, (prompts, waveforms)),
+            sample_rate=sample_rate,
+            scores=scores,
+            seeds=[[seed + i for i in row] for seed, row in zip(request.seeds, order.tolist(), strict=True)],
+            latents=latents[rows.to(latents.device)],
+            mel=mel[rows.to(mel.device)],
+            request=request,
+            model=model,
+        )
 
     def save(self, path: str | Path) -> list[Path]:
         """Write the best sound of each prompt, whole or not at all.
@@ -55,10 +85,17 @@ class Result:
             "guidance_scale": request.guidance_scale,
             "sampler": request.sampler,
             "eta": request.eta,
-            "seed": request.seeds[prompt],
+            "karras": request.karras,
+            "guidance_interval": request.guidance_interval,
+            "guidance_rescale": request.guidance_rescale,
             "starting_latents_given": request.latents is not None,
-            "num_waveforms_per_prompt": request.candidates,
-            "scores": None if self.scores is None else self.scores[prompt].tolist(),
+            "seed": self.seeds[prompt][0],
+            "score": None if self.scores is None else round(self.scores[prompt, 0].item(), 6),
+            "other_candidates": [
+                {"seed": seed, "score": round(self.scores[prompt, place].item(), 6)}
+                for place, seed in enumerate(self.seeds[prompt])
+                if place > 0
+            ],
         }
 
 

@@ -96,6 +96,12 @@ class NoiseSchedule:
         low, high = self.sigmas[i : i + 2]
         return i + min(max(math.log(sigma / low) / math.log(high / low), 0.0), 1.0)
 
+    def sigma_of(self, t: float) -> float:
+        """Return the noise over signal at a time, log-linear between training times: undoes `time_of`."""
+        i = min(max(int(t), 0), self.steps - 2)
+        low, high = self.sigmas[i : i + 2]
+        return low * (high / low) ** min(max(t - i, 0.0), 1.0)
+
     def path(self, steps: int, karras: bool = False) -> tuple[list[float], list[float]]:
         """Return the times and sigmas of the Euler, Heun and LMS samplers; sigmas has one more, the final 0.
 
@@ -140,7 +146,11 @@ class Traits:
 SAMPLERS: dict[str, Callable[..., Tensor]] = {}
 
 
-def sampler(min_steps: int = 1, network_calls: Callable[[int], int] = lambda steps: steps) -> Callable:
+def sampler(
+    min_steps: int = 1,
+    network_calls: Callable[[int], int] = lambda steps: steps,
+    open_end: bool = False,  # whether it walks on `open_path`
+) -> Callable:
     """Turn a loop that yields its steps into the sampler of that name: shared signature, checks, on_step.
 
     The parameters of a loop are the options that it takes.
@@ -149,6 +159,23 @@ def sampler(min_steps: int = 1, network_calls: Callable[[int], int] = lambda ste
     def register(loop: Callable[..., Steps]) -> Callable[..., Tensor]:
         name = loop.__name__
         takes = inspect.signature(loop).parameters.keys() & {"eta", "karras", "generator"}
+
+        def check(schedule: NoiseSchedule, steps: int, eta: float, karras: bool) -> None:
+            if (
+                isinstance(steps, bool)
+                or not isinstance(steps, int)
+                or not min_steps <= steps <= schedule.steps
+            ):
+                allowed = f"a whole number from {min_steps} to {schedule.steps}"
+                raise ValueError(f"steps={steps!r}: {allowed} is allowed for {name}.")
+            if open_end and not karras:
+                schedule.times(steps, open_end=True)
+            if not 0 <= eta <= 1:
+                raise ValueError(f"eta={eta!r}: 0 (no noise) to 1 (the noise of DDPM) is allowed.")
+            for option, value in (("eta", eta), ("karras", karras)):
+                if value and option not in takes:
+                    able = ", ".join(other for other, run in SAMPLERS.items() if option in run.traits.takes)
+                    raise ValueError(f"{option}={value!r}: {name} takes none; {able} can.")
 
         def run(
             denoiser: Denoiser,
@@ -161,16 +188,8 @@ def sampler(min_steps: int = 1, network_calls: Callable[[int], int] = lambda ste
             generator: Generators | None = None,
             on_step: Callable[[int, float, Tensor], object] | None = None,
         ) -> Tensor:
+            check(schedule, steps, eta, karras)
             options = {"eta": eta, "karras": karras, "generator": generator}
-            if not isinstance(steps, int) or not min_steps <= steps <= schedule.steps:
-                allowed = f"a whole number from {min_steps} to {schedule.steps}"
-                raise ValueError(f"steps={steps!r}: {allowed} is allowed for {name}.")
-            if not 0 <= eta <= 1:
-                raise ValueError(f"eta={eta!r}: 0 (no noise) to 1 (the noise of DDPM) is allowed.")
-            for option in ("eta", "karras"):
-                if options[option] and option not in takes:
-                    able = ", ".join(other for other, run in SAMPLERS.items() if option in run.traits.takes)
-                    raise ValueError(f"{option}={options[option]!r}: {name} takes none; {able} can.")
             if generator is None:
                 options["generator"] = torch.Generator()
                 options["generator"].seed()
@@ -189,6 +208,7 @@ def sampler(min_steps: int = 1, network_calls: Callable[[int], int] = lambda ste
         run.traits = Traits(
             (loop.__doc__ or "").partition("\n")[0], frozenset(takes), min_steps, network_calls
         )
+        run.check = check
         SAMPLERS[name] = run
         return run
 
@@ -353,7 +373,7 @@ def _steps_in_lam(sigmas: list[float]) -> list[float]:
     return [math.log(sigmas[i] / sigmas[i + 1]) for i in range(len(sigmas) - 2)]
 
 
-@sampler()
+@sampler(open_end=True)
 def dpmpp_2m(denoiser: Denoiser, x: Tensor, schedule: NoiseSchedule, steps: int, karras: bool) -> Steps:
     """Second order, multistep, DPM-Solver++ 2M; the usual choice at 15 to 25 steps.
 
@@ -374,7 +394,7 @@ def dpmpp_2m(denoiser: Denoiser, x: Tensor, schedule: NoiseSchedule, steps: int,
         yield t, x0, x
 
 
-@sampler()
+@sampler(open_end=True)
 def dpmpp_2m_sde(
     denoiser: Denoiser, x: Tensor, schedule: NoiseSchedule, steps: int, karras: bool, generator: Generators
 ) -> Steps:
@@ -397,7 +417,7 @@ def dpmpp_2m_sde(
         yield t, x0, x
 
 
-@sampler()
+@sampler(open_end=True)
 def dpmpp_3m(denoiser: Denoiser, x: Tensor, schedule: NoiseSchedule, steps: int, karras: bool) -> Steps:
     """Second order, multistep over three estimates, DPM-Solver++ 3M; for many steps.
 
@@ -427,7 +447,7 @@ def dpmpp_3m(denoiser: Denoiser, x: Tensor, schedule: NoiseSchedule, steps: int,
         yield t, x0, x
 
 
-@sampler()
+@sampler(open_end=True)
 def unipc(denoiser: Denoiser, x: Tensor, schedule: NoiseSchedule, steps: int, karras: bool) -> Steps:
     """Third order, UniPC: dpmpp_2m, each step corrected by the next one's network call; for few steps.
 

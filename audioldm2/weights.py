@@ -6,7 +6,6 @@ their place, strictly.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -123,18 +122,27 @@ def config_from_json(name: str, values: Mapping[str, Any], where: Path) -> Any:
 
 
 def write(
-    checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype | None = None, force: bool = False
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    on_network: Callable[[str, int, int], object] = lambda name, tensors, size: None,
 ) -> None:
-    """Write a converted folder, whole or not at all; `dtype` casts every floating tensor.
+    """Write a converted folder, whole or not at all.
 
+    dtype:      cast every floating tensor to it. The default keeps each as it is, but for float64, which becomes
+                float32: published checkpoints have it in two scalars that nobody meant so.
+    on_network: called with each network's name, number of tensors and bytes.
     Raises FileExistsError when the folder exists and `force` is not given; OSError when the disk refuses.
     """
     with folder_written_whole(folder, force=force) as draft:
         for name, open_state in checkpoint.states.items():
             state = {
-                key: cast(name, key, tensor, dtype or tensor.dtype).contiguous()
+                key: cast(name, key, tensor, dtype or _kept_dtype(tensor)).contiguous()
                 for key, tensor in open_state().items()
             }
+            on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
             save_file(state, draft / f"{name}.safetensors", metadata={"format": "pt", "network": name})
         for name, source in checkpoint.tokenizers.items():
             (draft / name).mkdir()
@@ -243,6 +251,10 @@ def compare_shapes(found: Mapping[str, Size], expected: Mapping[str, Size], wher
             f"{where} does not fit its configuration: {'; '.join(problems)}. "
             "Copy or download it again, or convert the source again with 'audioldm2 convert'."
         )
+
+
+def _kept_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
 
 
 def _tuples(value: Any) -> Any:
