@@ -1,11 +1,13 @@
 """`audioldm2.load`: from the name of a checkpoint to a model that is ready to generate."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from audioldm2 import hub, weights
+from audioldm2.audio import CLAP_MEL
 from audioldm2.errors import WeightsError
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.samplers import NoiseSchedule
@@ -19,7 +21,8 @@ def load(
     dtype: str | torch.dtype = "auto",
     heads: str = "config",
     revision: str | None = None,
-    residence: str = "device",
+    offload: bool = False,
+    low_memory: bool = False,
 ) -> AudioLDM2:
     """Load a model, ready to generate.
 
@@ -29,9 +32,14 @@ def load(
     dtype:    "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16" or "bfloat16".
     heads:    for the diffusers layout: "config" (as its config says and the reference reads) or "trained" (32 wide).
     revision: of a hub repository.
+    offload:  keep on the device only the network that is running; the others wait in the computer's memory.
+    low_memory: read each network from disk for its stage and let it go after.
 
     Raises ValueError for a wrong argument, WeightsError for a checkpoint that cannot be found, read or loaded.
     """
+    if offload and low_memory:
+        raise ValueError("offload and low_memory exclude each other; low_memory needs the least.")
+    residence = "disk" if low_memory else "offload" if offload else "device"
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     checkpoint = open_checkpoint(source, heads=heads, revision=revision, prefer_half=dtype == torch.float16)
@@ -40,6 +48,7 @@ def load(
         clap_tokenizer=ClapTokenizer.from_folder(checkpoint.tokenizers["clap_tokenizer"]),
         t5_tokenizer=T5Tokenizer.from_folder(checkpoint.tokenizers["t5_tokenizer"]),
         schedule=NoiseSchedule(**checkpoint.schedule),
+        hearing=replace(CLAP_MEL, **checkpoint.clap_mel),
         source=checkpoint.source,
         revision=checkpoint.revision,
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from audioldm2 import ranking
+from audioldm2.audio import CLAP_MEL, MelSettings
 from audioldm2.conditioning import Conditioning, encode
 from audioldm2.request import Request, SoundShape, check_denoising, negatives, texts
 from audioldm2.result import Result
@@ -34,6 +35,7 @@ class AudioLDM2:
         clap_tokenizer: ClapTokenizer,
         t5_tokenizer: T5Tokenizer,
         schedule: NoiseSchedule,
+        hearing: MelSettings = CLAP_MEL,
         source: str = "",
         revision: str | None = None,
     ):
@@ -42,6 +44,7 @@ class AudioLDM2:
         self.clap_tokenizer = clap_tokenizer
         self.t5_tokenizer = t5_tokenizer
         self.schedule = schedule
+        self.hearing = hearing  # of CLAP's audio branch
         self.source, self.revision = source, revision
         self.sound = SoundShape(
             vocoder.sample_rate, vocoder.hop, vae.downsampling, vae.latent_channels, vocoder.mels
@@ -239,7 +242,7 @@ class AudioLDM2:
             )
         wanted = wanted * len(audio) if len(wanted) == 1 else wanted
         return ranking.score(
-            self.networks, self.clap_tokenizer, wanted, audio, sample_rate or self.sample_rate
+            self.networks, self.clap_tokenizer, self.hearing, wanted, audio, sample_rate or self.sample_rate
         )
 
     def describe(self) -> dict[str, str | None]:

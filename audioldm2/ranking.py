@@ -8,13 +8,12 @@ crops at random.)
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audioldm2.audio import CLAP_MEL, clap_crops, clap_log_mel, resample
+from audioldm2.audio import MelSettings, clap_crops, clap_log_mel, resample
 from audioldm2.text import ClapTokenizer, pad
 from audioldm2.weights import Networks
 
@@ -28,23 +27,27 @@ def embed_texts(networks: Networks, tokenizer: ClapTokenizer, texts: Sequence[st
 
 
 @torch.no_grad()
-def embed_sounds(networks: Networks, audio: Tensor, sample_rate: int) -> Tensor:
+def embed_sounds(networks: Networks, hearing: MelSettings, audio: Tensor, sample_rate: int) -> Tensor:
     """CLAP's vectors of sounds: float32 (sounds, clap_dim), norm 1, on the CPU.
 
-    audio: (sounds, samples) at `sample_rate` Hz.
+    hearing: the log-mel front end that the network was trained with. audio: (sounds, samples) at `sample_rate` Hz.
     """
-    settings = replace(CLAP_MEL, mels=networks.configs["clap_audio"].mels)
-    wave = resample(audio.float().to(networks.device), sample_rate, settings.sample_rate)
+    wave = resample(audio.float().to(networks.device), sample_rate, hearing.sample_rate)
     with networks.running("clap_audio") as clap_audio:
         vectors = [
-            clap_audio(clap_log_mel(window, settings).to(networks.dtype)).float()
-            for window in clap_crops(wave)
+            clap_audio(clap_log_mel(window, hearing).to(networks.dtype)).float()
+            for window in clap_crops(wave, 10 * hearing.sample_rate)
         ]
     return F.normalize(torch.stack(vectors).mean(dim=0), dim=-1).cpu()
 
 
 def score(
-    networks: Networks, tokenizer: ClapTokenizer, texts: Sequence[str], audio: Tensor, sample_rate: int
+    networks: Networks,
+    tokenizer: ClapTokenizer,
+    hearing: MelSettings,
+    texts: Sequence[str],
+    audio: Tensor,
+    sample_rate: int,
 ) -> Tensor:
     """Cosine of each sound and its own text, -1 to 1: float32 (sounds,).
 
@@ -53,7 +56,7 @@ def score(
     distinct = list(dict.fromkeys(texts))
     vectors = embed_texts(networks, tokenizer, distinct)
     of_each = vectors[[distinct.index(text) for text in texts]]  # (sounds, clap_dim)
-    return (of_each * embed_sounds(networks, audio, sample_rate)).sum(dim=-1)
+    return (of_each * embed_sounds(networks, hearing, audio, sample_rate)).sum(dim=-1)
 
 
 def best_first(scores: Tensor) -> Tensor:

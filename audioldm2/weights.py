@@ -40,6 +40,7 @@ class Checkpoint:
     configs: dict[str, Any]  # network -> its config dataclass
     states: dict[str, Callable[[], dict[str, Tensor]]]  # network -> opens its tensors, memory-mapped
     schedule: dict[str, Any]  # fields of `samplers.NoiseSchedule`
+    clap_mel: dict[str, Any]  # fields of `audio.MelSettings`: how CLAP's audio branch hears
     tokenizers: dict[str, Path]  # each of TOKENIZERS -> folder with its files
     source: str  # hub id or folder it came from
     revision: str | None = None
@@ -102,6 +103,7 @@ def read(folder: Path) -> Checkpoint:
         configs={name: config_from_json(name, networks[name], path) for name in NETWORKS},
         states={name: partial(read_safetensors, folder / f"{name}.safetensors") for name in NETWORKS},
         schedule=config.get("schedule", {}),
+        clap_mel=config.get("clap_mel", {}),
         tokenizers={name: folder / name for name in TOKENIZERS},
         source=config.get("source", str(folder)),
         revision=config.get("revision"),
@@ -136,27 +138,32 @@ def write(
     on_network: called with each network's name, number of tensors and bytes.
     Raises FileExistsError when the folder exists and `force` is not given; OSError when the disk refuses.
     """
+    for name, source in checkpoint.tokenizers.items():
+        TOKENIZERS[name].from_folder(source)  # complain now, not after gigabytes are written
     with folder_written_whole(folder, force=force) as draft:
+        config = {
+            "audioldm2_format": FORMAT,
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "schedule": checkpoint.schedule,
+            "clap_mel": checkpoint.clap_mel,
+            "networks": {name: asdict(config) for name, config in checkpoint.configs.items()},
+        }
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, open_state in checkpoint.states.items():
             state = {
                 key: cast(name, key, tensor, dtype or _kept_dtype(tensor)).contiguous()
                 for key, tensor in open_state().items()
             }
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
-            save_file(state, draft / f"{name}.safetensors", metadata={"format": "pt", "network": name})
+            path = draft / f"{name}.safetensors"
+            save_file(state, path, metadata={"format": "pt", "network": name})
+            shutil.copymode(draft / "config.json", path)  # safetensors makes its files private
         for name, source in checkpoint.tokenizers.items():
             (draft / name).mkdir()
             for file in sorted(source.iterdir()):
                 if file.name in TOKENIZERS[name].FILES:
                     shutil.copyfile(file, draft / name / file.name)
-        config = {
-            "audioldm2_format": FORMAT,
-            "source": checkpoint.source,
-            "revision": checkpoint.revision,
-            "schedule": checkpoint.schedule,
-            "networks": {name: asdict(config) for name, config in checkpoint.configs.items()},
-        }
-        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def cast(name: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

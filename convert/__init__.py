@@ -6,6 +6,7 @@ there and here); `keymap` applies rows, `sources` reads files, this page knows w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -85,6 +86,7 @@ def read_diffusers(
         configs=configs,
         states=states,
         schedule=schedule_from(read_json(folder / "scheduler" / "scheduler_config.json")),
+        clap_mel=clap_mel_from(folder / "feature_extractor" / "preprocessor_config.json"),
         tokenizers={"clap_tokenizer": folder / "tokenizer", "t5_tokenizer": folder / "tokenizer_2"},
         source=source or str(folder),
         revision=revision,
@@ -120,6 +122,34 @@ def schedule_from(source: dict) -> dict[str, Any]:
             ("beta_end", "beta_end"),
             ("steps", "num_train_timesteps"),
             ("steps_offset", "steps_offset"),
+        )
+        if theirs in source
+    }
+
+
+def clap_mel_from(path: Path) -> dict[str, Any]:
+    """The fields of `audio.MelSettings` in the config of CLAP's feature extractor; none where there is no such file."""
+    if not path.is_file():
+        return {}
+    source = read_json(path)
+    demand(source, "feature_extractor_type", "ClapFeatureExtractor")
+    published = {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None}
+    other = {name: source[name] for name, value in published.items() if source.get(name, value) != value}
+    if other:
+        warnings.warn(
+            f"{path} says {other}; candidates are ranked as the published models rank, with "
+            f"{ {name: published[name] for name in other} }.",
+            stacklevel=2,
+        )
+    return {
+        ours: source[theirs]
+        for ours, theirs in (
+            ("sample_rate", "sampling_rate"),
+            ("n_fft", "fft_window_size"),
+            ("hop", "hop_length"),
+            ("mels", "feature_size"),
+            ("f_min", "frequency_min"),
+            ("f_max", "frequency_max"),
         )
         if theirs in source
     }

@@ -16,7 +16,7 @@ def ours(name: str, model: nn.Module, tmp_path, **config_arguments) -> nn.Module
     folder = reference.save(tmp_path, PARTS[name].folder, model)
     config = PARTS[name].config_from(sources.read_config(folder, name), **config_arguments)
     state = convert_state(name, config, sources.read_state(folder), str(folder))
-    checkpoint = weights.Checkpoint({name: config}, {name: lambda: state}, {}, {}, str(folder))
+    checkpoint = weights.Checkpoint({name: config}, {name: lambda: state}, {}, {}, {}, str(folder))
     return weights.materialise(checkpoint, name, device=torch.device("cpu"), dtype=torch.float32)
 
 
