@@ -32,6 +32,10 @@ class Conditioning:
     def __len__(self) -> int:
         return self.gpt2_context.shape[0]
 
+    def __getitem__(self, rows: slice) -> "Conditioning":
+        """Some of the rows."""
+        return self._each(lambda tensor: tensor[rows])
+
     def repeat(self, times: int) -> "Conditioning":
         """Every row `times` times, in place: a a b b for a b."""
         return self._each(lambda tensor: tensor.repeat_interleave(times, dim=0))
@@ -118,7 +122,7 @@ def _encode_batch(networks: Networks, clap: Tokens, t5: Tokens) -> Conditioning:
 
 def _split(batch: Conditioning) -> Iterator[Conditioning]:
     for row in range(len(batch)):
-        yield batch._each(lambda tensor, row=row: tensor[row : row + 1])
+        yield batch[row : row + 1]
 
 
 def _warn_if_cut(text: str, t5_tokenizer: T5Tokenizer, clap_tokenizer: ClapTokenizer) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from audioldm2 import ranking
+from audioldm2 import memory, ranking
 from audioldm2.audio import CLAP_MEL, MelSettings
 from audioldm2.conditioning import Conditioning, encode
 from audioldm2.request import Request, SoundShape, check_denoising, negatives, texts
@@ -93,7 +93,8 @@ class AudioLDM2:
                            alone and in any batch. None draws one, told in `result.seeds`.
         latents:           starting noise (prompts * waveforms, channels, time, mel) in place of the seed's.
         on_step:           called as on_step(step, t, x0) after each step; returning False stops and keeps x0.
-        on_stage:          called with the name of each stage as it begins.
+        on_stage:          called with the name of each stage as it begins. More sounds than fit into memory at once
+                           are denoised in slices, each of which begins the stage and counts its steps anew.
 
         Raises ValueError on an argument that cannot be met, before any network runs.
         """
@@ -115,30 +116,38 @@ class AudioLDM2:
             latents=latents,
         )
         begin = on_stage or (lambda stage: None)
+        at_once = self._sounds_at_once(request)
 
         begin("encoding the prompt")
         conditioning = self.encode_prompt(
             request.prompts, request.negative_prompts if request.guided else None, guided=request.guided
         )
-        begin("denoising")
+        conditioning = conditioning.repeat(request.candidates)
         generators = request.generators()
         noise = request.latents
         if noise is None:
             shape = self.sound.latents(1, request.latent_frames)
             noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        z = self.denoise(
-            conditioning,
-            noise,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            sampler=request.sampler,
-            eta=request.eta,
-            karras=request.karras,
-            guidance_interval=request.guidance_interval,
-            guidance_rescale=request.guidance_rescale,
-            generator=generators,
-            on_step=on_step,
-        )
+
+        denoised = []
+        for first in range(0, len(noise), at_once):
+            begin("denoising")
+            rows = slice(first, first + at_once)
+            z = self.denoise(
+                conditioning[rows],
+                noise[rows],
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance_scale,
+                sampler=request.sampler,
+                eta=request.eta,
+                karras=request.karras,
+                guidance_interval=request.guidance_interval,
+                guidance_rescale=request.guidance_rescale,
+                generator=generators[rows],
+                on_step=on_step,
+            )
+            denoised.append(z)
+        z = torch.cat(denoised)
         begin("decoding")
         mel = self.decode(z)
         begin("vocoding")
@@ -244,6 +253,16 @@ class AudioLDM2:
         return ranking.score(
             self.networks, self.clap_tokenizer, self.hearing, wanted, audio, sample_rate or self.sample_rate
         )
+
+    def _sounds_at_once(self, request: Request) -> int:
+        needed = memory.bytes_for_one_sound(
+            self.networks.configs["unet"],
+            request.latent_frames,
+            self.sound.mels // self.sound.downsampling,
+            request.guided,
+            self.networks.dtype,
+        )
+        return memory.sounds_at_once(needed, self.device, request.seconds)
 
     def describe(self) -> dict[str, str | None]:
         """What this model is, for the record beside a sound."""

@@ -18,10 +18,12 @@ from tempfile import TemporaryDirectory
 
 import sentencepiece
 import torch
-from diffusers import AudioLDM2Pipeline
+import torch.nn.functional as F
+from diffusers import AudioLDM2Pipeline, AudioLDM2UNet2DConditionModel
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
-from transformers import ClapFeatureExtractor, RobertaTokenizerFast, T5TokenizerFast
+from torch import Tensor
+from transformers import ClapFeatureExtractor, RobertaTokenizerFast, SpeechT5HifiGan, T5TokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/ is in the clone, not in the package
 from tests.parity import reference
@@ -99,14 +101,18 @@ def make(
     if size == "tiny":  # the published networks have more rows than any of the vocabularies
         clap["text_config"] = clap["text_config"] | dict(vocab_size=len(clap_tokenizer))
         t5["vocab_size"] = len(t5_tokenizer)
+    unet = reference.unet(seed + 4, **sizes["unet"])
+    hifigan = reference.hifigan(seed + 6, **sizes["hifigan"])
+    fit_last_convolution(unet)
+    set_loudness(hifigan)
     AudioLDM2Pipeline(
         text_encoder=reference.clap(seed, **clap),
         text_encoder_2=reference.t5(seed + 1, **t5),
         projection_model=reference.projection(seed + 2, **sizes["projection"]),
         language_model=reference.gpt2(seed + 3, language_head, **sizes["gpt2"]),
-        unet=reference.unet(seed + 4, **sizes["unet"]),
+        unet=unet,
         vae=reference.vae(seed + 5, **sizes["vae"]),
-        vocoder=reference.hifigan(seed + 6, **sizes["hifigan"]),
+        vocoder=hifigan,
         tokenizer=clap_tokenizer,
         tokenizer_2=t5_tokenizer,
         feature_extractor=ClapFeatureExtractor(frequency_min=50, truncation="rand_trunc"),
@@ -121,6 +127,47 @@ def make(
             stem = "pytorch_model" if file.stem == "model" else file.stem
             torch.save(load_file(file), file.with_name(f"{stem}.bin"))
             file.unlink()
+
+
+@torch.no_grad()
+def fit_last_convolution(unet: AudioLDM2UNet2DConditionModel) -> None:
+    """Solve for the last convolution with which the network denoises best, if poorly, where latents are white noise.
+
+    The random one tells nothing of its input, and a walk along it multiplies latents by 1/sqrt(alpha_bar) of its start,
+    which is 30 to 80: so loud that most of the VAE's blocks add nothing to them. For sounds x0 of unit variance without
+    structure the best answer to x is sqrt(1 - alpha_bar) x.
+    """
+    config, alpha_bar = unet.config, reference.ddim().alphas_cumprod
+    gpt2_dim, t5_dim = [dim for dim in config.cross_attention_dim[-1] if dim]
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    inputs: list[Tensor] = []  # of the last convolution: (batch, channels, time, mel)
+    hook = unet.conv_out.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    features, answers = [], []
+    for t in (1, 200, 400, 600, 800, 900, 950, 999):
+        x = normal(8, config.in_channels, 16, 16) * torch.tensor([0.5, 1, 1, 2]).repeat(2)[:, None, None, None]
+        contexts = dict(encoder_hidden_states=normal(8, 8, gpt2_dim), encoder_hidden_states_1=normal(8, 12, t5_dim))
+        unet(x, t, **contexts)
+        patches = F.unfold(inputs.pop(), 3, padding=1).transpose(1, 2)  # (batch, time * mel, 9 * channels)
+        features.append(F.pad(patches.flatten(0, 1), (0, 1), value=1.0))  # (positions, 9 * channels + 1)
+        answers.append((1 - alpha_bar[t]).sqrt() * x.flatten(2).transpose(1, 2).flatten(0, 1))
+    hook.remove()
+    found = torch.cat(features).double(), torch.cat(answers).double()
+    square = found[0].T @ found[0]
+    square += 0.01 * square.diagonal().mean() * torch.eye(len(square))  # ridge: against fitting the sample
+    solution = torch.linalg.solve(square, found[0].T @ found[1]).T.float()  # (channels out, 9 * channels + 1)
+    unet.conv_out.weight.copy_(solution[:, :-1].reshape(unet.conv_out.weight.shape))
+    unet.conv_out.bias.copy_(solution[:, -1])
+
+
+@torch.no_grad()
+def set_loudness(hifigan: SpeechT5HifiGan, rms: float = 0.15) -> None:
+    """Scale the last convolution to an ordinary level, where the last tanh is almost linear."""
+    mel = torch.randn(1, 100, hifigan.config.model_in_dim, generator=torch.Generator().manual_seed(0)) / 2
+    hifigan.conv_post.weight *= rms / hifigan(mel).std()
 
 
 def read_tokenizers(folder: Path) -> tuple[RobertaTokenizerFast, T5TokenizerFast]:

@@ -1,10 +1,30 @@
-"""Settings that every test shares."""
+"""Settings that every test shares, and a small model."""
+
+from pathlib import Path
 
 import pytest
 import torch
+
+import audioldm2
 
 
 @pytest.fixture(autouse=True)
 def same_randomness_each_time():
     """Tests draw from the global generator; each starts from the same seed, alone or in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A converted folder of a few MB: random, of the published geometry, quick enough for whole sounds. Not to be changed."""
+    from scripts.make_random_checkpoint import make
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder) -> audioldm2.AudioLDM2:
+    """The model of `tiny_folder`, loaded on the CPU."""
+    return audioldm2.load(tiny_folder, device="cpu")

@@ -1,0 +1,76 @@
+"""How many sounds fit into memory at once, and a sentence in time when not even one does."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from audioldm2.models.unet import UNetConfig
+
+# What one call of the UNet holds at its peak, in feature maps of its finest level. Measured on the published base and
+# on 61 to 2500 frames: 29 to 39, fewer for longer sounds; the largest is taken.
+UNET_MAPS = 40
+USABLE = 0.8  # of what is free: other programs run too
+
+
+def bytes_for_one_sound(config: UNetConfig, frames: int, mel: int, guided: bool, dtype: torch.dtype) -> int:
+    """What denoising one sound of `frames` latent frames needs beside the weights. It grows linearly with frames.
+
+    The stages after the denoiser run in pieces of bounded size (`pieces`), so this is what decides.
+    """
+    rows = 2 if guided else 1  # guidance predicts with the prompt and with the negative one at once
+    return UNET_MAPS * config.channels[0] * frames * mel * dtype.itemsize * rows
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    limits = [_available_on_linux(), _left_in_control_group()]
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else _physical()
+
+
+def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
+    """How many sounds of `needed` bytes each can be denoised in one batch; at least one.
+
+    Raises ValueError when one sound does not fit: with what it needs, what there is, and how long a sound would fit.
+    """
+    available = available_bytes(device)
+    if available is None:
+        return 1
+    usable = int(available * USABLE)
+    if needed > usable:
+        raise ValueError(
+            f"audio_length_in_s is {seconds:g}, which needs about {needed / 1e9:,.1f} GB beside the model; "
+            f"{usable / 1e9:,.1f} GB can be used on {device}, enough for about {seconds * usable / needed:,.0f} seconds."
+        )
+    return usable // needed
+
+
+def _available_on_linux() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
+def _left_in_control_group() -> int | None:
+    """What a container may still take (control groups, version 2)."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
+    except OSError:
+        return None
+    return None if limit == "max" else max(int(limit) - int(used), 0)
+
+
+def _physical() -> int | None:
+    """All the memory of a computer that does not tell what is free, such as a Mac."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
