@@ -7,14 +7,15 @@ import torch
 
 from audioldm2.models.unet import UNetConfig
 
-# What one call of the UNet holds at its peak, in feature maps of its finest level. Measured on the published base and
-# on 61 to 2500 frames: 29 to 39, fewer for longer sounds; the largest is taken.
+# What one call of the UNet holds at its peak, in feature maps of its finest level. Measured on the published
+# base and on 61 to 2500 frames: 29 to 39, fewer for longer sounds; the largest is taken.
 UNET_MAPS = 40
 USABLE = 0.8  # of what is free: other programs run too
 
 
 def bytes_for_one_sound(config: UNetConfig, frames: int, mel: int, guided: bool, dtype: torch.dtype) -> int:
-    """What denoising one sound of `frames` latent frames needs beside the weights. It grows linearly with frames.
+    """What denoising one sound of `frames` latent frames needs beside the weights. It grows linearly with
+    frames.
 
     The stages after the denoiser run in pieces of bounded size (`pieces`), so this is what decides.
     """
@@ -35,7 +36,8 @@ def available_bytes(device: torch.device) -> int | None:
 def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
     """How many sounds of `needed` bytes each can be denoised in one batch; at least one.
 
-    Raises ValueError when one sound does not fit: with what it needs, what there is, and how long a sound would fit.
+    Raises ValueError when one sound does not fit: with what it needs, what there is, and how long a sound
+    would fit.
     """
     available = available_bytes(device)
     if available is None:
@@ -44,7 +46,8 @@ def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
     if needed > usable:
         raise ValueError(
             f"audio_length_in_s is {seconds:g}, which needs about {needed / 1e9:,.1f} GB beside the model; "
-            f"{usable / 1e9:,.1f} GB can be used on {device}, enough for about {seconds * usable / needed:,.0f} seconds."
+            f"{usable / 1e9:,.1f} GB can be used on {device}, "
+            f"enough for about {seconds * usable / needed:,.0f} seconds."
         )
     return usable // needed
 

@@ -1,4 +1,5 @@
-"""A prompt to a waveform: five stages, each a method that can be called alone, and `generate`, which calls them in order.
+"""A prompt to a waveform: five stages, each a method that can be called alone, and `generate`, which calls
+them in order.
 
 encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (conditioning.py)
 denoise         noise    -> latent                    UNet under a sampler          (samplers.py)
@@ -81,20 +82,25 @@ class AudioLDM2:
         """Make sounds from prompts.
 
         prompt:            a text or a list of texts.
-        negative_prompt:   what guidance leads away from: a text for all prompts, or one a prompt; none means "".
+        negative_prompt:   what guidance leads away from: a text for all prompts, or one a prompt; none means
+                           "".
         audio_length_in_s: seconds; default: the length of `latents` where given, else 10.
         guidance_scale:    how strongly the prompt is followed; up to 1, guidance is off.
-        guidance_interval: guide only where lo < sigma <= hi (Kynkaanniemi et al. 2024); sigma is noise over signal.
-        guidance_rescale:  0 to 1, how far guidance keeps the spread of the unguided prediction (Lin et al. 2023).
+        guidance_interval: guide only where lo < sigma <= hi (Kynkaanniemi et al. 2024); sigma is noise over
+                           signal.
+        guidance_rescale:  0 to 1, how far guidance keeps the spread of the unguided prediction (Lin et al.
+                           2023).
         num_waveforms_per_prompt: candidates; more than one are ranked by CLAP among themselves, best first.
-        sampler, eta, karras: a name from `audioldm2.SAMPLERS`; eta is the noise of DDIM, 0 to 1; karras spaces the
+        sampler, eta, karras: a name from `audioldm2.SAMPLERS`; eta is the noise of DDIM, 0 to 1; karras
+                              spaces the
                            noise levels as Karras et al. 2022 do.
-        seed:              one for all prompts or one a prompt; candidate i is drawn from seed + i, so a sound is the same
-                           alone and in any batch. None draws one, told in `result.seeds`.
+        seed:              one for all prompts or one a prompt; candidate i is drawn from seed + i, so a sound
+                           is the same alone and in any batch. None draws one, told in `result.seeds`.
         latents:           starting noise (prompts * waveforms, channels, time, mel) in place of the seed's.
         on_step:           called as on_step(step, t, x0) after each step; returning False stops and keeps x0.
-        on_stage:          called with the name of each stage as it begins. More sounds than fit into memory at once
-                           are denoised in slices, each of which begins the stage and counts its steps anew.
+        on_stage:          called with the name of each stage as it begins. More sounds than fit into memory
+                           at once are denoised in slices, each of which begins the stage and counts its steps
+                           anew.
 
         Raises ValueError on an argument that cannot be met, before any network runs.
         """
@@ -168,7 +174,7 @@ class AudioLDM2:
         *,
         guided: bool = True,
     ) -> Conditioning:
-        """What the denoiser is told about each prompt, and about its negative prompt unless `guided` is False."""
+        """What the denoiser is told about each prompt, and of its negative prompt unless `guided` is False."""
         prompts = texts("prompt", prompt)
         against = negatives(negative_prompt, len(prompts)) if guided else None
         return encode(self.networks, self.clap_tokenizer, self.t5_tokenizer, prompts, against)
@@ -191,8 +197,9 @@ class AudioLDM2:
     ) -> Tensor:
         """Clean latents, float32, of noise (batch, channels, time, mel).
 
-        The batch is a multiple of the conditioning's; each prompt's rows stand together. A guidance scale above 1 needs
-        `conditioning.negative`. generator: the noise of stochastic samplers; one for the batch or one a row.
+        The batch is a multiple of the conditioning's; each prompt's rows stand together. A guidance scale
+        above 1 needs `conditioning.negative`. generator: the noise of stochastic samplers; one for the batch
+        or one a row.
         """
         check_denoising(
             self.schedule,
@@ -206,7 +213,8 @@ class AudioLDM2:
         )
         if latents.shape[0] % len(conditioning):
             raise ValueError(
-                f"latents has {latents.shape[0]} rows; it has to be a multiple of the conditioning's {len(conditioning)}."
+                f"latents has {latents.shape[0]} rows; "
+                f"it has to be a multiple of the conditioning's {len(conditioning)}."
             )
         conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
         with self.networks.running("unet") as unet:
@@ -240,8 +248,8 @@ class AudioLDM2:
     def score(self, text: str | Sequence[str], audio: Tensor, sample_rate: int | None = None) -> Tensor:
         """How well sounds fit texts: CLAP's cosine of each sound and its text, float32 (sounds,), -1 to 1.
 
-        text: one for all sounds or one a sound. audio: (samples,) or (sounds, samples), at `sample_rate` (default: the
-        model's own). Clips over 10 s are heard whole, in windows (see `ranking`).
+        text: one for all sounds or one a sound. audio: (samples,) or (sounds, samples), at `sample_rate`
+        (default: the model's own). Clips over 10 s are heard whole, in windows (see `ranking`).
         """
         audio = audio[None] if audio.ndim == 1 else audio
         wanted = texts("text", text)
@@ -284,12 +292,13 @@ def guided(
 ) -> Denoiser:
     """A denoiser that follows the prompt and leads away from the negative one.
 
-    eps = eps_negative + scale * (eps_prompt - eps_negative)      (Ho and Salimans 2022, "Classifier-free guidance")
+    eps = eps_negative + scale * (eps_prompt - eps_negative)      (Ho and Salimans 2022, "Classifier-free
+    guidance")
 
-    Both are one batch of the network, negative rows first. A scale up to 1 leaves the prompt's prediction as it is, and
-    so does a sigma outside of `interval`: lo < sigma <= hi is guided (Kynkaanniemi et al. 2024). `rescale` moves the
-    spread of eps towards that of eps_prompt (Lin et al. 2023, eq. 15 and 16; 0 = not at all).
-    The sampler's x stays float32; the network runs in the dtype of the conditioning.
+    Both are one batch of the network, negative rows first. A scale up to 1 leaves the prompt's prediction as
+    it is, and so does a sigma outside of `interval`: lo < sigma <= hi is guided (Kynkaanniemi et al. 2024).
+    `rescale` moves the spread of eps towards that of eps_prompt (Lin et al. 2023, eq. 15 and 16; 0 = not at
+    all). The sampler's x stays float32; the network runs in the dtype of the conditioning.
     """
     if scale > 1 and conditioning.negative is None:
         raise ValueError(

@@ -27,6 +27,6 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {  # in the order in which a
 
 
 def build_on_meta(name: str, config: Any) -> nn.Module:
-    """The network called `name`, in evaluation mode, without memory for its weights: they are assigned later."""
+    """The network called `name`, in evaluation mode, without memory for its weights: assign them later."""
     with torch.device("meta"):
         return NETWORKS[name][0](config).eval()

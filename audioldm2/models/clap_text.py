@@ -1,12 +1,13 @@
 """CLAP's text branch (a RoBERTa): a whole prompt to one vector in the space that it shares with sounds.
 
-Source: Wu et al. 2023, "Large-scale contrastive language-audio pretraining" (arXiv 2211.06687); the reference is the
-text half of `ClapModel` of transformers.
+Source: Wu et al. 2023, "Large-scale contrastive language-audio pretraining" (arXiv 2211.06687); the reference
+is the text half of `ClapModel` of transformers.
 
 Traps
 - Norms come after the residual sums (post-norm), with eps 1e-12.
 - Positions start at the padding id plus one and count real tokens only.
-- The vector is read from the first token, through a dense layer with tanh and then two more with a ReLU between.
+- The vector is read from the first token, through a dense layer with tanh and then two more with a ReLU
+  between.
 """
 
 from dataclasses import dataclass
@@ -78,7 +79,10 @@ class ClapText(nn.Module):
         )  # log of the contrastive temperature; for training only
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids: (batch, seq) tokens; mask: (batch, seq) bool, True = real. Returns (batch, projection_dim), norm 1."""
+        """Unit vectors (batch, projection_dim) of tokens.
+
+        ids: (batch, seq); mask: (batch, seq) bool, True = real.
+        """
         real = (ids != self.config.padding_id).long()
         position = real.cumsum(dim=1) * real + self.config.padding_id  # (batch, seq)
         x = self.word_embedding(ids) + self.position_embedding(position) + self.token_type_embedding.weight[0]

@@ -1,7 +1,7 @@
 """GPT-2 on vectors: continues a sequence of projected prompt vectors by new vectors, without any token.
 
-Source: Radford et al. 2019; AudioLDM 2 (arXiv 2308.05734), section III-C, where GPT-2 predicts the AudioMAE features
-that would describe the sound. The reference is `GPT2Model` of transformers driven by
+Source: Radford et al. 2019; AudioLDM 2 (arXiv 2308.05734), section III-C, where GPT-2 predicts the AudioMAE
+features that would describe the sound. The reference is `GPT2Model` of transformers driven by
 `AudioLDM2Pipeline.generate_language_model`.
 
 Traps
@@ -93,7 +93,8 @@ class GPT2(nn.Module):
         return self.norm_out(x), presents
 
     def generate(self, x: Tensor, mask: Tensor, new_vectors: int | None = None) -> Tensor:
-        """Continue x by `new_vectors` vectors (default: the config's), reading each block's past from a cache.
+        """Continue x by `new_vectors` vectors (default: the config's), reading each block's past from a
+        cache.
 
         x: (batch, seq, dim); mask: (batch, seq) bool, True = real. Returns (batch, new_vectors, dim).
         """

@@ -5,8 +5,8 @@ transformers.
 
 Traps
 - The last leaky ReLU has PyTorch's default slope, 0.01; all others have the config's.
-- Kernel 16 at rate 5 leaves an odd remainder, so a sound is a little longer than frames times hop: 160 * time + 32
-  samples for the published rates.
+- Kernel 16 at rate 5 leaves an odd remainder, so a sound is a little longer than frames times hop: 160 * time
+  + 32 samples for the published rates.
 """
 
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ class HiFiGAN(nn.Module):
         self.conv_out = nn.Conv1d(config.channels // 2 ** len(config.upsample_rates), 1, 7, padding=3)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Waveform (batch, samples) in [-1, 1] at `config.sample_rate`, of a log-mel spectrogram (batch, time, mels)."""
+        """Waveform (batch, samples) in [-1, 1], at `config.sample_rate`, of log-mel (batch, time, mels)."""
         if self.config.normalize_before:
             mel = (mel - self.mean) / self.scale
         x = self.conv_in(mel.transpose(1, 2))  # (batch, channels, time)

@@ -20,7 +20,8 @@ def attention(
     """Multi-head attention, softmax(q kᵀ scale + mask) v, of projected inputs.
 
     query:         (batch, queries, dim); key and value: (batch, keys, dim), dim = heads * head_dim.
-    mask:          broadcastable to (batch, heads, queries, keys): bool (True = attend) or a float bias that is added.
+    mask:          broadcastable to (batch, heads, queries, keys): bool (True = attend) or a float bias that
+                   is added.
     scale:         1/sqrt(head_dim) unless given (T5 uses 1).
     Returns        (batch, queries, dim).
     """
@@ -33,7 +34,8 @@ def attention(
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of diffusion times, cosines first (Ho et al. 2020; the reference's `flip_sin_to_cos`).
+    """Sinusoidal embedding of diffusion times, cosines first (Ho et al. 2020; the reference's
+    `flip_sin_to_cos`).
 
     t: (batch,) times, whole or fractional. Returns float32 (batch, dim).
     """

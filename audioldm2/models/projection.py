@@ -2,7 +2,8 @@
 
 The sequence that GPT-2 continues is `[clap_sos, clap, clap_eos, t5_sos, t5 ..., t5_eos]`.
 
-Source: AudioLDM 2 (arXiv 2308.05734), section III-C; the reference is `AudioLDM2ProjectionModel` of diffusers.
+Source: AudioLDM 2 (arXiv 2308.05734), section III-C; the reference is `AudioLDM2ProjectionModel` of
+        diffusers.
 
 Trap: `t5_eos` stands after the padding of the T5 vectors, not after the last real one.
 """

@@ -5,9 +5,10 @@ Source: Raffel et al. 2020 (arXiv 1910.10683), version 1.1 with gated GELU (Shaz
 
 Traps
 - Attention scores are not divided by sqrt(head_dim).
-- Position enters only as a bias on the scores, learned per head and per distance bucket, shared by all layers.
-- Norms are RMS norms, computed in float32; the residual stream stays float32 when the weights are half precision,
-  and so does the last matrix of the feed-forward in float16, where its sums overflow.
+- Position enters only as a bias on the scores, learned per head and per distance bucket, shared by all
+  layers.
+- Norms are RMS norms, computed in float32; the residual stream stays float32 when the weights are half
+  precision, and so does the last matrix of the feed-forward in float16, where its sums overflow.
 """
 
 import math
@@ -93,8 +94,9 @@ class Block(nn.Module):
 def distance_buckets(seq: int, buckets: int, max_distance: int, device: torch.device) -> Tensor:
     """The bucket of every (query, key) pair: (seq, seq) int64.
 
-    Half of the buckets are for keys after the query, half for keys before or at it. In each half, the first half are
-    exact distances and the rest grow logarithmically up to `max_distance` (Raffel et al. 2020, section 2.1).
+    Half of the buckets are for keys after the query, half for keys before or at it. In each half, the first
+    half are exact distances and the rest grow logarithmically up to `max_distance` (Raffel et al. 2020,
+    section 2.1).
     """
     position = torch.arange(seq, device=device)
     distance = position[None, :] - position[:, None]  # key minus query

@@ -1,12 +1,12 @@
 """The denoiser: a UNet over (time, mel) latents whose transformers look at themselves and at two prompts.
 
-Computes the noise in a latent x at diffusion time t, given what GPT-2 made of the prompt (`gpt2_context`) and what
-T5 read in it (`t5_context`). A layer is a residual block followed by transformers in a fixed order: one that sees
-only the sound, one that also sees GPT-2's vectors, one that also sees T5's (and, in the large model, one more that
-sees only the sound).
+Computes the noise in a latent x at diffusion time t, given what GPT-2 made of the prompt (`gpt2_context`) and
+what T5 read in it (`t5_context`). A layer is a residual block followed by transformers in a fixed order: one
+that sees only the sound, one that also sees GPT-2's vectors, one that also sees T5's (and, in the large
+model, one more that sees only the sound).
 
-Source: Liu et al. 2023, "AudioLDM 2" (arXiv 2308.05734), section III; the reference is `AudioLDM2UNet2DConditionModel`
-of diffusers.
+Source: Liu et al. 2023, "AudioLDM 2" (arXiv 2308.05734), section III; the reference is
+`AudioLDM2UNet2DConditionModel` of diffusers.
 
 Traps
 - In a transformer without a context both attentions are self-attention.
@@ -29,7 +29,7 @@ SELF, GPT2, T5, LAST_SELF = "self_attn", "gpt2_attn", "t5_attn", "last_self_attn
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The base model; `transformers` gains a LAST_SELF at every level and `depth` becomes 2 in the large one."""
+    """The base model. In the large one each level with transformers has a LAST_SELF too, and `depth` is 2."""
 
     latent_channels: int = 8
     channels: tuple[int, ...] = (128, 256, 384, 640)  # per level, from fine to coarse
@@ -79,7 +79,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context (to itself where there is none), feed-forward; all pre-norm."""
+    """Self-attention, attention to the context (or to itself, if there is none), feed-forward; pre-norm."""
 
     def __init__(self, dim: int, context_dim: int | None, heads: int):
         super().__init__()
@@ -139,7 +139,7 @@ class ResidualBlock(nn.Module):
 
 
 class Layer(nn.Module):
-    """A residual block, then the level's transformers, each an attribute named by the role of what it attends to."""
+    """A residual block, then the level's transformers, each an attribute named by what it attends to."""
 
     def __init__(self, config: UNetConfig, level: int, channels_in: int):
         super().__init__()
@@ -188,7 +188,7 @@ class Middle(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """Layers at one resolution, each given one skip; then (but for the finest) a convolution after resizing."""
+    """Layers at one resolution, each given a skip; then (but for the finest) resizing and a convolution."""
 
     def __init__(self, config: UNetConfig, level: int, channels_in: int, skips: list[int], upsample: bool):
         super().__init__()

@@ -6,8 +6,8 @@ Source: Rombach et al. 2022 (arXiv 2112.10752), with AudioLDM's one-channel spec
 `AutoencoderKL` of diffusers.
 
 Traps
-- The latents that the denoiser sees are scaled to unit variance by `scaling_factor`: both methods here speak scaled
-  latents.
+- The latents that the denoiser sees are scaled to unit variance by `scaling_factor`: both methods here speak
+  scaled latents.
 - The encoder's strided convolutions pad after the last frame and band only.
 - All norms have eps 1e-6; the attention in the middle has one head as wide as the channels.
 """
@@ -85,7 +85,7 @@ class Middle(nn.Sequential):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution; `resample` (encoder: strided, decoder: after doubling) may follow."""
+    """Residual blocks at one resolution; `resample` may follow (encoder: strided; decoder: after doubling)."""
 
     def __init__(
         self, config: VAEConfig, channels_in: int, channels: int, layers: int, resample: nn.Module | None
@@ -165,7 +165,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Log-mel spectrograms (batch, 1, time, mel) to and from scaled latents (batch, latent_channels, time, mel)."""
+    """Log-mel spectrograms (batch, 1, time, mel) to and from scaled latents (batch, channels, time, mel)."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -185,5 +185,5 @@ class VAE(nn.Module):
         return mean * self.config.scaling_factor, std * self.config.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
-        """Log-mel spectrogram (batch, 1, time, mel) of a scaled latent (batch, latent_channels, time, mel)."""
+        """Log-mel spectrogram (batch, 1, time, mel) of a scaled latent (batch, channels, time, mel)."""
         return self.decoder(z / self.config.scaling_factor)

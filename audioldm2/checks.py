@@ -1,0 +1,260 @@
+"""Configurations out of files, held against what the networks can be, before any network is built.
+
+A config.json may be damaged, edited, or of another model. Here that is a WeightsError with a sentence; without this it
+would be any error at all, at any time. Types follow from the dataclasses' annotations, RULES holds what they cannot say.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from audioldm2.errors import WeightsError
+from audioldm2.models import NETWORKS
+from audioldm2.models.clap_audio import ClapAudioConfig
+from audioldm2.models.hifigan import HiFiGANConfig
+from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
+from audioldm2.models.vae import VAEConfig
+
+LARGEST = 1_000_000  # of whole numbers; the published models' largest is 50,265
+MOST_BLOCKS = 100  # of what is counted in blocks, so that a wrong digit cannot build for hours
+COUNTS = ("depth", "depths", "layers", "new_vectors")
+MAY_BE_ZERO = ("padding_id", "dropout", "slope", "eps")
+
+WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text", NoneType: "null"}
+
+
+def typed(what: str, value: Any, kind: Any) -> Any:
+    """A value from JSON, lists as tuples; WeightsError, which calls it `what`, unless it is of a kind.
+
+    kind: int, float (which a whole number may stand for), bool, str, None, tuple[kind, ...], or a union of such.
+    """
+    if not _fits(value, kind):
+        raise WeightsError(f"{what} is {value!r:.80}; it has to be {_words(kind)}.")
+    return _tuples(value)
+
+
+def build(kind: type, values: Any, what: str, default: Any = None) -> Any:
+    """A dataclass from a JSON object: each field of its type, none unknown, and none missing unless `default` has it.
+
+    Raises WeightsError, which calls the object `what`; so it does when the dataclass refuses the values.
+    """
+    if not isinstance(values, Mapping):
+        raise WeightsError(f"{what} is {values!r:.80}; it has to be an object.")
+    kinds = get_type_hints(kind)
+    known = {field.name for field in fields(kind)}
+    odd = sorted(set(values) - known if default else set(values) ^ known)
+    if odd:
+        raise WeightsError(
+            f"{what} and this version differ in {', '.join(odd)}. "
+            "Convert the source again with 'audioldm2 convert', or install the version that wrote it."
+        )
+    given = {name: typed(f"{name} of {what}", value, kinds[name]) for name, value in values.items()}
+    try:
+        return kind(**given) if default is None else replace(default, **given)
+    except ValueError as error:
+        raise WeightsError(f"{what} is refused: {error}") from error
+
+
+def check(name: str, config: Any, where: str) -> None:
+    """Raise WeightsError unless the network called `name` can be built and run with this config."""
+    kinds = get_type_hints(type(config))
+    for field in fields(config):
+        value = typed(f"{field.name} of '{name}' in {where}", getattr(config, field.name), kinds[field.name])
+        least = 0 if field.name in MAY_BE_ZERO else 1
+        most = MOST_BLOCKS if field.name in COUNTS else LARGEST
+        for number in _numbers(value):
+            positive = number >= least if isinstance(number, int) else number > 0 or (number == least == 0)
+            if not positive or number > most:
+                raise WeightsError(
+                    f"{field.name} of '{name}' in {where} is {value!r:.80}; "
+                    f"allowed are {'numbers above 0' if least else '0'} up to {most:,}."
+                )
+    for holds, sentence in RULES[name](config):
+        if not holds:
+            raise WeightsError(f"the config of '{name}' in {where} cannot work: {sentence}.")
+
+
+def check_together(configs: Mapping[str, Any], bands: int, frames: int, where: str) -> None:
+    """Raise WeightsError unless the networks fit each other.
+
+    bands, frames: of the log-mel spectrograms that CLAP's front end makes of 10 s.
+    """
+    unet, vae, gpt2, clap_audio = (configs[name] for name in ("unet", "vae", "gpt2", "clap_audio"))
+    roles = {role for level in unet.transformers for role in level}
+    pairs = [  # what one network gives, what the next one takes
+        ("projection_dim of 'clap_text'", configs["clap_text"].projection_dim, "clap_dim of 'projection'",
+         configs["projection"].clap_dim),
+        ("dim of 't5'", configs["t5"].dim, "t5_dim of 'projection'", configs["projection"].t5_dim),
+        ("gpt2_dim of 'projection'", configs["projection"].gpt2_dim, "dim of 'gpt2'", gpt2.dim),
+        ("dim of 'gpt2'", gpt2.dim, "gpt2_dim of 'unet'", unet.gpt2_dim if GPT2 in roles else gpt2.dim),
+        ("dim of 't5'", configs["t5"].dim, "t5_dim of 'unet'",
+         unet.t5_dim if T5 in roles else configs["t5"].dim),
+        ("latent_channels of 'unet'", unet.latent_channels, "latent_channels of 'vae'", vae.latent_channels),
+        ("projection_dim of 'clap_text'", configs["clap_text"].projection_dim,
+         "projection_dim of 'clap_audio'", clap_audio.projection_dim),
+        ("mel bands of CLAP's front end", bands, "mels of 'clap_audio'", clap_audio.mels),
+    ]  # fmt: skip
+    for given, one, taken, other in pairs:
+        if one != other:
+            raise WeightsError(f"the networks in {where} do not fit: {given} is {one} and {taken} is {other}.")
+    mels, room = configs["hifigan"].mels, clap_audio.spec_size * (clap_audio.spec_size // clap_audio.mels)
+    for holds, sentence in (
+        (mels % vae.downsampling == 0, f"mels of 'hifigan' is {mels}, no multiple of the VAE's {vae.downsampling}"),
+        (frames <= room, f"CLAP's front end makes {frames} frames and 'clap_audio' takes {room} at most"),
+    ):
+        if not holds:
+            raise WeightsError(f"the networks in {where} do not fit: {sentence}.")
+
+
+# What has to hold inside one network: pairs of whether it does, and the sentence ----------------------------
+
+Rule = tuple[bool, str]
+
+
+def _heads(config: Any) -> list[Rule]:
+    words = f"dim ({config.dim}) has to be a multiple of heads ({config.heads})"
+    return [(config.dim % config.heads == 0, words)]
+
+
+def _t5(config: Any) -> list[Rule]:
+    return [
+        (config.buckets >= 4, f"buckets is {config.buckets}; it has to be at least 4"),
+        (
+            config.max_distance > config.buckets // 4,
+            f"max_distance ({config.max_distance}) has to be above a fourth of buckets ({config.buckets})",
+        ),
+    ]
+
+
+def _unet(config: UNetConfig) -> list[Rule]:
+    levels = list(zip(config.channels, config.heads, config.transformers, strict=False))
+    return [
+        (
+            len(config.channels) == len(config.heads) == len(config.transformers) > 0,
+            "channels, heads and transformers need one entry a level each, and at least one",
+        ),
+        (_all_multiples(config.channels, config.norm_groups), _groups(config)),
+        (
+            all(channels % heads == 0 for channels, heads, roles in levels if roles),
+            f"channels {config.channels} have to be multiples of heads {config.heads} where there are transformers",
+        ),
+        (config.channels[:1] != () and config.channels[0] % 2 == 0, "the first of channels has to be even"),
+        (
+            all({*roles} <= {SELF, GPT2, T5, LAST_SELF} and len({*roles}) == len(roles) for _, _, roles in levels),
+            f"transformers {config.transformers} may name each of {SELF}, {GPT2}, {T5}, {LAST_SELF} once a level",
+        ),
+    ]  # fmt: skip
+
+
+def _vae(config: VAEConfig) -> list[Rule]:
+    return [
+        (len(config.channels) > 0, "channels needs at least one level"),
+        (_all_multiples(config.channels, config.norm_groups), _groups(config)),
+        (config.mel_channels == 1, f"mel_channels is {config.mel_channels}; a spectrogram has 1"),
+    ]
+
+
+def _hifigan(config: HiFiGANConfig) -> list[Rule]:
+    stages = len(config.upsample_rates)
+    return [
+        (
+            stages == len(config.upsample_kernels) > 0,
+            "upsample_rates and upsample_kernels need one entry a stage each, and at least one",
+        ),
+        (
+            all(kernel >= rate for rate, kernel in zip(config.upsample_rates, config.upsample_kernels, strict=False)),
+            f"upsample_kernels {config.upsample_kernels} must not be below upsample_rates {config.upsample_rates}",
+        ),
+        (config.channels >= 2**stages, f"channels ({config.channels}) cannot be halved {stages} times"),
+        (
+            len(config.branch_kernels) == len(config.branch_dilations) > 0,
+            "branch_kernels and branch_dilations need one entry a branch each, and at least one",
+        ),
+        (
+            all(kernel % 2 for kernel in config.branch_kernels),
+            f"branch_kernels {config.branch_kernels} have to be odd",
+        ),
+    ]  # fmt: skip
+
+
+def _clap_audio(config: ClapAudioConfig) -> list[Rule]:
+    dims = [config.dim * 2**stage for stage in range(len(config.depths))]
+    return [
+        (
+            len(config.depths) == len(config.heads) > 0,
+            "depths and heads need one entry a stage each, and at least one",
+        ),
+        (
+            all(dim % heads == 0 for dim, heads in zip(dims, config.heads, strict=False)),
+            f"the stages' widths {dims} have to be multiples of heads {config.heads}",
+        ),
+        (config.spec_size % config.mels == 0, f"spec_size ({config.spec_size}) has to be a multiple of mels"),
+        (
+            config.patch_stride <= config.patch_size <= config.spec_size,
+            f"patch_size ({config.patch_size}) has to lie between patch_stride and spec_size",
+        ),
+        (int(config.ff_ratio * config.dim) > 0, f"ff_ratio ({config.ff_ratio}) leaves no feed-forward"),
+        (config.dropout < 1, f"dropout is {config.dropout}; it has to be below 1"),
+    ]
+
+
+def _all_multiples(channels: tuple[int, ...], groups: int) -> bool:
+    return all(width % groups == 0 for width in channels)
+
+
+def _groups(config: Any) -> str:
+    return f"channels {config.channels} have to be multiples of norm_groups ({config.norm_groups})"
+
+
+RULES: dict[str, Callable[[Any], list[Rule]]] = {
+    "clap_text": lambda config: [
+        *_heads(config),
+        (
+            config.padding_id < config.vocabulary,
+            f"padding_id ({config.padding_id}) has to be below vocabulary ({config.vocabulary})",
+        ),
+    ],
+    "t5": _t5,
+    "projection": lambda config: [],
+    "gpt2": _heads,
+    "unet": _unet,
+    "vae": _vae,
+    "hifigan": _hifigan,
+    "clap_audio": _clap_audio,
+}
+assert RULES.keys() == NETWORKS.keys()
+
+
+# Types ------------------------------------------------------------------------------------------------------
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(each, get_args(kind)[0]) for each in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, (int, float)) and -1e300 < value < 1e300
+    return isinstance(value, NoneType if kind is None else kind)
+
+
+def _words(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(_words(each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"a list, each entry {_words(get_args(kind)[0])}"
+    return WORDS[kind]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, (list, tuple)) else value
+
+
+def _numbers(value: Any) -> list[int | float]:
+    """Every number in a value, however deep; texts and flags are none."""
+    if isinstance(value, tuple):
+        return [number for each in value for number in _numbers(each)]
+    return [] if isinstance(value, (bool, str)) else [value]
