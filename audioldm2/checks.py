@@ -9,8 +9,8 @@ from dataclasses import fields, replace
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from audioldm2.audio import MelSettings
 from audioldm2.errors import WeightsError
-from audioldm2.models import NETWORKS
 from audioldm2.models.clap_audio import ClapAudioConfig
 from audioldm2.models.hifigan import HiFiGANConfig
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
@@ -18,16 +18,23 @@ from audioldm2.models.vae import VAEConfig
 
 LARGEST = 1_000_000  # of whole numbers; the published models' largest is 50,265
 MOST_BLOCKS = 100  # of what is counted in blocks, so that a wrong digit cannot build for hours
-COUNTS = ("depth", "depths", "layers", "new_vectors")
-MAY_BE_ZERO = ("padding_id", "dropout", "slope", "eps")
+COUNTS = ("depth", "depths", "layers")
+MAY_BE_ZERO = ("padding_id", "dropout", "slope", "eps", "steps_offset", "f_min")
 
-WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text", NoneType: "null"}
+WORDS = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a text",
+    dict: "an object",
+    NoneType: "null",
+}
 
 
 def typed(what: str, value: Any, kind: Any) -> Any:
     """A value from JSON, lists as tuples; WeightsError, which calls it `what`, unless it is of a kind.
 
-    kind: int, float (which a whole number may stand for), bool, str, None, tuple[kind, ...], or a union of such.
+    kind: int, float (a whole number will do), bool, str, dict, tuple[kind, ...], or a union of such, also with None.
     """
     if not _fits(value, kind):
         raise WeightsError(f"{what} is {value!r:.80}; it has to be {_words(kind)}.")
@@ -57,29 +64,24 @@ def build(kind: type, values: Any, what: str, default: Any = None) -> Any:
 
 
 def check(name: str, config: Any, where: str) -> None:
-    """Raise WeightsError unless the network called `name` can be built and run with this config."""
+    """Raise WeightsError unless what `name` stands for in RULES can be built and run with this config."""
     kinds = get_type_hints(type(config))
     for field in fields(config):
         value = typed(f"{field.name} of '{name}' in {where}", getattr(config, field.name), kinds[field.name])
-        least = 0 if field.name in MAY_BE_ZERO else 1
-        most = MOST_BLOCKS if field.name in COUNTS else LARGEST
+        zero, most = field.name in MAY_BE_ZERO, MOST_BLOCKS if field.name in COUNTS else LARGEST
         for number in _numbers(value):
-            positive = number >= least if isinstance(number, int) else number > 0 or (number == least == 0)
-            if not positive or number > most:
+            if not (0 <= number <= most and (number or zero)):
                 raise WeightsError(
                     f"{field.name} of '{name}' in {where} is {value!r:.80}; "
-                    f"allowed are {'numbers above 0' if least else '0'} up to {most:,}."
+                    f"it has to be {'from' if zero else 'above'} 0, and {most:,} at most."
                 )
     for holds, sentence in RULES[name](config):
         if not holds:
             raise WeightsError(f"the config of '{name}' in {where} cannot work: {sentence}.")
 
 
-def check_together(configs: Mapping[str, Any], bands: int, frames: int, where: str) -> None:
-    """Raise WeightsError unless the networks fit each other.
-
-    bands, frames: of the log-mel spectrograms that CLAP's front end makes of 10 s.
-    """
+def check_together(configs: Mapping[str, Any], hearing: MelSettings, where: str) -> None:
+    """Raise WeightsError unless the networks fit each other. hearing: the front end of 'clap_audio'."""
     unet, vae, gpt2, clap_audio = (configs[name] for name in ("unet", "vae", "gpt2", "clap_audio"))
     roles = {role for level in unet.transformers for role in level}
     pairs = [  # what one network gives, what the next one takes
@@ -93,11 +95,12 @@ def check_together(configs: Mapping[str, Any], bands: int, frames: int, where: s
         ("latent_channels of 'unet'", unet.latent_channels, "latent_channels of 'vae'", vae.latent_channels),
         ("projection_dim of 'clap_text'", configs["clap_text"].projection_dim,
          "projection_dim of 'clap_audio'", clap_audio.projection_dim),
-        ("mel bands of CLAP's front end", bands, "mels of 'clap_audio'", clap_audio.mels),
+        ("mel bands of CLAP's front end", hearing.mels, "mels of 'clap_audio'", clap_audio.mels),
     ]  # fmt: skip
     for given, one, taken, other in pairs:
         if one != other:
             raise WeightsError(f"the networks in {where} do not fit: {given} is {one} and {taken} is {other}.")
+    frames = 10 * hearing.sample_rate // hearing.hop + 1  # CLAP hears 10 s
     mels, room = configs["hifigan"].mels, clap_audio.spec_size * (clap_audio.spec_size // clap_audio.mels)
     for holds, sentence in (
         (mels % vae.downsampling == 0, f"mels of 'hifigan' is {mels}, no multiple of the VAE's {vae.downsampling}"),
@@ -189,6 +192,7 @@ def _clap_audio(config: ClapAudioConfig) -> list[Rule]:
             all(dim % heads == 0 for dim, heads in zip(dims, config.heads, strict=False)),
             f"the stages' widths {dims} have to be multiples of heads {config.heads}",
         ),
+        (all(dim <= LARGEST for dim in dims), f"the stages' widths {dims} may be {LARGEST:,} at most"),
         (config.spec_size % config.mels == 0, f"spec_size ({config.spec_size}) has to be a multiple of mels"),
         (
             config.patch_stride <= config.patch_size <= config.spec_size,
@@ -196,6 +200,19 @@ def _clap_audio(config: ClapAudioConfig) -> list[Rule]:
         ),
         (int(config.ff_ratio * config.dim) > 0, f"ff_ratio ({config.ff_ratio}) leaves no feed-forward"),
         (config.dropout < 1, f"dropout is {config.dropout}; it has to be below 1"),
+    ]
+
+
+def _mel(settings: MelSettings) -> list[Rule]:
+    return [
+        (
+            settings.f_min < settings.f_max <= settings.sample_rate / 2,
+            f"f_min ({settings.f_min}) < f_max ({settings.f_max}) <= half the sample rate has to hold",
+        ),
+        (
+            settings.n_fft % 2 == 0 and settings.n_fft <= settings.sample_rate,
+            f"n_fft ({settings.n_fft}) has to be even, and a second at most",
+        ),
     ]
 
 
@@ -222,8 +239,9 @@ RULES: dict[str, Callable[[Any], list[Rule]]] = {
     "vae": _vae,
     "hifigan": _hifigan,
     "clap_audio": _clap_audio,
+    "schedule": lambda schedule: [],
+    "clap_mel": _mel,
 }
-assert RULES.keys() == NETWORKS.keys()
 
 
 # Types ------------------------------------------------------------------------------------------------------
@@ -238,7 +256,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, bool) and kind is bool
     if kind is float:
         return isinstance(value, (int, float)) and -1e300 < value < 1e300
-    return isinstance(value, NoneType if kind is None else kind)
+    return isinstance(value, kind)
 
 
 def _words(kind: Any) -> str:

@@ -1,66 +1,92 @@
 """The command line: flags to `model.generate` to files, with progress and messages.
 
-Every mistake that a user can make ends in one sentence on stderr and exit code 2, an interrupt in exit code 130.
-Standard output holds the paths of the files written, one a line, and nothing else.
+Every mistake that a user can make ends in one sentence on stderr and exit code 2, an interrupt in exit code
+130. Standard output holds the path of each sound, one a line, once it and what belongs to it are written.
 """
 
 import argparse
+import io
 import json
 import os
+import re
 import signal
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
-import torch
+from torch import Tensor
 
 import audioldm2
-from audioldm2.audio import SOUND_FORMATS
+from audioldm2.audio import SOUND_FORMATS, VAE_MEL
 from audioldm2.files import safe_name, written_whole
-from audioldm2.request import DEFAULT_SECONDS
+from audioldm2.request import DEFAULT_SECONDS, Request, SoundShape
 from audioldm2.result import Result, package_version
-from audioldm2.samplers import SAMPLERS
+from audioldm2.samplers import SAMPLERS, NoiseSchedule
 
-COMMANDS = ("generate", "convert")
-ON_TWO_LINES = argparse.RawDescriptionHelpFormatter
+USAGE = """\
+audioldm2 PROMPT [-o FILE] [options]
+       audioldm2 --prompts FILE [-o FOLDER] [options]
+       audioldm2 convert SOURCE OUT [options]           (see audioldm2 convert --help)"""
 
-GENERATE_EPILOG = """\
+EPILOG = """\
 examples:
   audioldm2 "Techno music with a strong beat" --model cvssp/audioldm2 -o techno.wav
   audioldm2 "rain on a tin roof" --negative-prompt "music" --candidates 3 -o rain.flac
   audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
   audioldm2 convert cvssp/audioldm2 ./audioldm2-base
 
-A JSON file with every setting lies beside each sound, unless --no-json is given.
-The published weights are licensed for non-commercial use only (CC BY-NC-SA 4.0).
+A JSON file with every setting lies beside each sound, unless --no-json is given. Files of the same name are
+replaced. The published weights are licensed for non-commercial use only (CC BY-NC-SA 4.0).
 """
+
+BAR = "{desc:<20} |{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+
+# The published models' shape: what a mistake is looked for with before gigabytes are fetched and read.
+PUBLISHED = SoundShape(VAE_MEL.sample_rate, VAE_MEL.hop, downsampling=4, latent_channels=8, mels=VAE_MEL.mels)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 a mistake, 130 an interrupt."""
+    """Run one command; returns the exit code: 0 done, 2 a mistake, 130 an interrupt, 141 a closed output."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning = lambda message, *_: say(f"note: {message}")
-    try:
-        if arguments[:1] == ["convert"]:
-            return convert(arguments[1:])
-        return generate(arguments[1:] if arguments[:1] == ["generate"] else arguments)
-    except KeyboardInterrupt:
-        say("interrupted; nothing half-written was left")
-        return 128 + signal.SIGINT
-    except (ValueError, audioldm2.WeightsError) as error:
-        say(f"error: {error}")
-    except MemoryError as error:
-        say(f"error: not enough memory ({error}). Ask for fewer or shorter sounds at once.")
-    except torch.OutOfMemoryError:
-        say(
-            "error: not enough memory on the device. Ask for fewer or shorter sounds at once, or use --dtype float16."
-        )
-    except OSError as error:
-        say(f"error: {in_words(error)}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path that a terminal cannot show is no error
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: say(f"note: {message}")
+        try:
+            try:
+                return run(arguments)
+            finally:
+                sys.stdout.flush()  # here, and not after the end, where nobody could catch what it raises
+        except KeyboardInterrupt:
+            say("interrupted; finished sounds are kept, and nothing half-written is left")
+            return 128 + signal.SIGINT
+        except BrokenPipeError:  # who read the output has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + 13  # SIGPIPE, which Windows has not
+        except (ValueError, audioldm2.WeightsError) as error:
+            say(f"error: {in_flags(str(error))}")
+        except OSError as error:
+            say(f"error: {in_words(error)}")
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            say(
+                "error: not enough memory. Ask for a shorter sound or fewer candidates, or try --low-memory, "
+                "--offload or --dtype float16."
+            )
     return 2
+
+
+def run(arguments: list[str]) -> int:
+    if arguments[:1] == ["convert"]:
+        return convert(arguments[1:])
+    return generate(arguments[1:] if arguments[:1] == ["generate"] else arguments)
 
 
 def generate(arguments: Sequence[str]) -> int:
@@ -69,34 +95,55 @@ def generate(arguments: Sequence[str]) -> int:
         width = max(map(len, SAMPLERS))
         print("\n".join(f"{name:<{width}}  {run.traits.summary}" for name, run in SAMPLERS.items()))
         return 0
-    jobs = plan_jobs(options)
+    jobs, settings = plan_jobs(options), settings_from(options)
+    Request.check(PUBLISHED, NoiseSchedule(), prompt=[job.prompt for job in jobs], latents=None, **settings)
     if options.plot:
         demand_matplotlib()
-    model = audioldm2.load(options.model, device=options.device, dtype=options.dtype, heads=options.heads)
+    model = audioldm2.load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        heads=options.heads,
+        revision=options.revision,
+        offload=options.offload,
+        low_memory=options.low_memory,
+    )
     for place, job in enumerate(jobs, start=1):
-        if len(jobs) > 1:
+        if len(jobs) > 1 and not options.quiet:
             say(f"{place} of {len(jobs)}: {job.prompt}")
-        with progress(options.steps, shown=not options.quiet) as (on_stage, on_step):
-            result = model.generate(
-                job.prompt,
-                negative_prompt=options.negative_prompt,
-                audio_length_in_s=options.duration,
-                num_inference_steps=options.steps,
-                guidance_scale=options.guidance,
-                num_waveforms_per_prompt=options.candidates,
-                sampler=options.sampler,
-                eta=options.eta,
-                seed=options.seed,
-                on_stage=on_stage,
-                on_step=on_step,
-            )
-        write(result, job.path, with_json=options.json, with_plot=options.plot)
+        with progress(options.steps, quiet=options.quiet) as (on_stage, on_step):
+            result = model.generate(job.prompt, **settings, on_stage=on_stage, on_step=on_step)
+        write(result, job.path, with_json=options.json, with_plot=options.plot, hop=model.sound.hop)
+        print(job.path, flush=True)
     return 0
 
 
-def convert(arguments: Sequence[str]) -> int:
-    from audioldm2.convert.__main__ import run
+def settings_from(options: argparse.Namespace) -> dict[str, Any]:
+    """What all sounds share: arguments of `AudioLDM2.generate`."""
+    return dict(
+        negative_prompt=options.negative_prompt,
+        audio_length_in_s=options.duration,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        num_waveforms_per_prompt=options.candidates,
+        sampler=options.sampler,
+        eta=options.eta,
+        karras=options.karras,
+        guidance_interval=options.guidance_interval,
+        guidance_rescale=options.guidance_rescale,
+        seed=options.seed,
+    )
 
+
+def convert(arguments: Sequence[str]) -> int:
+    try:
+        from audioldm2.convert.__main__ import run
+    except ModuleNotFoundError as error:
+        raise audioldm2.WeightsError(
+            f"the converter is not installed here: Python found the folder {Path(__file__).parent}, "
+            "a clone of the repository, before the installed package. "
+            "Run 'pip install -e .' in the clone, or run from another folder."
+        ) from error
     return run(arguments)
 
 
@@ -112,17 +159,23 @@ class Job:
 
 
 def plan_jobs(options: argparse.Namespace) -> list[Job]:
-    """The sounds to make; every path is checked before a network is loaded."""
+    """The sounds to make; every path is checked before a network is loaded, and nothing is written yet."""
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError(
-            'give one prompt, as in audioldm2 "rain on a tin roof", or a file of them with --prompts FILE.'
+            'give either one prompt in quotes, as in audioldm2 "rain on a tin roof", '
+            "or a file with one prompt a line, as in audioldm2 --prompts prompts.txt."
         )
     if options.prompts is None:
+        if not options.prompt.strip():
+            raise ValueError("the prompt is empty; say what to hear.")
         jobs = [Job(options.prompt, sound_path(options.output, options.prompt))]
     else:
         jobs = jobs_from_file(options.prompts, options.output)
     for folder in {job.path.parent for job in jobs}:
         demand_writable(folder)
+    for job in jobs:
+        if job.path.is_dir():
+            raise ValueError(f"{job.path}, the name of a sound, is a folder; give another with -o.")
     return jobs
 
 
@@ -133,21 +186,27 @@ def sound_path(output: Path | None, prompt: str) -> Path:
     if output.is_dir():
         return output / f"{safe_name(prompt)}.wav"
     if output.suffix.lower() not in SOUND_FORMATS:
-        raise ValueError(f"-o {output}: a sound file ends in {', '.join(SOUND_FORMATS)}.")
+        raise ValueError(
+            f"-o {output} is neither a folder that exists nor a sound file, "
+            f"which ends in {', '.join(SOUND_FORMATS)}."
+        )
+    if not output.parent.is_dir():
+        raise ValueError(f"the output folder {output.parent} does not exist; make it, or give another.")
     return output
 
 
 def jobs_from_file(prompts: Path, folder: Path | None) -> list[Job]:
     """One job a line that is not blank. Equal names are told apart by a number."""
     try:
-        lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
+        lines = prompts.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors put a mark in front
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {prompts}: the file is not UTF-8 text ({error.reason}).") from error
-    lines = [line for line in lines if line]
+    lines = [line.strip() for line in lines if line.strip()]
     if not lines:
         raise ValueError(f"--prompts {prompts}: the file has no prompt; write one a line.")
     folder = folder or Path()
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in SOUND_FORMATS):
+        raise ValueError(f"-o {folder}: with --prompts this is the folder for all sounds, not a file.")
     jobs, taken = [], set()
     for line in lines:
         name, count = safe_name(line), 1
@@ -160,10 +219,14 @@ def jobs_from_file(prompts: Path, folder: Path | None) -> list[Job]:
 
 
 def demand_writable(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"the output folder {folder} does not exist; make it, or give another with -o.")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"the output folder {folder} is not writable; give another with -o.")
+    """Raise ValueError unless files can be made in a folder, or in what exists of the way to it."""
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()  # os.access tells root yes, whatever the folder is
+    except OSError as error:
+        raise ValueError(
+            f"the output folder {folder} cannot be written to ({error.strerror}); give another."
+        ) from error
 
 
 def demand_matplotlib() -> None:
@@ -173,57 +236,61 @@ def demand_matplotlib() -> None:
         raise ValueError("--plot needs matplotlib; run: pip install 'audioldm2[plot]'") from None
 
 
-def write(result: Result, path: Path, *, with_json: bool, with_plot: bool) -> None:
+def write(result: Result, path: Path, *, with_json: bool, with_plot: bool, hop: int) -> None:
     """The best sound, its picture, and its record; each whole or not at all."""
-    result.save(path)
-    print(path, flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with named(path):
+        result.save(path)
     if with_plot:
         from audioldm2.plot import save_spectrogram
 
-        save_spectrogram(
-            result.mel[0], result.request.prompts[0], path.with_suffix(".png"), hop_seconds(result)
-        )
-        print(path.with_suffix(".png"), flush=True)
+        picture = path.with_suffix(".png")
+        with named(picture):
+            save_spectrogram(result.mel[0], result.request.prompts[0], picture, hop / result.sample_rate)
     if with_json:
-        with written_whole(path.with_suffix(".json")) as draft:
-            record = {"file": path.name, **result.record()}
-            draft.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        record = json.dumps({"file": path.name, **result.record()}, indent=2, ensure_ascii=False) + "\n"
+        with named(path.with_suffix(".json")), written_whole(path.with_suffix(".json")) as draft:
+            # Half of a surrogate pair, as in a name that is not UTF-8, becomes what JSON writes for it too.
+            draft.write_text(record, encoding="utf-8", errors="backslashreplace")
 
 
-def hop_seconds(result: Result) -> float:
-    """Seconds from one mel frame to the next."""
-    return result.request.seconds / max(round(result.request.seconds * 100), 1)
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error of the system name the file that was to be written, not its draft or nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 # Progress and words -----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def progress(steps: int, *, shown: bool) -> Iterator[tuple]:
-    """A bar on stderr that names the stage, and the two callbacks that move it."""
+def progress(steps: int, *, quiet: bool) -> Iterator[tuple[Callable[..., None], Callable[..., None]]]:
+    """A bar on stderr that names the stage, where that is a terminal, and the two callbacks that move it."""
     from huggingface_hub.utils import tqdm
 
-    stages_besides_steps = 3
-    with tqdm(total=steps + stages_besides_steps, disable=not shown, leave=False, bar_format=BAR) as bar:
-        begun = False
+    shown = sys.stderr.isatty() and not quiet  # in a log, a bar is a hundred lines of noise
+    with tqdm(total=steps, disable=not shown, leave=False, bar_format=BAR) as bar, warnings.catch_warnings():
+        if shown:
+            warnings.showwarning = lambda message, *_: bar.write(line(f"note: {message}"), file=sys.stderr)
 
         def on_stage(stage: str) -> None:
-            nonlocal begun
-            bar.update(int(begun and bar.desc.strip(": ") != "denoising"))
-            begun = True
-            bar.set_description(stage)
+            bar.set_description_str(stage)
 
-        def on_step(step: int, t: float, x0: torch.Tensor) -> None:
-            bar.update(1)
+        def on_step(step: int, t: float, x0: Tensor) -> None:
+            bar.update(step - bar.n)  # more sounds than fit into memory count their steps anew
 
         yield on_stage, on_step
 
 
-BAR = "{desc:<20} |{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
-
-
 def say(message: str) -> None:
-    print(f"audioldm2: {message}", file=sys.stderr)
+    print(line(message), file=sys.stderr)
+
+
+def line(message: str) -> str:
+    return f"audioldm2: {' '.join(message.splitlines())}"
 
 
 def in_words(error: OSError) -> str:
@@ -232,49 +299,112 @@ def in_words(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
+def in_flags(message: str) -> str:
+    """A message of the library, with the argument that it begins with under its name on the command line."""
+    return re.sub(r"^\w+(?= is |=|\[)", lambda found: FLAG_OF.get(found[0], found[0]), message)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch raises a plain RuntimeError for the computer's own memory, and for Apple's GPUs."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
+
+
 # Flags ------------------------------------------------------------------------------------------------------
+
+FLAG_OF = {  # argument of the library -> flag
+    "audio_length_in_s": "--duration",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "num_waveforms_per_prompt": "--candidates",
+    "guidance_interval": "--guidance-interval",
+    "guidance_rescale": "--guidance-rescale",
+    **{name: f"--{name}" for name in ("steps", "sampler", "eta", "karras", "seed")},
+    **{name: f"--{name}" for name in ("device", "dtype", "heads")},
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaint is one sentence in a ValueError, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments"):
+            message += "; a prompt stands without a flag, in quotes"
+        raise ValueError(f"{message.removeprefix('argument ')}; see {self.prog} --help.")
+
+
+def whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def generate_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="audioldm2",
-        description="Make sound effects, music and speech from text with AudioLDM 2.",
-        epilog=GENERATE_EPILOG,
-        formatter_class=ON_TWO_LINES,
+        usage=USAGE,
+        description="Make sound effects and music from text with AudioLDM 2.",
+        epilog=EPILOG,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=32),
+        allow_abbrev=False,  # --prompt would be --prompts
     )
-    add = parser.add_argument
-    add("prompt", nargs="?", help="what to hear")
-    add(
-        "-o",
-        "--output",
-        type=Path,
-        help="sound file (.wav, .flac, .ogg), or a folder; default: named by the prompt",
-    )
-    add(
-        "--prompts", type=Path, metavar="FILE", help="a text file with one prompt a line; -o is then a folder"
-    )
-    add("--model", default="cvssp/audioldm2", help="folder or hub id (default: %(default)s)")
+    # fmt: off
+    add = parser.add_argument_group("what to hear").add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help="a description of one sound, in quotes")
+    add("--prompts", type=Path, metavar="FILE",
+        help="a text file with one prompt a line, in place of PROMPT; -o is then a folder")
     add("--negative-prompt", metavar="TEXT", help="what not to hear")
-    add("--duration", type=float, default=DEFAULT_SECONDS, metavar="S", help="seconds (default: %(default)g)")
-    add("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
-    add(
-        "--guidance", type=float, default=3.5, help="how strongly to follow the prompt (default: %(default)s)"
-    )
-    add(
-        "--candidates",
-        type=int,
-        default=1,
-        help="sounds to make; the first is written (default: %(default)s)",
-    )
-    add("--sampler", default="dpmpp_2m", help="'list' explains them (default: %(default)s)")
-    add("--eta", type=float, default=0.0, help="noise of the ddim sampler, 0 to 1 (default: %(default)g)")
-    add("--seed", type=int, default=0, help="the same seed gives the same sound (default: %(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
-    add("--dtype", default="auto", help="auto, float32, float16, bfloat16 (default: %(default)s)")
-    add("--heads", default="config", choices=["config", "trained"],
-        help="attention heads of a diffusers-layout model: as its config says, or 32 wide as it was trained")  # fmt: skip
+    add("--duration", type=number, default=DEFAULT_SECONDS, metavar="S",
+        help="how long it lasts, in seconds (default: %(default)g)")
+    add("--seed", type=whole_number, default=0, metavar="N",
+        help="the same seed gives the same sound (default: %(default)s)")
+    add("--candidates", type=whole_number, default=1, metavar="N",
+        help="make so many, and write the one that fits the prompt best by CLAP's ears (default: %(default)s)")
+
+    add = parser.add_argument_group("where it goes").add_argument
+    add("-o", "--output", type=Path, metavar="PATH",
+        help="a sound file (.wav, .flac, .ogg) or a folder (default: here, named by the prompt)")
     add("--plot", action="store_true", help="save a spectrogram (PNG) beside the sound; needs matplotlib")
     add("--no-json", dest="json", action="store_false", help="do not save the settings beside the sound")
-    add("--quiet", action="store_true", help="no progress bar")
-    add("--version", action="version", version=f"audioldm2 {package_version()}")
+    add("--quiet", action="store_true", help="no progress, only notes and errors")
+
+    add = parser.add_argument_group("how it is made").add_argument
+    add("--steps", type=whole_number, default=25, metavar="N", help="denoising steps (default: %(default)s)")
+    add("--guidance", type=number, default=3.5, metavar="X",
+        help="how strongly to follow the prompt; up to 1 is off (default: %(default)s)")
+    add("--sampler", default="dpmpp_2m", metavar="NAME",
+        help="'list' explains them all (default: %(default)s)")
+    add("--eta", type=number, default=0.0, metavar="X",
+        help="noise that the ddim sampler adds, 0 to 1 (default: %(default)g)")
+    add("--karras", action="store_true", help="space the noise levels as Karras et al. 2022 do")
+    add("--guidance-rescale", type=number, default=0.0, metavar="X",
+        help="0 to 1: against too loud and harsh a sound at high guidance (default: %(default)g)")
+    add("--guidance-interval", type=number, nargs=2, metavar=("LO", "HI"),
+        help="guide only where LO < sigma <= HI; sigma is noise over signal, and HI may be inf")
+
+    group = parser.add_argument_group("the model")
+    add = group.add_argument
+    add("--model", default="cvssp/audioldm2", metavar="NAME", help="folder or hub id (default: %(default)s)")
+    add("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
+    add("--heads", default="config", choices=["config", "trained"],
+        help="attention heads of a model in the diffusers layout: as its config says, or 32 wide as the "
+        "published weights were trained (default: %(default)s)")
+    add("--device", default="auto", metavar="NAME",
+        help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    add("--dtype", default="auto", metavar="NAME",
+        help="float32, float16, bfloat16 (default: %(default)s, float16 on CUDA and float32 elsewhere)")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--offload", action="store_true", help="keep only the network that is running on the GPU")
+    add("--low-memory", action="store_true", help="read each network from disk for its stage only")
+
+    parser.add_argument("--version", action="version", version=f"audioldm2 {package_version()}")
+    # fmt: on
     return parser

@@ -46,26 +46,42 @@ def folder_written_whole(path: str | os.PathLike, *, force: bool = False) -> Ite
     """An empty temporary folder beside `path`, which becomes `path` when the block ends well, else vanishes.
 
     Raises FileExistsError when `path` exists (at the end too, if another process made it meanwhile), unless
-    `force`: then the old folder makes way at the very end. Other OSErrors come from the system as they are.
+    `force`: then the old folder makes way at the very end, and is back if the new one cannot take its place. A
+    link to a folder is followed. Other OSErrors come from the system as they are.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path))
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already")
+    if path.exists() and not path.is_dir():
+        raise OSError(f"{path} is not a folder, and cannot be replaced by one")
     temporary = path.with_name(f".audioldm2-{os.getpid()}-{secrets.token_hex(4)}")
+    old = temporary.with_name(f"{temporary.name}-old")
     temporary.mkdir()
     try:
         yield temporary
         if force and path.exists():
-            old = temporary.with_name(f"{temporary.name}-old")
             path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        elif path.exists():
-            raise FileExistsError(f"{path} exists already: another process wrote it meanwhile")
-        else:
-            temporary.rename(path)
+        _take_place(temporary, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _take_place(folder: Path, path: Path) -> None:
+    """Rename a folder. An empty folder at `path` would make way silently, a full one be any kind of OSError."""
+    try:
+        if path.exists():
+            raise FileExistsError
+        folder.rename(path)
+    except OSError as error:
+        if not path.exists():
+            raise
+        raise FileExistsError(f"{path} exists already: another process wrote it meanwhile") from error
 
 
 def safe_name(text: str, max_length: int = 80) -> str:

@@ -1,5 +1,6 @@
 """Where a checkpoint lies: a folder, or a repository of the Hugging Face Hub of which only what is needed is fetched."""
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -8,6 +9,12 @@ from pathlib import Path
 from audioldm2.errors import WeightsError
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # file names of weights in the diffusers layout
+FOLDERS = (  # of a checkpoint; whatever else a repository holds is not fetched
+    *("text_encoder", "text_encoder_2", "projection_model", "language_model", "unet", "vae", "vocoder"),
+    *("scheduler", "feature_extractor", "tokenizer", "tokenizer_2"),  # the diffusers layout
+    *("clap_tokenizer", "t5_tokenizer"),  # a converted folder
+)
+OF_THE_DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # errors that no network has
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -38,12 +45,15 @@ def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]
 def find(source: str | os.PathLike, *, revision: str | None = None, prefer_half: bool = False) -> Path:
     """The local folder of a checkpoint: `source` itself, or a snapshot of the hub repository of that name.
 
-    Raises WeightsError when neither is there. With HF_HUB_OFFLINE=1, or without a network, only the cache is asked.
+    Raises ValueError when it is no name at all, WeightsError when nothing is there. With HF_HUB_OFFLINE=1, or without
+    a network, only the cache is asked.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"source is {source!r:.80}; it has to be a folder or a hub id, such as 'cvssp/audioldm2'.")
+    folder = os.path.expanduser(source)
+    if os.path.isdir(folder):
+        return Path(folder)
+    if os.path.exists(folder):
         raise WeightsError(
             f"'{source}' is a file; a checkpoint is a folder (converted, or in the diffusers layout) "
             "or a hub id such as 'cvssp/audioldm2'."
@@ -60,7 +70,7 @@ def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download  # a slow import, needed for hub ids only
     from huggingface_hub.errors import (
         HfHubHTTPError,
-        LocalEntryNotFoundError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -81,30 +91,45 @@ def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
     # The HTTP client under the hub's library changes with its version (requests, httpx, httpx2): what it raises
     # without a network is an OSError, or shares the first base of the hub's own HTTP error.
     except (OSError, HfHubHTTPError.__bases__[0]) as error:
-        try:
-            return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        except (LocalEntryNotFoundError, OSError):
+        if getattr(error, "errno", None) in OF_THE_DISK:
+            raise
+        cached = _cached(repository, revision)
+        if cached is None:
             raise WeightsError(
                 f"'{repository}' is not in the local cache and the Hugging Face Hub cannot be reached "
                 f"({type(error).__name__}). On a machine with a network run 'hf download {repository}', or copy its "
                 "folder here and give the path, such as './audioldm2-base'."
             ) from error
+        return cached
+    except HFValidationError as error:
+        raise WeightsError(f"'{repository}' is neither a folder nor a hub id: {error}") from error
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """The snapshot in the cache. The hub's own search refuses one of which, as here, only a part was fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("model_index.json", "config.json"):  # the diffusers layout, a converted folder
+        path = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
 
 
 def _wanted(names: list[str], prefer_half: bool) -> list[str]:
-    """Of a repository's files: the chosen weights of every folder, and everything small that is not weights."""
+    """Of a repository's files: the chosen weights of every folder of FOLDERS, and what is small there and above."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, _, file = name.rpartition("/")
         folders.setdefault(folder, []).append(file)
     wanted = []
     for folder, files in folders.items():
-        if folder == "" and "config.json" in files and "unet.safetensors" in files:
-            chosen = [
-                file for file in files if file.endswith(".safetensors")
-            ]  # one of our own converted folders
+        if folder in FOLDERS:
+            chosen = choose_weights(files, prefer_half)
+        elif folder == "":  # a converted folder has its networks here
+            chosen = [file for file in files if file.endswith(".safetensors") and "unet.safetensors" in files]
         else:
-            chosen = choose_weights(files, prefer_half) if folder.count("/") == 0 and folder else []
+            continue
         small = [
             file for file in files if file.endswith((".json", ".txt", ".model")) and ".index." not in file
         ]

@@ -1,16 +1,13 @@
 """`audioldm2.load`: from the name of a checkpoint to a model that is ready to generate."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from audioldm2 import hub, weights
-from audioldm2.audio import CLAP_MEL
 from audioldm2.errors import WeightsError
 from audioldm2.pipeline import AudioLDM2
-from audioldm2.samplers import NoiseSchedule
 from audioldm2.text import ClapTokenizer, T5Tokenizer
 
 
@@ -31,7 +28,7 @@ def load(
     device:   "auto" (CUDA, else Apple's MPS, else the CPU), or a device of PyTorch.
     dtype:    "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16" or "bfloat16".
     heads:    for the diffusers layout: "config" (as its config says and the reference reads) or "trained" (32 wide).
-    revision: of a hub repository.
+    revision: of a hub repository: branch, tag or commit.
     offload:  keep on the device only the network that is running; the others wait in the computer's memory.
     low_memory: read each network from disk for its stage and let it go after.
 
@@ -43,15 +40,36 @@ def load(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     checkpoint = open_checkpoint(source, heads=heads, revision=revision, prefer_half=dtype == torch.float16)
+    clap_tokenizer = ClapTokenizer.from_folder(checkpoint.tokenizers["clap_tokenizer"])
+    t5_tokenizer = T5Tokenizer.from_folder(checkpoint.tokenizers["t5_tokenizer"])
+    _demand_room(checkpoint, clap_tokenizer, t5_tokenizer)
     return AudioLDM2(
         networks=weights.Networks(checkpoint, device, dtype, residence),
-        clap_tokenizer=ClapTokenizer.from_folder(checkpoint.tokenizers["clap_tokenizer"]),
-        t5_tokenizer=T5Tokenizer.from_folder(checkpoint.tokenizers["t5_tokenizer"]),
-        schedule=NoiseSchedule(**checkpoint.schedule),
-        hearing=replace(CLAP_MEL, **checkpoint.clap_mel),
+        clap_tokenizer=clap_tokenizer,
+        t5_tokenizer=t5_tokenizer,
+        schedule=weights.schedule_of(checkpoint, checkpoint.source),
+        hearing=weights.hearing_of(checkpoint, checkpoint.source),
         source=checkpoint.source,
         revision=checkpoint.revision,
     )
+
+
+def _demand_room(checkpoint: weights.Checkpoint, clap: ClapTokenizer, t5: T5Tokenizer) -> None:
+    """Raise WeightsError unless the text networks have a vector for every token and every position."""
+    text, encoder, gpt2 = (checkpoint.configs[name] for name in ("clap_text", "t5", "gpt2"))
+    folder = checkpoint.tokenizers["clap_tokenizer"].parent
+    vectors = t5.max_length + 5 + gpt2.new_vectors  # 5: CLAP's one, and the frames round both
+    for given, needed, what in (
+        (text.vocabulary, clap.splitter.get_vocab_size(), "vocabulary of 'clap_text'"),
+        (encoder.vocabulary, t5.splitter.get_vocab_size(), "vocabulary of 't5'"),
+        (text.max_positions, clap.max_length + text.padding_id + 1, "max_positions of 'clap_text'"),
+        (gpt2.max_positions, vectors, "max_positions of 'gpt2'"),
+    ):
+        if given < needed:
+            raise WeightsError(
+                f"{what} in {folder} is {given}, and the tokenizers beside it need {needed}. "
+                "Do the tokenizers' files belong to this checkpoint?"
+            )
 
 
 def open_checkpoint(
@@ -66,7 +84,14 @@ def open_checkpoint(
         raise ValueError(f"heads is {heads!r}; it has to be 'config' or 'trained'.")
     folder = hub.find(source, revision=revision, prefer_half=prefer_half)
     if weights.is_converted(folder):
-        return weights.read(folder)
+        checkpoint = weights.read(folder)
+        unet = checkpoint.configs["unet"]
+        if heads == "trained" and unet.heads != tuple(width // 32 for width in unet.channels):
+            raise ValueError(
+                f"heads is 'trained', but {source} is converted already, with {unet.heads} heads. "
+                "Convert its source again with --heads trained."
+            )
+        return checkpoint
     try:
         from audioldm2 import convert
     except ImportError as error:
@@ -107,7 +132,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         dtype = str(dtype).removeprefix("torch.")
     if dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    if dtype not in weights.DTYPES:
+    if not isinstance(dtype, str) or dtype not in weights.DTYPES:
         raise ValueError(
             f"dtype={dtype!r} is not supported; choose 'auto' or one of {', '.join(weights.DTYPES)}."
         )

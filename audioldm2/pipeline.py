@@ -174,7 +174,7 @@ class AudioLDM2:
         *,
         guided: bool = True,
     ) -> Conditioning:
-        """What the denoiser is told about each prompt, and of its negative prompt unless `guided` is False."""
+        """What the denoiser is told about each prompt, and its negative prompt unless `guided` is False."""
         prompts = texts("prompt", prompt)
         against = negatives(negative_prompt, len(prompts)) if guided else None
         return encode(self.networks, self.clap_tokenizer, self.t5_tokenizer, prompts, against)

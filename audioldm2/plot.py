@@ -1,5 +1,6 @@
 """A picture of a spectrogram (optional: needs matplotlib)."""
 
+import warnings
 from pathlib import Path
 
 from torch import Tensor
@@ -20,7 +21,9 @@ def save_spectrogram(mel: Tensor, title: str, path: Path, seconds_per_frame: flo
         extent=(0, mel.shape[0] * seconds_per_frame, 0, mel.shape[1]),
         cmap="magma",
     )
-    axes.set(title=title if len(title) <= 100 else f"{title[:99]}…", xlabel="seconds", ylabel="mel band")
+    axes.set(xlabel="seconds", ylabel="mel band")
+    axes.set_title(title if len(title) <= 100 else f"{title[:99]}…", parse_math=False)  # "$" is a dollar
     figure.colorbar(image, label="log magnitude")
-    with written_whole(path) as draft:
+    with written_whole(path) as draft, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box stands for such a letter
         figure.savefig(draft, format="png", dpi=120)

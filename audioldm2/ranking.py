@@ -1,12 +1,14 @@
 """How well a sound fits a text, by CLAP; and each prompt's candidates in the order of that.
 
-The score is the cosine of two unit vectors, CLAP's of the text and CLAP's of the sound (Wu et al. 2023, arXiv 2211.06687).
+The score is the cosine of two unit vectors, CLAP's of the text and CLAP's of the sound (Wu et al. 2023, arXiv
+2211.06687).
 
-CLAP hears 10 s. A longer sound is heard in evenly spaced windows of 10 s that together cover all of it, and its vector is
-the mean of theirs: no second of a sound goes unheard, and the same sound always has the same score. (The reference
-crops at random.)
+CLAP hears 10 s. A longer sound is heard in evenly spaced windows of 10 s that together cover all of it, and
+its vector is the mean of theirs: no second of a sound goes unheard, and the same sound always has the same
+score. (The reference crops at random.)
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +32,8 @@ def embed_texts(networks: Networks, tokenizer: ClapTokenizer, texts: Sequence[st
 def embed_sounds(networks: Networks, hearing: MelSettings, audio: Tensor, sample_rate: int) -> Tensor:
     """CLAP's vectors of sounds: float32 (sounds, clap_dim), norm 1, on the CPU.
 
-    hearing: the log-mel front end that the network was trained with. audio: (sounds, samples) at `sample_rate` Hz.
+    hearing: the log-mel front end that the network was trained with.
+    audio:   (sounds, samples) at `sample_rate` Hz.
     """
     wave = resample(audio.float().to(networks.device), sample_rate, hearing.sample_rate)
     with networks.running("clap_audio") as clap_audio:
@@ -60,5 +63,8 @@ def score(
 
 
 def best_first(scores: Tensor) -> Tensor:
-    """The order of each prompt's own sounds, best first, equals in order of generation: (prompts, waveforms) indices."""
-    return scores.argsort(dim=1, descending=True, stable=True)
+    """The order of each prompt's own sounds, best first, equals in order of generation.
+
+    scores: (prompts, waveforms); those that are no number count least. Returns indices of the same shape.
+    """
+    return scores.masked_fill(scores.isnan(), -math.inf).argsort(dim=1, descending=True, stable=True)

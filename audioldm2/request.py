@@ -3,7 +3,9 @@
 import math
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -12,7 +14,11 @@ from torch import Tensor
 from audioldm2.samplers import SAMPLERS, NoiseSchedule
 
 DEFAULT_SECONDS = 10.0
+LONGEST_SECONDS = 86_400  # a day; what fits into memory is far less
 LARGEST_SEED = 2**63 - 1
+
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ class Request:
         """A Request from the arguments of `AudioLDM2.generate`. Raises ValueError: the name, the value, what is allowed."""
         prompts = texts("prompt", prompt)
         candidates = whole("num_waveforms_per_prompt", num_waveforms_per_prompt, 1)
+        if latents is not None:
+            _demand_noise(latents)
         seconds = _seconds(shape, audio_length_in_s, latents)
         frames = shape.latent_frames(seconds)
         if latents is not None:
@@ -113,7 +121,7 @@ class Request:
             negative_prompts=negatives(negative_prompt, len(prompts)),
             seconds=seconds,
             latent_frames=frames,
-            steps=num_inference_steps,
+            steps=int(num_inference_steps),
             guidance_scale=float(guidance_scale),
             candidates=candidates,
             sampler=sampler,
@@ -138,19 +146,24 @@ def check_denoising(
 ) -> None:
     """Raise ValueError unless these are arguments that `AudioLDM2.denoise` can meet."""
     if not isinstance(sampler, str) or sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}, which is not known; choose one of {', '.join(SAMPLERS)}.")
-    whole("num_inference_steps", num_inference_steps, SAMPLERS[sampler].traits.min_steps, schedule.steps)
+        raise ValueError(
+            f"sampler is {shown(sampler)}, which is not known; choose one of {', '.join(SAMPLERS)}."
+        )
+    least = SAMPLERS[sampler].traits.min_steps
+    steps = whole("num_inference_steps", num_inference_steps, least, schedule.steps)
     if not isinstance(karras, bool):
-        raise ValueError(f"karras is {karras!r}; it has to be True or False.")
-    SAMPLERS[sampler].check(schedule, num_inference_steps, number("eta", eta), karras)
+        raise ValueError(f"karras is {shown(karras)}; it has to be True or False.")
+    SAMPLERS[sampler].check(schedule, steps, number("eta", eta), karras)
     number("guidance_scale", guidance_scale)
     if not 0 <= number("guidance_rescale", guidance_rescale) <= 1:
-        raise ValueError(f"guidance_rescale is {guidance_rescale!r}; it has to be between 0 (off) and 1.")
+        raise ValueError(
+            f"guidance_rescale is {shown(guidance_rescale)}; it has to be between 0 (off) and 1."
+        )
     if guidance_interval is not None:
         pair = guidance_interval if isinstance(guidance_interval, (list, tuple)) else ()
         if len(pair) != 2 or not 0 <= number("guidance_interval[0]", pair[0]) < _maybe_infinite(pair[1]):
             raise ValueError(
-                f"guidance_interval is {guidance_interval!r}; it has to be two numbers (lo, hi) with 0 <= lo < hi: "
+                f"guidance_interval is {shown(guidance_interval)}; it has to be two numbers (lo, hi) with 0 <= lo < hi: "
                 "the noise-to-signal ratios sigma between which guidance is on."
             )
 
@@ -160,12 +173,12 @@ def texts(name: str, value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{name} is {value!r:.80}; it has to be a text or a list of texts.")
+        raise ValueError(f"{name} is {shown(value)}; it has to be a text or a list of texts.")
     if not value:
         raise ValueError(f"{name} is an empty list; give at least one text.")
     for place, text in enumerate(value):
         if not isinstance(text, str):
-            raise ValueError(f"{name}[{place}] is {text!r:.80}; every entry has to be a text.")
+            raise ValueError(f"{name}[{place}] is {shown(text)}; every entry has to be a text.")
     return list(value)
 
 
@@ -183,50 +196,70 @@ def negatives(value: Any, prompts: int) -> list[str]:
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """A whole number within bounds."""
+    """A whole number within bounds, Python's or NumPy's."""
     allowed = (
         f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
     )
     if (
         isinstance(value, bool)
-        or not isinstance(value, int)
+        or not isinstance(value, Integral)
         or value < least
         or (most is not None and value > most)
     ):
-        raise ValueError(f"{name} is {value!r}; it has to be {allowed}.")
-    return value
+        raise ValueError(f"{name} is {shown(value)}; it has to be {allowed}.")
+    return int(value)
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}; it has to be a finite number.")
-    return float(value)
+    """A finite number, Python's or NumPy's, as a float."""
+    found = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):  # a whole number beyond all floats
+            found = float(value)
+    if not math.isfinite(found):
+        raise ValueError(f"{name} is {shown(value)}; it has to be a finite number.")
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value in a message: at most 80 characters."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # a whole number of more digits than Python writes
+        return f"a {type(value).__name__} too long to show"
 
 
 def _maybe_infinite(value: Any) -> float:
-    return math.inf if value == math.inf else number("guidance_interval[1]", value)
+    return math.inf if isinstance(value, Real) and value == math.inf else number("guidance_interval[1]", value)
 
 
 def _seconds(shape: SoundShape, value: Any, latents: Any) -> float:
-    if value is None and isinstance(latents, Tensor) and latents.ndim == 4 and latents.shape[2] > 0:
+    if value is None and latents is not None and latents.ndim == 4 and latents.shape[2] > 0:
         return shape.seconds(latents.shape[2])
     if value is None:
         return DEFAULT_SECONDS
     seconds = number("audio_length_in_s", value)
-    shortest = shape.seconds(1)
-    if seconds <= 0 or shape.latent_frames(seconds) < 1:
-        raise ValueError(f"audio_length_in_s is {value!r}; it has to be at least {shortest:g} seconds.")
+    if not 0 < seconds <= LONGEST_SECONDS or shape.latent_frames(seconds) < 1:
+        raise ValueError(
+            f"audio_length_in_s is {shown(value)}; it has to be from {shape.hop / shape.sample_rate:g} "
+            f"to {LONGEST_SECONDS:g} seconds."
+        )
     return seconds
 
 
-def _check_latents(latents: Any, shape: tuple[int, ...], seconds: float) -> None:
+def _demand_noise(latents: Any) -> None:
     if not isinstance(latents, Tensor):
         raise ValueError(
-            f"latents is a {type(latents).__name__}; it has to be a float tensor of shape {shape}."
+            f"latents is a {type(latents).__name__}; it has to be a float tensor, "
+            "(prompts * waveforms, channels, time, mel)."
         )
-    if not latents.is_floating_point():
+    if latents.dtype not in FLOATS:
         raise ValueError(f"latents has dtype {latents.dtype}; it has to be a float tensor.")
+    if latents.layout != torch.strided or latents.is_nested or latents.is_meta:
+        raise ValueError("latents is sparse, nested or without data; it has to be an ordinary float tensor.")
+
+
+def _check_latents(latents: Tensor, shape: tuple[int, ...], seconds: float) -> None:
     if tuple(latents.shape) != shape:
         raise ValueError(
             f"latents has shape {tuple(latents.shape)}; {seconds:g} seconds of these prompts and waveforms need {shape}, "

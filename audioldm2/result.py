@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audioldm2.audio import write_wav
 from audioldm2.ranking import best_first
-from audioldm2.request import Request
+from audioldm2.request import LARGEST_SEED, Request
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,8 @@ class Result:
 
     audio: Tensor  # float32 (prompts, waveforms, samples) on the CPU, best candidate first
     sample_rate: int  # Hz
-    scores: (
-        Tensor | None
-    )  # (prompts, waveforms): CLAP cosine of each sound and its prompt; None when not ranked
-    seeds: list[list[int]]  # of each sound: alone, with one waveform, it gives the same sound again
+    scores: Tensor | None  # (prompts, waveforms), CLAP's cosine of sound and prompt; None when not ranked
+    seeds: list[list[int]]  # (prompts, waveforms); each alone, with one waveform, gives its sound again
     latents: Tensor  # (prompts * waveforms, channels, time, mel), clean, in the order of `audio`
     mel: Tensor  # (prompts * waveforms, time, mels), log-mel spectrograms, in the order of `audio`
     request: Request
@@ -39,7 +37,7 @@ class Result:
         request: Request,
         model: dict[str, Any],
     ) -> "Result":
-        """Sounds (prompts * waveforms, ...) in order of generation, put in order inside each prompt by their scores."""
+        """Sounds (prompts * waveforms, ...) in order of generation, put in order of score inside each prompt."""
         prompts, waveforms = len(request.prompts), request.candidates
         order = torch.arange(waveforms).repeat(prompts, 1)  # (prompts, waveforms)
         if scores is not None:
@@ -51,7 +49,12 @@ class Result:
             audio=audio[rows].unflatten(0, (prompts, waveforms)),
             sample_rate=sample_rate,
             scores=scores,
-            seeds=[[seed + i for i in row] for seed, row in zip(request.seeds, order.tolist(), strict=True)],
+            seeds=[
+                [
+                    (seed + place) % (LARGEST_SEED + 1) for place in places
+                ]  # as `Request.generators` goes round
+                for seed, places in zip(request.seeds, order.tolist(), strict=True)
+            ],
             latents=latents[rows.to(latents.device)],
             mel=mel[rows.to(mel.device)],
             request=request,

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
+from audioldm2 import checks
+from audioldm2.audio import CLAP_MEL, MelSettings
 from audioldm2.errors import WeightsError, some
 from audioldm2.files import folder_written_whole
 from audioldm2.models import NETWORKS, build_on_meta
+from audioldm2.samplers import NoiseSchedule
 from audioldm2.text import ClapTokenizer, T5Tokenizer
 
 FORMAT = 1  # of the converted folder; raised when an old reader could not read a new folder
+TOP = {"audioldm2_format", "source", "revision", "schedule", "clap_mel", "networks"}  # of its config.json
 TOKENIZERS = {"clap_tokenizer": ClapTokenizer, "t5_tokenizer": T5Tokenizer}  # sub-folder -> who reads it
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FLOAT32_IN_FLOAT16 = {
@@ -38,22 +42,18 @@ class Checkpoint:
     """A whole model on disk or on its way there."""
 
     configs: dict[str, Any]  # network -> its config dataclass
-    states: dict[str, Callable[[], dict[str, Tensor]]]  # network -> opens its tensors, memory-mapped
+    states: dict[str, Callable[[], dict[str, Tensor]]]  # network -> opens its tensors, mapped and checked
     schedule: dict[str, Any]  # fields of `samplers.NoiseSchedule`
     clap_mel: dict[str, Any]  # fields of `audio.MelSettings`: how CLAP's audio branch hears
     tokenizers: dict[str, Path]  # each of TOKENIZERS -> folder with its files
     source: str  # hub id or folder it came from
     revision: str | None = None
-    notes: list[str] = field(default_factory=list)  # what was decided while converting
 
 
 def is_converted(folder: Path) -> bool:
     """Whether a folder claims to be in the converted format."""
-    return (
-        "audioldm2_format" in read_json(folder / "config.json")
-        if (folder / "config.json").is_file()
-        else False
-    )
+    path = folder / "config.json"
+    return path.is_file() and "audioldm2_format" in read_json(path)
 
 
 def read_json(path: Path) -> dict:
@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing; the checkpoint is not complete.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read as JSON ({error}). Copy or download it again.") from error
     if not isinstance(found, dict):
         raise WeightsError(
@@ -93,34 +93,64 @@ def read(folder: Path) -> Checkpoint:
             f"{path} has format {config.get('audioldm2_format')!r}; this version reads format {FORMAT}. "
             "Convert the source again with 'audioldm2 convert', or install the version that wrote it."
         )
-    networks = config.get("networks")
-    if not isinstance(networks, dict) or set(networks) != set(NETWORKS):
+    odd = sorted(TOP ^ set(config))
+    if odd:
         raise WeightsError(
-            f"{path} describes the networks {sorted(networks or [])}; this version needs {sorted(NETWORKS)}. "
+            f"{path} lacks, or should not have, {some(odd)}. Convert the source again with 'audioldm2 convert'."
+        )
+    networks = checks.typed(f"'networks' in {path}", config["networks"], dict)
+    if set(networks) != set(NETWORKS):
+        raise WeightsError(
+            f"{path} describes the networks {sorted(networks)}; this version needs {sorted(NETWORKS)}. "
             "Convert the source again with 'audioldm2 convert'."
         )
-    return Checkpoint(
-        configs={name: config_from_json(name, networks[name], path) for name in NETWORKS},
-        states={name: partial(read_safetensors, folder / f"{name}.safetensors") for name in NETWORKS},
-        schedule=config.get("schedule", {}),
-        clap_mel=config.get("clap_mel", {}),
+    configs = {
+        name: checks.build(NETWORKS[name][1], networks[name], f"the config of '{name}' in {path}")
+        for name in NETWORKS
+    }
+    checkpoint = Checkpoint(
+        configs=configs,
+        states={name: partial(_open_state, name, configs[name], folder) for name in NETWORKS},
+        schedule=checks.typed(f"'schedule' in {path}", config["schedule"], dict),
+        clap_mel=checks.typed(f"'clap_mel' in {path}", config["clap_mel"], dict),
         tokenizers={name: folder / name for name in TOKENIZERS},
-        source=config.get("source", str(folder)),
-        revision=config.get("revision"),
+        source=checks.typed(f"'source' in {path}", config["source"], str),
+        revision=checks.typed(f"'revision' in {path}", config["revision"], str | None),
     )
+    check(checkpoint, str(path))
+    return checkpoint
 
 
-def config_from_json(name: str, values: Mapping[str, Any], where: Path) -> Any:
-    """A network's config dataclass from JSON, with lists as tuples; an unknown or missing field is a WeightsError."""
-    kind = NETWORKS[name][1]
-    known = {each.name for each in fields(kind)}
-    if set(values) != known:
-        odd = sorted(set(values) ^ known)
-        raise WeightsError(
-            f"{where}: the config of '{name}' and this version differ in {', '.join(odd)}. "
-            "Convert the source again with 'audioldm2 convert', or install the version that wrote it."
-        )
-    return kind(**{key: _tuples(value) for key, value in values.items()})
+def _open_state(name: str, config: Any, folder: Path) -> dict[str, Tensor]:
+    path = folder / f"{name}.safetensors"
+    state = read_safetensors(path)
+    demand_fit(state, name, config, str(path))
+    return state
+
+
+def check(checkpoint: Checkpoint, where: str) -> None:
+    """Raise WeightsError unless every network can be built and run, and they fit together; no weight is read.
+
+    where: the file or folder that the configs come from.
+    """
+    for name in NETWORKS:
+        checks.check(name, checkpoint.configs[name], where)
+    schedule_of(checkpoint, where)
+    checks.check_together(checkpoint.configs, hearing_of(checkpoint, where), where)
+
+
+def schedule_of(checkpoint: Checkpoint, where: str) -> NoiseSchedule:
+    """The noise schedule that a checkpoint's denoiser was trained on."""
+    schedule = checks.build(NoiseSchedule, checkpoint.schedule, f"'schedule' in {where}", NoiseSchedule())
+    checks.check("schedule", schedule, where)
+    return schedule
+
+
+def hearing_of(checkpoint: Checkpoint, where: str) -> MelSettings:
+    """The log-mel front end that a checkpoint's CLAP was trained with."""
+    hearing = checks.build(MelSettings, checkpoint.clap_mel, f"'clap_mel' in {where}", CLAP_MEL)
+    checks.check("clap_mel", hearing, where)
+    return hearing
 
 
 def write(
@@ -157,7 +187,10 @@ def write(
             }
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
             path = draft / f"{name}.safetensors"
-            save_file(state, path, metadata={"format": "pt", "network": name})
+            try:
+                save_file(state, path, metadata={"format": "pt", "network": name})
+            except SafetensorError as error:  # its word for what the system refuses, such as a full disk
+                raise OSError(f"{folder} cannot be written: {error}") from error
             shutil.copymode(draft / "config.json", path)  # safetensors makes its files private
         for name, source in checkpoint.tokenizers.items():
             (draft / name).mkdir()
@@ -168,33 +201,59 @@ def write(
 
 def cast(name: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A weight of the network `name` in `dtype`, but for the few that need float32; itself when nothing changes."""
-    if not tensor.is_floating_point():
-        return tensor
     keep = FLOAT32_IN_FLOAT16.get(name)
     if dtype == torch.float16 and keep and keep.search(key):
         dtype = torch.float32
     return tensor.to(dtype)
 
 
-def expected_shapes(name: str, config: Any) -> dict[str, Size]:
-    """The keys of a network and their shapes."""
-    return {key: tensor.shape for key, tensor in build_on_meta(name, config).state_dict().items()}
+def demand_fit(state: Mapping[str, Tensor], name: str, config: Any, where: str) -> None:
+    """Raise WeightsError unless the tensors are those of the network called `name`: keys, shapes, floating dtypes.
+
+    where: the file or folder that they come from; the message names the first few offending keys.
+    """
+    try:
+        expected = build_on_meta(name, config).state_dict()
+    except RuntimeError as error:  # sizes beyond what a tensor can have
+        raise WeightsError(f"the config of '{name}' for {where} cannot work: {error}") from error
+    missing = [key for key in expected if key not in state]
+    extra = [key for key in state if key not in expected]
+    wrong = [
+        f"{key} is {tuple(state[key].shape)} and should be {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    odd = [
+        f"{key} is {tensor.dtype}"
+        for key, tensor in state.items()
+        if key in expected and tensor.dtype not in (*DTYPES.values(), torch.float64)
+    ]
+    problems = [
+        f"{words} {some(keys)}"
+        for words, keys in (
+            ("missing", missing),
+            ("not expected", extra),
+            ("of the wrong shape", wrong),
+            ("of a dtype that is no weight's", odd),
+        )
+        if keys
+    ]
+    if problems:
+        raise WeightsError(
+            f"{where} does not fit its configuration: {'; '.join(problems)}. "
+            "Copy or download it again, or convert the source again with 'audioldm2 convert'."
+        )
 
 
 def materialise(checkpoint: Checkpoint, name: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """One network, filled and ready to run, without gradients. No tensor is copied that can stay mapped.
 
-    Raises WeightsError when the checkpoint's keys or shapes are not the network's.
+    What opens the tensors has checked that they are the network's (see `demand_fit`).
     """
     network = build_on_meta(name, checkpoint.configs[name])
     state = {
         key: cast(name, key, tensor, dtype).to(device) for key, tensor in checkpoint.states[name]().items()
     }
-    compare_shapes(
-        {key: tensor.shape for key, tensor in state.items()},
-        {key: tensor.shape for key, tensor in network.state_dict().items()},
-        f"network '{name}' of {checkpoint.source}",
-    )
     network.load_state_dict(state, strict=True, assign=True)
     return network.requires_grad_(False)
 
@@ -239,30 +298,5 @@ class Networks:
                 network.load_state_dict(home, assign=True)
 
 
-def compare_shapes(found: Mapping[str, Size], expected: Mapping[str, Size], where: str) -> None:
-    """Raise WeightsError unless both hold the same keys with the same shapes; the message names the first few."""
-    missing = [key for key in expected if key not in found]
-    extra = [key for key in found if key not in expected]
-    wrong = [
-        f"{key} is {tuple(found[key])} and should be {tuple(expected[key])}"
-        for key in expected
-        if key in found and found[key] != expected[key]
-    ]
-    problems = [
-        f"{words} {some(keys)}"
-        for words, keys in (("missing", missing), ("not expected", extra), ("of the wrong shape", wrong))
-        if keys
-    ]
-    if problems:
-        raise WeightsError(
-            f"{where} does not fit its configuration: {'; '.join(problems)}. "
-            "Copy or download it again, or convert the source again with 'audioldm2 convert'."
-        )
-
-
 def _kept_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype == torch.float64 else tensor.dtype
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

@@ -7,7 +7,8 @@ there and here); `keymap` applies rows, `sources` reads files, this page knows w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from audioldm2.errors import WeightsError
-from audioldm2.weights import (
-    Checkpoint,
-    compare_shapes,
-    expected_shapes,
-    read_json,
-)
+from audioldm2.weights import Checkpoint, check, demand_fit, read_json
 
 from . import clap, gpt2, hifigan, keymap, projection, t5, unet, vae
-from .configs import demand
+from .configs import demand, field
 from .sources import is_diffusers_layout, read_config, read_state
 
 
@@ -73,24 +69,45 @@ def read_diffusers(
         )
     if heads not in ("config", "trained"):
         raise ValueError(f"heads is {heads!r}; it has to be 'config' or 'trained'.")
-    index = read_json(folder / "model_index.json")
-    demand(index, "_class_name", "AudioLDM2Pipeline")
+    index = folder / "model_index.json"
+    with _named(index):
+        demand(read_json(index), "_class_name", "AudioLDM2Pipeline")
 
     configs, states = {}, {}
     for name, part in PARTS.items():
         theirs = read_config(folder / part.folder, part.folder)
-        config = unet.config_from(theirs, heads) if name == "unet" else part.config_from(theirs)
+        with _named(folder / part.folder / "config.json"):
+            config = unet.config_from(theirs, heads) if name == "unet" else part.config_from(theirs)
         configs[name] = config
         states[name] = partial(_open_state, name, config, folder / part.folder, prefer_half)
-    return Checkpoint(
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    with _named(schedule):
+        schedule = schedule_from(read_json(schedule))
+    hearing = folder / "feature_extractor" / "preprocessor_config.json"
+    with _named(hearing):
+        hearing = clap_mel_from(hearing)
+    checkpoint = Checkpoint(
         configs=configs,
         states=states,
-        schedule=schedule_from(read_json(folder / "scheduler" / "scheduler_config.json")),
-        clap_mel=clap_mel_from(folder / "feature_extractor" / "preprocessor_config.json"),
+        schedule=schedule,
+        clap_mel=hearing,
         tokenizers={"clap_tokenizer": folder / "tokenizer", "t5_tokenizer": folder / "tokenizer_2"},
         source=source or str(folder),
         revision=revision,
     )
+    check(checkpoint, str(folder))
+    return checkpoint
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the name of the file before what is wrong with its contents."""
+    try:
+        yield
+    except WeightsError as error:
+        if str(path) in str(error):
+            raise
+        raise WeightsError(f"{path}: {error}") from error
 
 
 def _open_state(name: str, config: Any, folder: Path, prefer_half: bool) -> dict[str, Tensor]:
@@ -100,11 +117,11 @@ def _open_state(name: str, config: Any, folder: Path, prefer_half: bool) -> dict
 def convert_state(name: str, config: Any, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """One network's tensors under our keys, checked against the network that its config describes."""
     part = PARTS[name]
-    state = part.prepare(dict(state))
+    with _named(Path(where)):
+        state = part.prepare(dict(state))
     moves = keymap.plan(state, part.rows(config), where)
     converted = keymap.convert(state, moves)
-    shapes = {key: tensor.shape for key, tensor in converted.items()}
-    compare_shapes(shapes, expected_shapes(name, config), where)
+    demand_fit(converted, name, config, where)
     return converted
 
 
@@ -115,15 +132,11 @@ def schedule_from(source: dict) -> dict[str, Any]:
     demand(source, "rescale_betas_zero_snr", False)
     demand(source, "beta_schedule", "scaled_linear", "linear")
     return {
-        ours: source[theirs]
-        for ours, theirs in (
-            ("kind", "beta_schedule"),
-            ("beta_start", "beta_start"),
-            ("beta_end", "beta_end"),
-            ("steps", "num_train_timesteps"),
-            ("steps_offset", "steps_offset"),
-        )
-        if theirs in source
+        "kind": field(source, "beta_schedule", str),
+        "beta_start": field(source, "beta_start", float),
+        "beta_end": field(source, "beta_end", float),
+        "steps": field(source, "num_train_timesteps", int),
+        "steps_offset": field(source, "steps_offset", int, 1),  # not every scheduler has it; 1 as published
     }
 
 
@@ -142,14 +155,14 @@ def clap_mel_from(path: Path) -> dict[str, Any]:
             stacklevel=2,
         )
     return {
-        ours: source[theirs]
-        for ours, theirs in (
-            ("sample_rate", "sampling_rate"),
-            ("n_fft", "fft_window_size"),
-            ("hop", "hop_length"),
-            ("mels", "feature_size"),
-            ("f_min", "frequency_min"),
-            ("f_max", "frequency_max"),
+        ours: field(source, theirs, kind)
+        for ours, theirs, kind in (
+            ("sample_rate", "sampling_rate", int),
+            ("n_fft", "fft_window_size", int),
+            ("hop", "hop_length", int),
+            ("mels", "feature_size", int),
+            ("f_min", "frequency_min", float),
+            ("f_max", "frequency_max", float),
         )
         if theirs in source
     }

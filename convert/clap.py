@@ -7,7 +7,7 @@ from audioldm2.errors import WeightsError
 from audioldm2.models.clap_audio import ClapAudioConfig
 from audioldm2.models.clap_text import ClapTextConfig
 
-from .configs import demand
+from .configs import demand, field
 from .keymap import Row, nest
 
 OTHER_BRANCH = "belongs to the other branch"
@@ -69,20 +69,20 @@ def text_config_from(source: dict) -> ClapTextConfig:
     """The published config leaves out what equals the defaults of transformers' `ClapTextConfig`, as ours are."""
     demand(source, "model_type", "clap")
     demand(source, "projection_hidden_act", "relu")
-    text = source.get("text_config") or {}
+    text = field(source, "text_config", dict | None, None) or {}
     demand(text, "hidden_act", "gelu")
     default = ClapTextConfig()
     return ClapTextConfig(
-        vocabulary=text.get("vocab_size", default.vocabulary),
-        dim=text.get("hidden_size", default.dim),
-        depth=text.get("num_hidden_layers", default.depth),
-        heads=text.get("num_attention_heads", default.heads),
-        ff_dim=text.get("intermediate_size", default.ff_dim),
-        max_positions=text.get("max_position_embeddings", default.max_positions),
-        padding_id=text.get("pad_token_id", default.padding_id),
-        token_types=text.get("type_vocab_size", default.token_types),
-        projection_dim=source.get("projection_dim", default.projection_dim),
-        eps=text.get("layer_norm_eps", default.eps),
+        vocabulary=field(text, "vocab_size", int, default.vocabulary),
+        dim=field(text, "hidden_size", int, default.dim),
+        depth=field(text, "num_hidden_layers", int, default.depth),
+        heads=field(text, "num_attention_heads", int, default.heads),
+        ff_dim=field(text, "intermediate_size", int, default.ff_dim),
+        max_positions=field(text, "max_position_embeddings", int, default.max_positions),
+        padding_id=field(text, "pad_token_id", int, default.padding_id),
+        token_types=field(text, "type_vocab_size", int, default.token_types),
+        projection_dim=field(source, "projection_dim", int, default.projection_dim),
+        eps=field(text, "layer_norm_eps", float, default.eps),
     )
 
 
@@ -103,34 +103,35 @@ def audio_config_from(source: dict) -> ClapAudioConfig:
     those of the published model, so they stand here."""
     demand(source, "model_type", "clap")
     demand(source, "projection_hidden_act", "relu")
-    audio = source.get("audio_config") or {}
+    audio = field(source, "audio_config", dict | None, None) or {}
     demand(audio, "hidden_act", "gelu")
     demand(audio, "enable_fusion", False)
     demand(audio, "flatten_patch_embeds", True)
     demand(audio, "enable_patch_layer_norm", True)
     demand(audio, "qkv_bias", True)
-    depths = tuple(audio.get("depths", (2, 2, 6, 2)))
-    dim = audio.get("patch_embeds_hidden_size", 96)
-    demand(audio, "hidden_size", dim * 2 ** (len(depths) - 1))
+    depths = field(audio, "depths", tuple[int, ...], (2, 2, 6, 2))
+    dim = field(audio, "patch_embeds_hidden_size", int, 96)
+    demand(audio, "hidden_size", dim << max(len(depths) - 1, 0))
     return ClapAudioConfig(
-        mels=audio.get("num_mel_bins", 64),
-        spec_size=audio.get("spec_size", 256),
-        in_channels=audio.get("patch_embed_input_channels", 1),
-        patch_size=_square(audio.get("patch_size", 4), "patch_size"),
-        patch_stride=_square(audio.get("patch_stride", 4), "patch_stride"),
+        mels=field(audio, "num_mel_bins", int, 64),
+        spec_size=field(audio, "spec_size", int, 256),
+        in_channels=field(audio, "patch_embed_input_channels", int, 1),
+        patch_size=_square(audio, "patch_size"),
+        patch_stride=_square(audio, "patch_stride"),
         dim=dim,
         depths=depths,
-        heads=tuple(audio.get("num_attention_heads", (4, 8, 16, 32))),
-        window=audio.get("window_size", 8),
-        ff_ratio=audio.get("mlp_ratio", 4.0),
-        dropout=audio.get("hidden_dropout_prob", 0.1),
-        eps=audio.get("layer_norm_eps", 1e-5),
-        projection_dim=source.get("projection_dim", 512),
+        heads=field(audio, "num_attention_heads", tuple[int, ...], (4, 8, 16, 32)),
+        window=field(audio, "window_size", int, 8),
+        ff_ratio=field(audio, "mlp_ratio", float, 4.0),
+        dropout=field(audio, "hidden_dropout_prob", float, 0.1),
+        eps=field(audio, "layer_norm_eps", float, 1e-5),
+        projection_dim=field(source, "projection_dim", int, 512),
     )
 
 
-def _square(size: int | list[int], name: str) -> int:
-    sides = set(size) if isinstance(size, (list, tuple)) else {size}
+def _square(audio: dict, name: str) -> int:
+    size = field(audio, name, int | tuple[int, ...], 4)
+    sides = set(size) if isinstance(size, tuple) else {size}
     if len(sides) != 1:
         raise WeightsError(f"the CLAP config's {name} is {size}; only equal sides are supported.")
     return sides.pop()

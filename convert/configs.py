@@ -2,16 +2,19 @@
 
 from typing import Any
 
+from audioldm2.checks import typed
 from audioldm2.errors import WeightsError
 
+NEEDED = object()
 
-def field(source: dict, name: str) -> Any:
-    """A field that has to be there."""
-    if name not in source:
+
+def field(source: dict, name: str, kind: Any, default: Any = NEEDED) -> Any:
+    """A field of a kind (see `checks.typed`), lists as tuples; without a default it has to be there."""
+    if name not in source and default is NEEDED:
         raise WeightsError(
             f"the {_kind(source)} config has no '{name}'; is it the config.json of this network?"
         )
-    return source[name]
+    return typed(f"{name} of the {_kind(source)} config", source.get(name, default), kind)
 
 
 def demand(source: dict, name: str, *allowed: Any) -> None:
@@ -19,10 +22,12 @@ def demand(source: dict, name: str, *allowed: Any) -> None:
     if name in source and source[name] not in allowed:
         wanted = " or ".join(repr(value) for value in allowed)
         raise WeightsError(
-            f"the {_kind(source)} config says {name} = {source[name]!r}; only {wanted} is supported. "
+            f"the {_kind(source)} config says {name} = {source[name]!r:.80}; only {wanted} is supported. "
             "This is another architecture than AudioLDM 2's."
         )
 
 
 def _kind(source: dict) -> str:
-    return source.get("_class_name") or next(iter(source.get("architectures") or []), "network's")
+    architectures = source.get("architectures")
+    named = source.get("_class_name") or (architectures[:1] if isinstance(architectures, list) else None)
+    return str(named[0] if isinstance(named, list) and named else named or "network's")

@@ -2,7 +2,6 @@
 
 from torch import Tensor
 
-from audioldm2.errors import WeightsError
 from audioldm2.models.gpt2 import GPT2Config
 
 from .configs import demand, field
@@ -41,16 +40,13 @@ def config_from(source: dict) -> GPT2Config:
     demand(source, "activation_function", "gelu_new")
     demand(source, "scale_attn_weights", True)
     demand(source, "scale_attn_by_inverse_layer_idx", False)
-    dim = field(source, "n_embd")
+    dim = field(source, "n_embd", int)
     demand(source, "n_inner", None, 4 * dim)
-    heads = field(source, "n_head")
-    if dim % heads:
-        raise WeightsError(f"the GPT-2 config's n_embd ({dim}) is not a multiple of n_head ({heads}).")
     return GPT2Config(
         dim=dim,
-        depth=field(source, "n_layer"),
-        heads=heads,
-        max_positions=field(source, "n_positions"),
-        new_vectors=source.get("max_new_tokens") or GPT2Config.new_vectors,
-        eps=source.get("layer_norm_epsilon", 1e-5),
+        depth=field(source, "n_layer", int),
+        heads=field(source, "n_head", int),
+        max_positions=field(source, "n_positions", int),
+        new_vectors=field(source, "max_new_tokens", int | None, None) or GPT2Config.new_vectors,
+        eps=field(source, "layer_norm_epsilon", float, 1e-5),
     )

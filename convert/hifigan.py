@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from audioldm2.errors import WeightsError
 from audioldm2.models.hifigan import HiFiGANConfig
 
-from .configs import field
+from .configs import demand, field
 from .keymap import Row, nest
 
 BRANCH = [Row("convs1.*", "dilated.*"), Row("convs2.*", "plain.*")]
@@ -34,16 +35,17 @@ def rows(config: HiFiGANConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> HiFiGANConfig:
+    demand(source, "model_type", "hifigan", "speecht5_hifigan")  # its names through the years
     return HiFiGANConfig(
-        mels=field(source, "model_in_dim"),
-        sample_rate=field(source, "sampling_rate"),
-        channels=field(source, "upsample_initial_channel"),
-        upsample_rates=tuple(field(source, "upsample_rates")),
-        upsample_kernels=tuple(field(source, "upsample_kernel_sizes")),
-        branch_kernels=tuple(field(source, "resblock_kernel_sizes")),
-        branch_dilations=tuple(tuple(dilations) for dilations in field(source, "resblock_dilation_sizes")),
-        slope=source.get("leaky_relu_slope", 0.1),
-        normalize_before=source.get("normalize_before", True),
+        mels=field(source, "model_in_dim", int),
+        sample_rate=field(source, "sampling_rate", int),
+        channels=field(source, "upsample_initial_channel", int),
+        upsample_rates=field(source, "upsample_rates", tuple[int, ...]),
+        upsample_kernels=field(source, "upsample_kernel_sizes", tuple[int, ...]),
+        branch_kernels=field(source, "resblock_kernel_sizes", tuple[int, ...]),
+        branch_dilations=field(source, "resblock_dilation_sizes", tuple[tuple[int, ...], ...]),
+        slope=field(source, "leaky_relu_slope", float, 0.1),
+        normalize_before=field(source, "normalize_before", bool, True),
     )
 
 
@@ -62,11 +64,18 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     for length_name, direction_name in WEIGHT_NORM_NAMES:
         for key in [key for key in state if key.endswith(f".{direction_name}")]:
             module = key.removesuffix(direction_name)
-            length, direction = state[module + length_name], state[key]
-            dims = tuple(range(1, direction.ndim))
-            folded[module + "weight"] = direction * (
-                length / torch.linalg.vector_norm(direction, dim=dims, keepdim=True)
-            )
+            length, direction = state.get(module + length_name), state[key]
+            if length is None or length.shape != (len(direction), *[1] * (direction.ndim - 1)):
+                raise WeightsError(
+                    f"'{key}' has no '{length_name}' of its shape beside it, so its weight cannot be known. "
+                    "Copy or download the file again."
+                )
+            if module + "weight" in state:
+                raise WeightsError(
+                    f"'{module}weight' and '{key}' are two values of one weight. Remove the one that is not meant."
+                )
+            # What both of torch's modules call; the same formula in other operations differs in the last bit.
+            folded[module + "weight"] = torch._weight_norm(direction, length, 0)
             folded[module + length_name] = folded[key] = None
     if not folded:
         return state

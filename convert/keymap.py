@@ -26,7 +26,12 @@ class Transform:
     backward: Callable[[Tensor], Tensor]
 
 
-transpose = Transform("transposed", lambda w: w.t(), lambda w: w.t())
+def _transposed(w: Tensor) -> Tensor:
+    return w.t() if w.ndim == 2 else w
+
+
+# What is not of the shape that a transform is for passes, and is told when shapes are compared.
+transpose = Transform("transposed", _transposed, _transposed)
 pointwise = Transform(
     "1x1 convolution to linear",
     lambda w: w.flatten(1) if w.ndim > 2 else w,

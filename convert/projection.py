@@ -18,9 +18,10 @@ def rows(config: ProjectionConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> ProjectionConfig:
+    demand(source, "_class_name", "AudioLDM2ProjectionModel")
     demand(source, "use_learned_position_embedding", None, False)
     return ProjectionConfig(
-        clap_dim=field(source, "text_encoder_dim"),
-        t5_dim=field(source, "text_encoder_1_dim"),
-        gpt2_dim=field(source, "langauge_model_dim"),  # misspelt in the source
+        clap_dim=field(source, "text_encoder_dim", int),
+        t5_dim=field(source, "text_encoder_1_dim", int),
+        gpt2_dim=field(source, "langauge_model_dim", int),  # misspelt in the source
     )

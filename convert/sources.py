@@ -61,15 +61,31 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is not a plain file of tensors: it is damaged, or holds objects that would run code when read, "
-            f"which is refused ({str(error).splitlines()[0]}). Use a safetensors file."
+            f"which is refused ({_first_line(error)}). Use a safetensors file."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # one wrong byte leads an unpickler to KeyError, IndexError, struct.error, ...
         raise WeightsError(
-            f"{path} is truncated or damaged ({str(error).splitlines()[0]}). Copy or download it again."
+            f"{path} is truncated or damaged ({_first_line(error)}). Copy or download it again."
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise WeightsError(f"{path} does not hold a plain table of tensors; it is another kind of file.")
-    return state
+    if not isinstance(state, dict) or not all(map(_is_plain, state.keys(), state.values())):
+        raise WeightsError(
+            f"{path} does not hold a plain table of tensors; it is another kind of file. "
+            "Give a checkpoint in the diffusers layout."
+        )
+    return {key: tensor.detach() for key, tensor in state.items()}
+
+
+def _is_plain(key: object, tensor: object) -> bool:
+    """Whether this is a name and a dense tensor with its data."""
+    return (
+        isinstance(key, str)
+        and isinstance(tensor, Tensor)
+        and (tensor.layout, tensor.device.type) == (torch.strided, "cpu")
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _demand_every_shard(folder: Path, names: list[str]) -> None:

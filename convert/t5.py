@@ -35,13 +35,13 @@ def config_from(source: dict) -> T5Config:
     demand(source, "feed_forward_proj", "gated-gelu")
     demand(source, "dense_act_fn", "gelu_new")
     return T5Config(
-        vocabulary=field(source, "vocab_size"),
-        dim=field(source, "d_model"),
-        depth=field(source, "num_layers"),
-        heads=field(source, "num_heads"),
-        head_dim=field(source, "d_kv"),
-        ff_dim=field(source, "d_ff"),
-        buckets=source.get("relative_attention_num_buckets", 32),
-        max_distance=source.get("relative_attention_max_distance", 128),
-        eps=source.get("layer_norm_epsilon", 1e-6),
+        vocabulary=field(source, "vocab_size", int),
+        dim=field(source, "d_model", int),
+        depth=field(source, "num_layers", int),
+        heads=field(source, "num_heads", int),
+        head_dim=field(source, "d_kv", int),
+        ff_dim=field(source, "d_ff", int),
+        buckets=field(source, "relative_attention_num_buckets", int, 32),
+        max_distance=field(source, "relative_attention_max_distance", int, 128),
+        eps=field(source, "layer_norm_epsilon", float, 1e-6),
     )

@@ -67,14 +67,15 @@ def _layer(source: str, target: str, layer: int, roles: tuple[str, ...]) -> list
 def config_from(source: dict, heads: str | None = None) -> UNetConfig:
     """Our config from the source's. heads: "config" (default: what its config says, as the reference reads it) or
     "trained" (32 wide, as upstream trained the published weights)."""
-    channels = tuple(field(source, "block_out_channels"))
+    demand(source, "_class_name", "AudioLDM2UNet2DConditionModel")
+    channels = field(source, "block_out_channels", tuple[int, ...])
     levels = len(channels)
     demand(source, "act_fn", "silu")
     demand(source, "class_embed_type", None)
     demand(source, "num_class_embeds", None)
     demand(source, "resnet_time_scale_shift", "default")
     demand(source, "time_embedding_type", "positional")
-    demand(source, "time_embedding_dim", None, channels[0] * 4)
+    demand(source, "time_embedding_dim", None, *(width * 4 for width in channels[:1]))
     demand(source, "time_embedding_act_fn", None)
     demand(source, "timestep_post_act", None)
     demand(source, "time_cond_proj_dim", None)
@@ -86,21 +87,22 @@ def config_from(source: dict, heads: str | None = None) -> UNetConfig:
     demand(source, "flip_sin_to_cos", True)
     demand(source, "freq_shift", 0)
     demand(source, "mid_block_type", "UNetMidBlock2DCrossAttn")
-    demand(source, "out_channels", field(source, "in_channels"))
+    demand(source, "out_channels", field(source, "in_channels", int))
 
-    contexts = source.get("cross_attention_dim")
-    if not isinstance(contexts, (list, tuple)):
+    per_level = tuple[int | tuple[int | None, ...] | None, ...]
+    contexts = field(source, "cross_attention_dim", int | per_level | None, None)
+    if not isinstance(contexts, tuple):
         contexts = [contexts] * levels
     if len(contexts) != levels:
         raise WeightsError(
             f"the UNet config's 'cross_attention_dim' has {len(contexts)} entries for {levels} levels."
         )
-    contexts = [tuple(level) if isinstance(level, (list, tuple)) else (level,) for level in contexts]
+    contexts = [level if isinstance(level, tuple) else (level,) for level in contexts]
     crossed = _crossed_levels(source, levels)
     transformers = tuple(_roles(level) if crossed[i] else () for i, level in enumerate(contexts))
     used = [dim for i, level in enumerate(contexts) if crossed[i] for dim in enumerate(level)]
     return UNetConfig(
-        latent_channels=field(source, "in_channels"),
+        latent_channels=field(source, "in_channels", int),
         channels=channels,
         heads=_heads(source, channels, heads),
         transformers=transformers,
@@ -108,9 +110,9 @@ def config_from(source: dict, heads: str | None = None) -> UNetConfig:
         layers=_one(source, "layers_per_block", 2),
         gpt2_dim=_only_width([dim for place, dim in used if dim and place <= 1], UNetConfig.gpt2_dim),
         t5_dim=_only_width([dim for place, dim in used if dim and place > 1], UNetConfig.t5_dim),
-        norm_groups=field(source, "norm_num_groups"),
-        eps=source.get("norm_eps", 1e-5),
-        default_time=source.get("sample_size") or UNetConfig.default_time,
+        norm_groups=field(source, "norm_num_groups", int),
+        eps=field(source, "norm_eps", float, 1e-5),
+        default_time=field(source, "sample_size", int | None, None) or UNetConfig.default_time,
     )
 
 
@@ -122,12 +124,12 @@ def _crossed_levels(source: dict, levels: int) -> list[bool]:
         "UpBlock2D": False,
         "CrossAttnUpBlock2D": True,
     }
-    down, up = field(source, "down_block_types"), field(source, "up_block_types")
+    down, up = (field(source, f"{way}_block_types", tuple[str, ...]) for way in ("down", "up"))
     unknown = [name for name in (*down, *up) if name not in names]
     if unknown:
         raise WeightsError(f"the UNet config names a block '{unknown[0]}'; known are {', '.join(names)}.")
     crossed = [names[name] for name in down]
-    if len(crossed) != levels or crossed[::-1] != [names[name] for name in up] or not crossed[-1]:
+    if len(crossed) != levels or crossed[::-1] != [names[name] for name in up] or not any(crossed[-1:]):
         raise WeightsError(
             f"the UNet config's blocks ({', '.join((*down, *up))}) are not an AudioLDM 2 UNet: "
             "the way up has to mirror the way down, and the coarsest level has to have transformers."
@@ -153,16 +155,16 @@ def _roles(dims: tuple[int | None, ...]) -> tuple[str, ...]:
 def _heads(source: dict, channels: tuple[int, ...], choice: str | None) -> tuple[int, ...]:
     if choice == "trained":
         return tuple(width // 32 for width in channels)
-    heads = source.get("num_attention_heads") or source.get(
-        "attention_head_dim", 8
-    )  # the reference's misreading
-    return tuple(heads) if isinstance(heads, (list, tuple)) else (heads,) * len(channels)
+    kind = int | tuple[int, ...]
+    heads = field(source, "num_attention_heads", kind | None, None)
+    heads = heads or field(source, "attention_head_dim", kind, 8)  # the reference's misreading
+    return heads if isinstance(heads, tuple) else (heads,) * len(channels)
 
 
 def _one(source: dict, name: str, default: int) -> int:
     """A number that the source may give per level, and that ours has once."""
-    value = source.get(name, default)
-    values = set(value) if isinstance(value, (list, tuple)) else {value}
+    value = field(source, name, int | tuple[int, ...], default)
+    values = set(value) if isinstance(value, tuple) else {value}
     if len(values) != 1:
         raise WeightsError(
             f"the UNet config's '{name}' differs between levels ({value}), which is not supported."

@@ -56,6 +56,7 @@ def rows(config: VAEConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> VAEConfig:
+    demand(source, "_class_name", "AutoencoderKL")
     demand(source, "act_fn", "silu")
     demand(source, "mid_block_add_attention", True)
     demand(source, "use_quant_conv", True)
@@ -63,15 +64,15 @@ def config_from(source: dict) -> VAEConfig:
     demand(source, "shift_factor", None)
     demand(source, "latents_mean", None)
     demand(source, "latents_std", None)
-    demand(source, "out_channels", field(source, "in_channels"))
-    channels = tuple(field(source, "block_out_channels"))
+    demand(source, "out_channels", field(source, "in_channels", int))
+    channels = field(source, "block_out_channels", tuple[int, ...])
     demand(source, "down_block_types", ["DownEncoderBlock2D"] * len(channels))
     demand(source, "up_block_types", ["UpDecoderBlock2D"] * len(channels))
     return VAEConfig(
-        mel_channels=source["in_channels"],
-        latent_channels=field(source, "latent_channels"),
+        mel_channels=field(source, "in_channels", int),
+        latent_channels=field(source, "latent_channels", int),
         channels=channels,
-        layers=field(source, "layers_per_block"),
-        norm_groups=field(source, "norm_num_groups"),
-        scaling_factor=field(source, "scaling_factor"),
+        layers=field(source, "layers_per_block", int),
+        norm_groups=field(source, "norm_num_groups", int),
+        scaling_factor=field(source, "scaling_factor", float),
     )

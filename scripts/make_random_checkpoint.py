@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 
 import sentencepiece
 import torch
-import torch.nn.functional as F
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 
@@ -46,7 +45,7 @@ TINY = {
     "projection": ProjectionConfig(clap_dim=16, t5_dim=20, gpt2_dim=24),
     "gpt2": GPT2Config(dim=24, depth=2, heads=3, max_positions=256),
     "unet": UNetConfig(
-        channels=(16, 24, 32), heads=(2, 3, 4), transformers=((), (SELF, GPT2, T5), (SELF, GPT2, T5)), layers=1,
+        channels=(16, 24, 32), heads=(2, 3, 4), transformers=((), (), (SELF, GPT2, T5)), layers=1,
         gpt2_dim=24, t5_dim=20, norm_groups=4,
     ),
     "vae": VAEConfig(channels=(8, 12, 16), layers=1, norm_groups=4),
@@ -120,8 +119,8 @@ def random_state(name: str, config: object, seed: int, dtype: torch.dtype) -> di
     if name == "t5":  # its attention scores are not divided by sqrt(head_dim)
         for block in network.blocks:
             block.attn.query.weight /= math.sqrt(config.head_dim)
-    elif name == "unet":
-        fit_last_convolution(network)
+    elif name == "vae":  # the latents of a random denoiser are not of unit variance, but 60 times as loud
+        network.decoder.latent_in.weight *= config.scaling_factor / 60
     elif name == "hifigan":
         set_loudness(network)
     state = network.state_dict()
@@ -148,35 +147,6 @@ def randomise(network: nn.Module, generator: torch.Generator) -> None:
         elif not key.endswith("bias"):  # norms, and the logarithm of CLAP's temperature
             mean = 1.0
         tensor.normal_(mean, std, generator=generator)
-
-
-@torch.no_grad()
-def fit_last_convolution(unet: nn.Module) -> None:
-    """Solve for the last convolution with which the network denoises best, if poorly, where latents are white noise.
-
-    A random one would make latents 30 to 80 times too loud: its noise has nothing to do with that in x, and the first
-    step divides the difference by the little signal there is. For latents x0 of unit variance without structure, the
-    best answer to x is sqrt(1 - alpha_bar) x.
-    """
-    config, alpha_bar, generator = unet.config, NoiseSchedule().alpha_bar, torch.Generator().manual_seed(0)
-    inputs: list[Tensor] = []  # of the last convolution: (batch, channels, time, mel)
-    hook = unet.conv_out.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
-    features, answers = [], []
-    for t in (1, 200, 400, 600, 800, 900, 950, 999):
-        x = torch.randn(8, config.latent_channels, 16, 16, generator=generator)
-        gpt2_context = torch.randn(8, 8, config.gpt2_dim, generator=generator)
-        t5_context = torch.randn(8, 12, config.t5_dim, generator=generator)
-        unet(x, torch.tensor(float(t)), gpt2_context, t5_context)
-        patches = F.unfold(inputs.pop(), 3, padding=1).transpose(1, 2)  # (batch, time * mel, 9 * channels)
-        features.append(F.pad(patches.flatten(0, 1), (0, 1), value=1.0))  # (positions, 9 * channels + 1)
-        answers.append((1 - alpha_bar[t]).sqrt() * x.flatten(2).transpose(1, 2).flatten(0, 1))
-    hook.remove()
-    a, b = torch.cat(features).double(), torch.cat(answers).double()
-    square = a.T @ a
-    square += 0.01 * square.diagonal().mean() * torch.eye(len(square))  # ridge: against fitting the sample
-    solution = torch.linalg.solve(square, a.T @ b).T.float()  # (latent_channels, 9 * channels + 1)
-    unet.conv_out.weight.copy_(solution[:, :-1].reshape(unet.conv_out.weight.shape))
-    unet.conv_out.bias.copy_(solution[:, -1])
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
     python scripts/make_reference_checkpoint.py /tmp/tiny
     python scripts/make_reference_checkpoint.py /tmp/base --size base --tokenizers ../shared/data/tokenizers
 
-It sounds like nothing, but every parameter is random and every activation of ordinary size, so that an error anywhere
-is heard at the end: `scripts/compare_with_reference.py` runs the reference and ours on it.
+It sounds like nothing, but every parameter is random and every activation of ordinary size, so that an
+error anywhere is heard at the end: `scripts/compare_with_reference.py` runs the reference and ours on it.
 Needs diffusers and transformers: pip install -e ".[test]".
 """
 
@@ -29,9 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/ is in the
 from tests.parity import reference
 
 # What the published configs set otherwise than the libraries' defaults; the music model is of base size.
-T5 = dict(
-    vocab_size=32128, d_model=1024, d_kv=64, d_ff=2816, num_layers=24, num_heads=16, tie_word_embeddings=False
-)
+T5 = dict(vocab_size=32128, d_model=1024, d_kv=64, d_ff=2816, num_layers=24, num_heads=16)
 CLAP = dict(
     projection_dim=512,
     text_config={},
@@ -57,7 +55,7 @@ HIFIGAN = dict(
 )  # fmt: skip
 BASE = dict(t5=T5, clap=CLAP, gpt2=GPT2, projection=PROJECTION, unet=UNET, vae=VAE, hifigan=HIFIGAN)
 
-# The sizes of tests/parity/reference.py, with a hop of 160 samples and ears for 64 mel bands, as in every real model.
+# The sizes of tests/parity/reference.py, but with the published hop of 160 samples and ears for 64 mel bands.
 TINY = dict(
     t5={},
     clap=dict(
@@ -94,7 +92,7 @@ def make(
     pickled: bool = False,
     seed: int = 0,
 ) -> None:
-    """Write a random checkpoint into the folder `out`; the command line's --help says what the arguments do."""
+    """Write a random checkpoint into the folder `out`; --help says what the arguments do."""
     sizes = SIZES[size]
     clap_tokenizer, t5_tokenizer = small_tokenizers() if tokenizers is None else read_tokenizers(tokenizers)
     clap, t5 = dict(sizes["clap"]), dict(sizes["t5"])
@@ -131,11 +129,11 @@ def make(
 
 @torch.no_grad()
 def fit_last_convolution(unet: AudioLDM2UNet2DConditionModel) -> None:
-    """Solve for the last convolution with which the network denoises best, if poorly, where latents are white noise.
+    """Solve for the last convolution with which the network denoises, if poorly, where x0 is white noise.
 
-    The random one tells nothing of its input, and a walk along it multiplies latents by 1/sqrt(alpha_bar) of its start,
-    which is 30 to 80: so loud that most of the VAE's blocks add nothing to them. For sounds x0 of unit variance without
-    structure the best answer to x is sqrt(1 - alpha_bar) x.
+    A random one tells nothing of its input, and a walk along it multiplies latents by 1/sqrt(alpha_bar) of
+    its start, 30 to 80: so loud that most of the VAE's blocks add nothing to them. For x0 of unit variance
+    without structure, the best answer to x is sqrt(1 - alpha_bar) x.
     """
     config, alpha_bar = unet.config, reference.ddim().alphas_cumprod
     gpt2_dim, t5_dim = [dim for dim in config.cross_attention_dim[-1] if dim]
@@ -144,13 +142,13 @@ def fit_last_convolution(unet: AudioLDM2UNet2DConditionModel) -> None:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
+    loudness = torch.tensor([0.5, 1.0, 1.0, 2.0])[:, None, None, None]
     inputs: list[Tensor] = []  # of the last convolution: (batch, channels, time, mel)
     hook = unet.conv_out.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     features, answers = [], []
-    for t in (1, 200, 400, 600, 800, 900, 950, 999):
-        x = normal(8, config.in_channels, 16, 16) * torch.tensor([0.5, 1, 1, 2]).repeat(2)[:, None, None, None]
-        contexts = dict(encoder_hidden_states=normal(8, 8, gpt2_dim), encoder_hidden_states_1=normal(8, 12, t5_dim))
-        unet(x, t, **contexts)
+    for t in (1, 200, 400, 600, 800, 900, 950, 999) * 2:
+        x = loudness * normal(4, config.in_channels, 16, 16)
+        unet(x, t, normal(4, 8, gpt2_dim), encoder_hidden_states_1=normal(4, 12, t5_dim))
         patches = F.unfold(inputs.pop(), 3, padding=1).transpose(1, 2)  # (batch, time * mel, 9 * channels)
         features.append(F.pad(patches.flatten(0, 1), (0, 1), value=1.0))  # (positions, 9 * channels + 1)
         answers.append((1 - alpha_bar[t]).sqrt() * x.flatten(2).transpose(1, 2).flatten(0, 1))
@@ -203,16 +201,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("out", type=Path, help="folder to write; what it already holds is overwritten")
     parser.add_argument(
-        "--size", choices=SIZES, default="tiny", help="tiny: seconds and 1 MB; the others: 4.5 to 6 GB"
+        "--size", choices=SIZES, default="tiny", help="tiny (default): 3 MB; others: 4.5 to 6 GB"
     )
     parser.add_argument(
         "--tokenizers", type=Path, metavar="FOLDER",
-        help="real vocabularies: FOLDER/roberta (vocab.json, merges.txt) and FOLDER/t5 (spiece.model, tokenizer.json); "
-        "without it, small ones are trained on a few captions",
+        help="real vocabularies: FOLDER/roberta (vocab.json, merges.txt) and FOLDER/t5 (spiece.model, "
+        "tokenizer.json); without it, small ones are trained on a few captions",
     )  # fmt: skip
     parser.add_argument(
         "--gpt2-model", action="store_true",
-        help="save the language model as GPT2Model, as the published checkpoints do; with it the reference pipeline dies",
+        help="save the language model as GPT2Model, as published; the reference's own pipeline dies of it",
     )  # fmt: skip
     parser.add_argument("--bin", action="store_true", help="save pickled .bin files instead of safetensors")
     parser.add_argument("--seed", type=int, default=0, help="of every parameter (default: 0)")

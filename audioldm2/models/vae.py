@@ -85,7 +85,7 @@ class Middle(nn.Sequential):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution; `resample` may follow (encoder: strided; decoder: after doubling)."""
+    """Residual blocks at one resolution; `resample` may follow (encoder: strided, decoder: doubled)."""
 
     def __init__(
         self, config: VAEConfig, channels_in: int, channels: int, layers: int, resample: nn.Module | None

@@ -1,6 +1,7 @@
 """A whole checkpoint, as the reference saves it, through our pipeline and the reference's: the same waveform.
 
-Where we differ on purpose, a test shows both behaviours. The errors measured here are at -123 dB and below.
+Where we differ on purpose, a test shows both behaviours. The errors measured are 123 dB below the sound and
+more; without T5's mask, or with another negative prompt, they are 15 to 35 dB below.
 """
 
 from pathlib import Path
@@ -41,7 +42,9 @@ def model(folder) -> AudioLDM2:
     return audioldm2.load(folder, device="cpu")
 
 
-def reference(pipe: AudioLDM2Pipeline, prompt: str | list[str] | None, sampler: str = "ddim", **arguments) -> Tensor:
+def reference(
+    pipe: AudioLDM2Pipeline, prompt: str | list[str] | None, sampler: str = "ddim", **arguments
+) -> Tensor:
     """What the reference makes of a prompt, (prompts * waveforms, samples)."""
     kind, steps = SCHEDULERS[sampler]
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
@@ -73,7 +76,9 @@ def signal_to_error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 @pytest.mark.parametrize("guidance_scale", [3.5, 1.0, 0.5])
 @pytest.mark.parametrize(
-    "negative_prompt", [None, "noise", "the rain falls while a dog barks"], ids=["none", "shorter", "equal length"]
+    "negative_prompt",
+    [None, "noise", "the rain falls while a dog barks"],
+    ids=["none", "shorter", "equal length"],
 )
 def test_guidance_and_negative_prompt(pipe, model, sampler, guidance_scale, negative_prompt):
     if negative_prompt and " " in negative_prompt:
@@ -100,7 +105,9 @@ def test_noise_of_ddim(pipe, model, eta):
     assert signal_to_error(ours(model, PROMPT, seed=7, eta=eta), expected) >= LEAST
 
 
-@pytest.mark.parametrize("prompt", ["", "<mask> ünïcödé 日本", "a church bell and a violin " * 60], ids=["empty", "odd", "cut"])
+@pytest.mark.parametrize(
+    "prompt", ["", "<mask> ünïcödé 日本", "a church bell and a violin " * 60], ids=["empty", "odd", "cut"]
+)
 @pytest.mark.filterwarnings("ignore::audioldm2.TruncationWarning")
 def test_prompts(pipe, model, prompt):
     expected = reference(pipe, prompt, generator=seeded(8)[0])
@@ -118,7 +125,12 @@ def test_several_waveforms_in_the_same_order(pipe, model):
     """The reference takes a generator for each waveform, and puts the best first."""
     expected = reference(pipe, PROMPT, generator=seeded(3, 4, 5, 6), num_waveforms_per_prompt=4)
     result = model.generate(
-        PROMPT, seed=3, num_waveforms_per_prompt=4, audio_length_in_s=1.0, num_inference_steps=10, sampler="ddim"
+        PROMPT,
+        seed=3,
+        num_waveforms_per_prompt=4,
+        audio_length_in_s=1.0,
+        num_inference_steps=10,
+        sampler="ddim",
     )
     assert result.seeds[0] != [3, 4, 5, 6], "the ranking has nothing to do"
     assert signal_to_error(result.audio[0], expected) >= LEAST
@@ -154,7 +166,7 @@ def sounds(model: AudioLDM2, seconds: float) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("seconds", [0.97, 3.3, 10.0])
 def test_score(pipe, model, seconds):
-    """Measured: 5e-5 apart, all of it from the two resamplers."""
+    """Measured: 3e-5 apart, all of it from the two resamplers."""
     audio = sounds(model, seconds)
     expected = reference_scores(pipe, reference_features(pipe, audio))
     assert expected.std() > 0.01, "the scores are too much alike to judge"
@@ -189,7 +201,7 @@ def test_published_language_model(pipe, model, tmp_path):
 def test_long_negative_prompt_is_not_cut(pipe, model):
     """The reference cuts a negative prompt to the prompt's T5 length.
 
-    We do what it does when given its own embeddings of the whole negative prompt, and those of the prompt padded.
+    We do what it does when given its own embeddings of the whole negative prompt, and the prompt's padded.
     """
     prompt, negative = "a dog", "noise, hiss and hum; low quality"
     length = len(model.t5_tokenizer.encode(negative))
@@ -229,7 +241,7 @@ def test_a_batch_changes_no_sound(pipe, model):
 
 
 def test_ranking_is_inside_each_prompt(pipe, model):
-    """The reference ranks over the whole batch: prompts are given each other's sounds, and one sound comes twice."""
+    """The reference ranks over the whole batch: prompts get each other's sounds, and one comes twice."""
     prompts = [PROMPT, "the rain falls while a dog barks"]
     latents = torch.randn(6, 3, 25, 4)
     made = [ours(model, prompts[row // 3], latents=latents[row : row + 1]) for row in range(6)]
