@@ -1,11 +1,13 @@
 """Configurations out of files, held against what the networks can be, before any network is built.
 
-A config.json may be damaged, edited, or of another model. Here that is a WeightsError with a sentence; without this it
-would be any error at all, at any time. Types follow from the dataclasses' annotations, RULES holds what they cannot say.
+A config.json may be damaged, edited, or of another model. Here that is a WeightsError with a sentence;
+without this it would be any error, at any time. Types follow from the dataclasses' annotations, and RULES
+holds what those cannot say.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from operator import ge
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -34,7 +36,7 @@ WORDS = {
 def typed(what: str, value: Any, kind: Any) -> Any:
     """A value from JSON, lists as tuples; WeightsError, which calls it `what`, unless it is of a kind.
 
-    kind: int, float (a whole number will do), bool, str, dict, tuple[kind, ...], or a union of such, also with None.
+    kind: int, float (a whole number will do), bool, str, dict, tuple[kind, ...], or a union of such and None.
     """
     if not _fits(value, kind):
         raise WeightsError(f"{what} is {value!r:.80}; it has to be {_words(kind)}.")
@@ -42,8 +44,9 @@ def typed(what: str, value: Any, kind: Any) -> Any:
 
 
 def build(kind: type, values: Any, what: str, default: Any = None) -> Any:
-    """A dataclass from a JSON object: each field of its type, none unknown, and none missing unless `default` has it.
+    """A dataclass from a JSON object: each field of its type, none unknown, none missing.
 
+    default: an instance whose fields stand in for missing ones.
     Raises WeightsError, which calls the object `what`; so it does when the dataclass refuses the values.
     """
     if not isinstance(values, Mapping):
@@ -99,11 +102,16 @@ def check_together(configs: Mapping[str, Any], hearing: MelSettings, where: str)
     ]  # fmt: skip
     for given, one, taken, other in pairs:
         if one != other:
-            raise WeightsError(f"the networks in {where} do not fit: {given} is {one} and {taken} is {other}.")
+            raise WeightsError(
+                f"the networks in {where} do not fit: {given} is {one} and {taken} is {other}."
+            )
     frames = 10 * hearing.sample_rate // hearing.hop + 1  # CLAP hears 10 s
     mels, room = configs["hifigan"].mels, clap_audio.spec_size * (clap_audio.spec_size // clap_audio.mels)
     for holds, sentence in (
-        (mels % vae.downsampling == 0, f"mels of 'hifigan' is {mels}, no multiple of the VAE's {vae.downsampling}"),
+        (
+            mels % vae.downsampling == 0,
+            f"mels of 'hifigan' is {mels}, no multiple of the VAE's {vae.downsampling}",
+        ),
         (frames <= room, f"CLAP's front end makes {frames} frames and 'clap_audio' takes {room} at most"),
     ):
         if not holds:
@@ -130,6 +138,9 @@ def _t5(config: Any) -> list[Rule]:
     ]
 
 
+ROLES = {SELF, GPT2, T5, LAST_SELF}
+
+
 def _unet(config: UNetConfig) -> list[Rule]:
     levels = list(zip(config.channels, config.heads, config.transformers, strict=False))
     return [
@@ -140,12 +151,12 @@ def _unet(config: UNetConfig) -> list[Rule]:
         (_all_multiples(config.channels, config.norm_groups), _groups(config)),
         (
             all(channels % heads == 0 for channels, heads, roles in levels if roles),
-            f"channels {config.channels} have to be multiples of heads {config.heads} where there are transformers",
+            f"channels {config.channels} with transformers have to be multiples of heads {config.heads}",
         ),
         (config.channels[:1] != () and config.channels[0] % 2 == 0, "the first of channels has to be even"),
         (
-            all({*roles} <= {SELF, GPT2, T5, LAST_SELF} and len({*roles}) == len(roles) for _, _, roles in levels),
-            f"transformers {config.transformers} may name each of {SELF}, {GPT2}, {T5}, {LAST_SELF} once a level",
+            all({*roles} <= ROLES and len({*roles}) == len(roles) for _, _, roles in levels),
+            f"transformers {config.transformers} may name each of {', '.join(sorted(ROLES))} once a level",
         ),
     ]  # fmt: skip
 
@@ -166,8 +177,8 @@ def _hifigan(config: HiFiGANConfig) -> list[Rule]:
             "upsample_rates and upsample_kernels need one entry a stage each, and at least one",
         ),
         (
-            all(kernel >= rate for rate, kernel in zip(config.upsample_rates, config.upsample_kernels, strict=False)),
-            f"upsample_kernels {config.upsample_kernels} must not be below upsample_rates {config.upsample_rates}",
+            all(map(ge, config.upsample_kernels, config.upsample_rates)),
+            f"upsample_kernels {config.upsample_kernels} must not be below rates {config.upsample_rates}",
         ),
         (config.channels >= 2**stages, f"channels ({config.channels}) cannot be halved {stages} times"),
         (

@@ -367,7 +367,7 @@ def generate_parser() -> argparse.ArgumentParser:
     add("--seed", type=whole_number, default=0, metavar="N",
         help="the same seed gives the same sound (default: %(default)s)")
     add("--candidates", type=whole_number, default=1, metavar="N",
-        help="make so many, and write the one that fits the prompt best by CLAP's ears (default: %(default)s)")
+        help="make so many, and write the one that CLAP hears fit the prompt best (default: %(default)s)")
 
     add = parser.add_argument_group("where it goes").add_argument
     add("-o", "--output", type=Path, metavar="PATH",

@@ -46,8 +46,8 @@ def folder_written_whole(path: str | os.PathLike, *, force: bool = False) -> Ite
     """An empty temporary folder beside `path`, which becomes `path` when the block ends well, else vanishes.
 
     Raises FileExistsError when `path` exists (at the end too, if another process made it meanwhile), unless
-    `force`: then the old folder makes way at the very end, and is back if the new one cannot take its place. A
-    link to a folder is followed. Other OSErrors come from the system as they are.
+    `force`: then the old folder makes way at the very end, and is back if the new one cannot take its place.
+    A link to a folder is followed. Other OSErrors come from the system as they are.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not force:
@@ -73,7 +73,7 @@ def folder_written_whole(path: str | os.PathLike, *, force: bool = False) -> Ite
 
 
 def _take_place(folder: Path, path: Path) -> None:
-    """Rename a folder. An empty folder at `path` would make way silently, a full one be any kind of OSError."""
+    """Rename a folder. What stands at `path` is a FileExistsError: the system may say something else."""
     try:
         if path.exists():
             raise FileExistsError

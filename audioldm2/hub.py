@@ -1,4 +1,7 @@
-"""Where a checkpoint lies: a folder, or a repository of the Hugging Face Hub of which only what is needed is fetched."""
+"""Where a checkpoint lies: a folder, or a repository of the Hugging Face Hub.
+
+Of a repository only what is needed is fetched.
+"""
 
 import errno
 import os
@@ -19,10 +22,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]:
-    """Of the files of one network's folder, those that hold its weights once: one format, one precision, every shard.
+    """Of the files in a network's folder, what holds its weights once: one format and precision, all shards.
 
-    names:  file names without their folder. safetensors come before pickles. The full precision comes before the
-            fp16 variant, unless `prefer_half`. Returns [] when there are none.
+    names:  file names without their folder. safetensors come before pickles. The full precision comes before
+            the fp16 variant, unless `prefer_half`. Returns [] when there are none.
     """
     names = sorted(names)
     variants = (".fp16", "") if prefer_half else ("", ".fp16")
@@ -45,11 +48,13 @@ def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]
 def find(source: str | os.PathLike, *, revision: str | None = None, prefer_half: bool = False) -> Path:
     """The local folder of a checkpoint: `source` itself, or a snapshot of the hub repository of that name.
 
-    Raises ValueError when it is no name at all, WeightsError when nothing is there. With HF_HUB_OFFLINE=1, or without
-    a network, only the cache is asked.
+    Raises ValueError when it is no name at all, WeightsError when nothing is there. With HF_HUB_OFFLINE=1, or
+    without a network, only the cache is asked.
     """
     if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(f"source is {source!r:.80}; it has to be a folder or a hub id, such as 'cvssp/audioldm2'.")
+        raise ValueError(
+            f"source is {source!r:.80}; it has to be a folder or a hub id, such as 'cvssp/audioldm2'."
+        )
     folder = os.path.expanduser(source)
     if os.path.isdir(folder):
         return Path(folder)
@@ -88,8 +93,8 @@ def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
             "Check the spelling; if it is private, run 'hf auth login'. "
             "If you meant a folder, it does not exist: a local path looks like './audioldm2-base'."
         ) from error
-    # The HTTP client under the hub's library changes with its version (requests, httpx, httpx2): what it raises
-    # without a network is an OSError, or shares the first base of the hub's own HTTP error.
+    # The HTTP client under the hub's library changes with its version (requests, httpx, httpx2): what it
+    # raises without a network is an OSError, or shares the first base of the hub's own HTTP error.
     except (OSError, HfHubHTTPError.__bases__[0]) as error:
         if getattr(error, "errno", None) in OF_THE_DISK:
             raise
@@ -97,8 +102,8 @@ def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
         if cached is None:
             raise WeightsError(
                 f"'{repository}' is not in the local cache and the Hugging Face Hub cannot be reached "
-                f"({type(error).__name__}). On a machine with a network run 'hf download {repository}', or copy its "
-                "folder here and give the path, such as './audioldm2-base'."
+                f"({type(error).__name__}). On a machine with a network run 'hf download {repository}', "
+                "or copy its folder here and give the path, such as './audioldm2-base'."
             ) from error
         return cached
     except HFValidationError as error:
@@ -106,7 +111,7 @@ def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:
-    """The snapshot in the cache. The hub's own search refuses one of which, as here, only a part was fetched."""
+    """The snapshot in the cache. The hub's own search refuses one that was fetched in part, as here."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("model_index.json", "config.json"):  # the diffusers layout, a converted folder
@@ -117,7 +122,7 @@ def _cached(repository: str, revision: str | None) -> Path | None:
 
 
 def _wanted(names: list[str], prefer_half: bool) -> list[str]:
-    """Of a repository's files: the chosen weights of every folder of FOLDERS, and what is small there and above."""
+    """Of a repository's files: the chosen weights in each of FOLDERS, and what is small there and above."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, _, file = name.rpartition("/")

@@ -23,16 +23,17 @@ def load(
 ) -> AudioLDM2:
     """Load a model, ready to generate.
 
-    source:   a folder (converted, or in the diffusers layout) or a hub id such as "cvssp/audioldm2". The diffusers
-              layout is converted in memory; `audioldm2 convert` makes that permanent.
+    source:   a folder (converted, or in the diffusers layout) or a hub id such as "cvssp/audioldm2". The
+              diffusers layout is converted in memory; `audioldm2 convert` makes that permanent.
     device:   "auto" (CUDA, else Apple's MPS, else the CPU), or a device of PyTorch.
     dtype:    "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16" or "bfloat16".
-    heads:    for the diffusers layout: "config" (as its config says and the reference reads) or "trained" (32 wide).
+    heads:    for the diffusers layout: "config" (as its config says and the reference reads) or "trained"
+              (32 wide).
     revision: of a hub repository: branch, tag or commit.
     offload:  keep on the device only the network that is running; the others wait in the computer's memory.
     low_memory: read each network from disk for its stage and let it go after.
 
-    Raises ValueError for a wrong argument, WeightsError for a checkpoint that cannot be found, read or loaded.
+    Raises ValueError for a wrong argument, WeightsError for a checkpoint that cannot be found or loaded.
     """
     if offload and low_memory:
         raise ValueError("offload and low_memory exclude each other; low_memory needs the least.")
@@ -79,7 +80,7 @@ def open_checkpoint(
     revision: str | None = None,
     prefer_half: bool = False,
 ) -> weights.Checkpoint:
-    """A converted folder as it is, the diffusers layout through the converter; see `load` for the arguments."""
+    """A converted folder as it is, the diffusers layout through the converter; the arguments are `load`'s."""
     if heads not in ("config", "trained"):
         raise ValueError(f"heads is {heads!r}; it has to be 'config' or 'trained'.")
     folder = hub.find(source, revision=revision, prefer_half=prefer_half)
@@ -96,8 +97,8 @@ def open_checkpoint(
         from audioldm2 import convert
     except ImportError as error:
         raise WeightsError(
-            f"{source} is not a converted folder, and the converter is not installed here: Python found the folder "
-            f"{Path(__file__).parent}, a clone of the repository, before the installed package. "
+            f"{source} is not a converted folder, and the converter is not installed here: Python found "
+            f"the folder {Path(__file__).parent}, a clone of the repository, before the installed package. "
             "Run 'pip install -e .' in the clone, or run from another folder."
         ) from error
     is_local = Path(source).expanduser().is_dir()

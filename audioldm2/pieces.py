@@ -183,9 +183,8 @@ def _affine(norm: nn.GroupNorm, pieces: Iterable[Tensor]) -> tuple[Tensor, Tenso
     sizes, variances, means = [], [], []
     for piece in pieces:
         groups = piece[0].unflatten(0, (norm.num_groups, -1))  # (groups, channels of a group, time, mel)
-        wide = torch.promote_types(
-            piece.dtype, torch.float32
-        )  # as PyTorch's own group norm in half precision
+        # As PyTorch's own group norm, which sums in float32 whatever the dtype.
+        wide = torch.promote_types(piece.dtype, torch.float32)
         variance, mean = torch.var_mean(groups.to(wide), dim=(1, 2, 3), correction=0)  # (groups,) both
         sizes.append(groups[0].numel())
         variances.append(variance)

@@ -32,7 +32,7 @@ class SoundShape:
     mels: int
 
     def latent_frames(self, seconds: float) -> int:
-        """Whole mel frames in so many seconds, raised to whole latent frames; written as the reference rounds."""
+        """Whole mel frames in so many seconds, raised to whole latent frames; rounded as in the reference."""
         return math.ceil(int(seconds / (self.hop / self.sample_rate)) / self.downsampling)
 
     def samples(self, seconds: float) -> int:
@@ -71,7 +71,7 @@ class Request:
         return self.guidance_scale > 1
 
     def generators(self) -> list[torch.Generator]:
-        """The source of all randomness of each sound: on the CPU, so that a seed means the same on every device."""
+        """All randomness of each sound: on the CPU, so that a seed means the same on every device."""
         return [
             torch.Generator().manual_seed((seed + candidate) % (LARGEST_SEED + 1))
             for seed in self.seeds
@@ -97,7 +97,10 @@ class Request:
         seed: Any,
         latents: Any,
     ) -> "Request":
-        """A Request from the arguments of `AudioLDM2.generate`. Raises ValueError: the name, the value, what is allowed."""
+        """A Request from the arguments of `AudioLDM2.generate`.
+
+        Raises ValueError: the name, the value, what is allowed.
+        """
         prompts = texts("prompt", prompt)
         candidates = whole("num_waveforms_per_prompt", num_waveforms_per_prompt, 1)
         if latents is not None:
@@ -163,8 +166,8 @@ def check_denoising(
         pair = guidance_interval if isinstance(guidance_interval, (list, tuple)) else ()
         if len(pair) != 2 or not 0 <= number("guidance_interval[0]", pair[0]) < _maybe_infinite(pair[1]):
             raise ValueError(
-                f"guidance_interval is {shown(guidance_interval)}; it has to be two numbers (lo, hi) with 0 <= lo < hi: "
-                "the noise-to-signal ratios sigma between which guidance is on."
+                f"guidance_interval is {shown(guidance_interval)}; it has to be two numbers (lo, hi) "
+                "with 0 <= lo < hi: the noise-to-signal ratios sigma between which guidance is on."
             )
 
 
@@ -230,7 +233,9 @@ def shown(value: Any) -> str:
 
 
 def _maybe_infinite(value: Any) -> float:
-    return math.inf if isinstance(value, Real) and value == math.inf else number("guidance_interval[1]", value)
+    return (
+        math.inf if isinstance(value, Real) and value == math.inf else number("guidance_interval[1]", value)
+    )
 
 
 def _seconds(shape: SoundShape, value: Any, latents: Any) -> float:
@@ -262,7 +267,8 @@ def _demand_noise(latents: Any) -> None:
 def _check_latents(latents: Tensor, shape: tuple[int, ...], seconds: float) -> None:
     if tuple(latents.shape) != shape:
         raise ValueError(
-            f"latents has shape {tuple(latents.shape)}; {seconds:g} seconds of these prompts and waveforms need {shape}, "
+            f"latents has shape {tuple(latents.shape)}; "
+            f"{seconds:g} seconds of these prompts and waveforms need {shape}, "
             "that is (prompts * waveforms, channels, time, mel)."
         )
     if not latents.isfinite().all():

@@ -37,7 +37,7 @@ class Result:
         request: Request,
         model: dict[str, Any],
     ) -> "Result":
-        """Sounds (prompts * waveforms, ...) in order of generation, put in order of score inside each prompt."""
+        """Sounds (prompts * waveforms, ...) as generated, put in order of score inside each prompt."""
         prompts, waveforms = len(request.prompts), request.candidates
         order = torch.arange(waveforms).repeat(prompts, 1)  # (prompts, waveforms)
         if scores is not None:

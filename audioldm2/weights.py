@@ -1,8 +1,8 @@
 """Checkpoints: what one holds, reading and writing the converted folder, and filling the networks.
 
-A converted folder is `config.json`, one safetensors file a network, and the tokenizers' files in two sub-folders.
-Weights stay memory-mapped until they are used: networks are built without memory and the mapped tensors are put in
-their place, strictly.
+A converted folder is `config.json`, one safetensors file a network, and the tokenizers' files in two
+sub-folders. Weights stay memory-mapped until they are used: networks are built without memory and the mapped
+tensors are put in their place, strictly.
 """
 
 import json
@@ -11,14 +11,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from audioldm2 import checks
 from audioldm2.audio import CLAP_MEL, MelSettings
@@ -96,7 +96,8 @@ def read(folder: Path) -> Checkpoint:
     odd = sorted(TOP ^ set(config))
     if odd:
         raise WeightsError(
-            f"{path} lacks, or should not have, {some(odd)}. Convert the source again with 'audioldm2 convert'."
+            f"{path} lacks, or should not have, {some(odd)}. "
+            "Convert the source again with 'audioldm2 convert'."
         )
     networks = checks.typed(f"'networks' in {path}", config["networks"], dict)
     if set(networks) != set(NETWORKS):
@@ -163,7 +164,7 @@ def write(
 ) -> None:
     """Write a converted folder, whole or not at all.
 
-    dtype:      cast every floating tensor to it. The default keeps each as it is, but for float64, which becomes
+    dtype:      cast every tensor to it. The default keeps each as it is, but for float64, which becomes
                 float32: published checkpoints have it in two scalars that nobody meant so.
     on_network: called with each network's name, number of tensors and bytes.
     Raises FileExistsError when the folder exists and `force` is not given; OSError when the disk refuses.
@@ -200,28 +201,34 @@ def write(
 
 
 def cast(name: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight of the network `name` in `dtype`, but for the few that need float32; itself when nothing changes."""
+    """A weight of network `name` in `dtype`, or float32 for the few that need it; uncopied if it is so."""
     keep = FLOAT32_IN_FLOAT16.get(name)
     if dtype == torch.float16 and keep and keep.search(key):
         dtype = torch.float32
     return tensor.to(dtype)
 
 
+@lru_cache(maxsize=2 * len(NETWORKS))  # two checkpoints' worth: with low_memory each stage asks again
+def expected_shapes(name: str, config: Any) -> dict[str, Size]:
+    """The keys of a network and their shapes."""
+    return {key: tensor.shape for key, tensor in build_on_meta(name, config).state_dict().items()}
+
+
 def demand_fit(state: Mapping[str, Tensor], name: str, config: Any, where: str) -> None:
-    """Raise WeightsError unless the tensors are those of the network called `name`: keys, shapes, floating dtypes.
+    """Raise WeightsError unless the tensors are those of network `name`: keys, shapes, floating dtypes.
 
     where: the file or folder that they come from; the message names the first few offending keys.
     """
     try:
-        expected = build_on_meta(name, config).state_dict()
+        expected = expected_shapes(name, config)
     except RuntimeError as error:  # sizes beyond what a tensor can have
         raise WeightsError(f"the config of '{name}' for {where} cannot work: {error}") from error
     missing = [key for key in expected if key not in state]
     extra = [key for key in state if key not in expected]
     wrong = [
-        f"{key} is {tuple(state[key].shape)} and should be {tuple(expected[key].shape)}"
+        f"{key} is {tuple(state[key].shape)} and should be {tuple(expected[key])}"
         for key in expected
-        if key in state and state[key].shape != expected[key].shape
+        if key in state and state[key].shape != expected[key]
     ]
     odd = [
         f"{key} is {tensor.dtype}"

@@ -1,7 +1,8 @@
 """Any checkpoint to ours, and ours to the diffusers layout: rows, not code.
 
-Each network has a module with its rows (how keys are named there and here) and `config_from` (how its config.json reads
-there and here); `keymap` applies rows, `sources` reads files, this page knows which folder holds what.
+Each network has a module with its rows (how keys are named there and here) and `config_from` (how its
+config.json reads there and here); `keymap` applies rows, `sources` reads files, this page knows which folder
+holds what.
 """
 
 from __future__ import annotations
@@ -57,15 +58,17 @@ def read_diffusers(
     """A folder in the diffusers layout as a Checkpoint of our networks, memory-mapped; nothing is written.
 
     source, revision: what to call the checkpoint's origin (default: the folder's path).
-    heads:            "config": the UNet's heads as its config says and the reference reads; "trained": 32 wide, as
-                      the published weights were trained (see "Differences from the reference" in the README).
+    heads:            "config": the UNet's heads as its config says and the reference reads; "trained": 32
+                      wide, as the published weights were trained (see "Differences from the reference" in
+                      the README).
     prefer_half:      take the fp16 variant where there is one.
     Raises WeightsError, naming the folder and the first offending keys.
     """
     if not is_diffusers_layout(folder):
         raise WeightsError(
-            f"{folder} is not a checkpoint: it has neither a model_index.json (diffusers layout) nor a config.json of a "
-            "converted model. Give the folder that holds 'unet', 'vae' and the others, or a hub id."
+            f"{folder} is not a checkpoint: it has neither a model_index.json (diffusers layout) "
+            "nor a config.json of a converted model. "
+            "Give the folder that holds 'unet', 'vae' and the others, or a hub id."
         )
     if heads not in ("config", "trained"):
         raise ValueError(f"heads is {heads!r}; it has to be 'config' or 'trained'.")
@@ -141,7 +144,7 @@ def schedule_from(source: dict) -> dict[str, Any]:
 
 
 def clap_mel_from(path: Path) -> dict[str, Any]:
-    """The fields of `audio.MelSettings` in the config of CLAP's feature extractor; none where there is no such file."""
+    """The fields of `audio.MelSettings` in the config of CLAP's feature extractor; none without a file."""
     if not path.is_file():
         return {}
     source = read_json(path)

@@ -12,8 +12,8 @@ from audioldm2.loading import open_checkpoint
 def parser() -> Parser:
     made = Parser(
         prog="audioldm2 convert",
-        description="Convert an AudioLDM 2 checkpoint (a hub id, or a folder in the diffusers layout) to a folder "
-        "that loads at once, memory-mapped.",
+        description="Convert an AudioLDM 2 checkpoint (a hub id, or a folder in the diffusers layout) "
+        "to a folder that loads at once, memory-mapped.",
         epilog="example: audioldm2 convert cvssp/audioldm2 ./audioldm2-base --dtype float16",
         allow_abbrev=False,
     )

@@ -1,6 +1,6 @@
-"""`ClapModel` of transformers -> `audioldm2.models.clap_text.ClapText` and `audioldm2.models.clap_audio.ClapAudio`.
+"""`ClapModel` of transformers -> `ClapText` and `ClapAudio` of audioldm2.models.
 
-The source keeps both branches in one file. Each network reads the file with its own rows, which drop the other's.
+The source keeps both branches in one file. Each network reads it with its own rows, which drop the other's.
 """
 
 from audioldm2.errors import WeightsError
@@ -66,7 +66,7 @@ def text_rows(config: ClapTextConfig) -> list[Row]:
 
 
 def text_config_from(source: dict) -> ClapTextConfig:
-    """The published config leaves out what equals the defaults of transformers' `ClapTextConfig`, as ours are."""
+    """The published config leaves out what equals transformers' defaults, and these are ours."""
     demand(source, "model_type", "clap")
     demand(source, "projection_hidden_act", "relu")
     text = field(source, "text_config", dict | None, None) or {}
@@ -99,8 +99,8 @@ def audio_rows(config: ClapAudioConfig) -> list[Row]:
 
 
 def audio_config_from(source: dict) -> ClapAudioConfig:
-    """What the published config leaves out equals the defaults of transformers' `ClapAudioConfig`; they are not all
-    those of the published model, so they stand here."""
+    """What the published config leaves out equals the defaults of transformers' `ClapAudioConfig`; they are
+    not all those of the published model, so they stand here."""
     demand(source, "model_type", "clap")
     demand(source, "projection_hidden_act", "relu")
     audio = field(source, "audio_config", dict | None, None) or {}

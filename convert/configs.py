@@ -1,4 +1,4 @@
-"""Reading the source's config.json strictly: a field that we do not know how to honour is an error, not a shrug."""
+"""Reading the source's config.json strictly: a field that we cannot honour is an error, not a shrug."""
 
 from typing import Any
 

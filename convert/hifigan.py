@@ -72,7 +72,8 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
                 )
             if module + "weight" in state:
                 raise WeightsError(
-                    f"'{module}weight' and '{key}' are two values of one weight. Remove the one that is not meant."
+                    f"'{module}weight' and '{key}' are two values of one weight. "
+                    "Remove the one that is not meant."
                 )
             # What both of torch's modules call; the same formula in other operations differs in the last bit.
             folded[module + "weight"] = torch._weight_norm(direction, length, 0)

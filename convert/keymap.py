@@ -1,9 +1,9 @@
 """Rows, not code: how the keys of a checkpoint become ours, and how ours become the checkpoint's again.
 
-A `Row` maps a module of the source, with everything below it, to a module of ours. `*` stands for one number in
-the path (mostly a layer's) and is carried over in order. The most specific row wins, so a general row may stand beside
-its exceptions. Nothing happens silently: a key that no row matches, a row that matches no key, two sources for one
-target, and any difference from what the networks expect, are errors that name the keys.
+A `Row` maps a module of the source, with everything below it, to a module of ours. `*` stands for one number
+in the path (mostly a layer's) and is carried over in order. The most specific row wins, so a general row may
+stand beside its exceptions. Nothing happens silently: a key that no row matches, a row that matches no key,
+two sources for one target, and any difference from what the networks expect, are errors that name the keys.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ pointwise = Transform(
 
 @dataclass(frozen=True)
 class Row:
-    """source: dotted path of a module or tensor there; target: its path here, or None to drop it on purpose."""
+    """source: dotted path of a module or tensor there; target: its path here, None to drop it on purpose."""
 
     source: str
     target: str | None
@@ -74,7 +74,7 @@ def nest(source: str, target: str, rows: Iterable[Row]) -> list[Row]:
 def plan(keys: Iterable[str], rows: list[Row], where: str = "the checkpoint") -> list[Move]:
     """Where every key goes.
 
-    Raises WeightsError on a key without a row, a row without a key (unless optional), and two keys for one target.
+    Raises WeightsError on a key without a row, a row without a key (unless optional), two keys for a target.
     """
     table: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -128,7 +128,7 @@ def convert(source: Mapping[str, Tensor], moves: Iterable[Move]) -> dict[str, Te
 
 
 def reverse(rows: list[Row]) -> list[Row]:
-    """The rows read backwards: from our keys to the source's. Of several sources for one target the first counts."""
+    """The rows read backwards: from our keys to the source's. Of several sources the first counts."""
     backwards: dict[str, Row] = {}
     for row in rows:
         if row.target is not None and row.target not in backwards:

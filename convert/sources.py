@@ -1,4 +1,4 @@
-"""Reading the diffusers layout: one sub-folder a network, each with a config.json and weights in one of many forms."""
+"""Reading the diffusers layout: a folder a network, with a config.json and weights in one of many forms."""
 
 import pickle
 import re
@@ -60,8 +60,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is not a plain file of tensors: it is damaged, or holds objects that would run code when read, "
-            f"which is refused ({_first_line(error)}). Use a safetensors file."
+            f"{path} is not a plain file of tensors: it is damaged, or holds objects that would run code "
+            f"when read, which is refused ({_first_line(error)}). Use a safetensors file."
         ) from error
     except Exception as error:  # one wrong byte leads an unpickler to KeyError, IndexError, struct.error, ...
         raise WeightsError(

@@ -40,7 +40,7 @@ ENDS = [
 
 
 def rows(config: UNetConfig) -> list[Row]:
-    """The source numbers a level's transformers in one list; ours stand in their layer under the name of their role."""
+    """The source numbers a level's transformers in one list; ours stand in their layer, named by role."""
     deepest = len(config.channels) - 1
     found = [*ENDS]
     for level, roles in enumerate(config.transformers):
@@ -65,8 +65,8 @@ def _layer(source: str, target: str, layer: int, roles: tuple[str, ...]) -> list
 
 
 def config_from(source: dict, heads: str | None = None) -> UNetConfig:
-    """Our config from the source's. heads: "config" (default: what its config says, as the reference reads it) or
-    "trained" (32 wide, as upstream trained the published weights)."""
+    """Our config from the source's. heads: "config" (default: as its config says and the reference reads)
+    or "trained" (32 wide, as upstream trained the published weights)."""
     demand(source, "_class_name", "AudioLDM2UNet2DConditionModel")
     channels = field(source, "block_out_channels", tuple[int, ...])
     levels = len(channels)
@@ -117,7 +117,7 @@ def config_from(source: dict, heads: str | None = None) -> UNetConfig:
 
 
 def _crossed_levels(source: dict, levels: int) -> list[bool]:
-    """Which levels have transformers; the way up must mirror the way down, and the coarsest level must have some."""
+    """Which levels have transformers; up must mirror down, and the coarsest level must have some."""
     names = {
         "DownBlock2D": False,
         "CrossAttnDownBlock2D": True,
@@ -138,8 +138,8 @@ def _crossed_levels(source: dict, levels: int) -> list[bool]:
 
 
 def _roles(dims: tuple[int | None, ...]) -> tuple[str, ...]:
-    """The role of each transformer of a layer. The reference routes by place: a width at the first two places means
-    the first context (GPT-2's), later ones the second (T5's)."""
+    """The role of each transformer of a layer. The reference routes by place: a width at the first two places
+    means the first context (GPT-2's), later ones the second (T5's)."""
     roles = []
     for place, dim in enumerate(dims):
         selfish = LAST_SELF if SELF in roles else SELF

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import audioldm2
 from audioldm2 import AudioLDM2, WeightsError, hub
-from audioldm2.audio import CLAP_SAMPLE_RATE, CLAP_WINDOW, clap_log_mel, resample
+from audioldm2.audio import clap_log_mel, resample
 from audioldm2.text import T5Tokenizer, pad
 from audioldm2.weights import read_json
 
@@ -210,10 +210,15 @@ def stages_of_vae(pipe: AudioLDM2Pipeline, z: Tensor, note: str = "") -> list[St
 
 def stage_of_clap_audio(pipe: AudioLDM2Pipeline, sound: Tensor) -> Stage:
     """CLAP's ear with its front end. Longer sounds than it hears are cut: the reference crops at random."""
-    wave = resample(sound, pipe.vocoder.config.sampling_rate, CLAP_SAMPLE_RATE)[:, :CLAP_WINDOW]
-    heard = pipe.feature_extractor(list(wave.numpy()), sampling_rate=CLAP_SAMPLE_RATE, return_tensors="pt")
-    expected = pipe.text_encoder.get_audio_features(heard.input_features).pooler_output
-    return Stage("CLAP audio", expected, lambda model: through("clap_audio", clap_log_mel(wave))(model))
+    rate = pipe.feature_extractor.sampling_rate
+    wave = resample(sound, pipe.vocoder.config.sampling_rate, rate)[:, : 10 * rate]
+    heard = pipe.feature_extractor(list(wave.numpy()), sampling_rate=rate, return_tensors="pt").input_features
+    expected = pipe.text_encoder.get_audio_features(heard).pooler_output  # (batch, dim)
+
+    def our_clap(model: AudioLDM2) -> Tensor:
+        return through("clap_audio", clap_log_mel(wave, model.hearing))(model)
+
+    return Stage("CLAP audio", expected, our_clap)
 
 
 def cut_negative_prompt(tokenizer: T5Tokenizer, prompt: str, negative: str) -> str:

@@ -1,11 +1,11 @@
-"""Write a random checkpoint in the converted format: what it makes sounds like nothing, but every command works with it.
+"""Write a random checkpoint in the converted format: it sounds like nothing, but every command works with it.
 
     python scripts/make_random_checkpoint.py ./tiny
     audioldm2 "rain on a tin roof" --model ./tiny -o rain.wav
 
-Every parameter is random, norms and biases too, and every activation of ordinary size, so that whatever is wrong is
-heard at the end. "tiny" has the published geometry (64 mel bands, hop 160 at 16 kHz, latents of 8 x time x 16); the other
-sizes are the published ones, for measuring speed and memory.
+Every parameter is random, norms and biases too, and every activation of ordinary size, so that whatever is
+wrong is heard at the end. "tiny" has the published geometry (64 mel bands, hop 160 at 16 kHz, latents of
+8 x time x 16); the other sizes are the published ones, for measuring speed and memory.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import sentencepiece
 import torch
@@ -75,8 +76,8 @@ def make(
 ) -> None:
     """Write a random checkpoint to the folder `out`, whole or not at all, holding one network at a time.
 
-    tokenizers: a folder with the sub-folders clap_tokenizer and t5_tokenizer (or roberta and t5) to copy; without it,
-                vocabularies of a few hundred pieces are trained.
+    tokenizers: a folder with the sub-folders clap_tokenizer and t5_tokenizer (or roberta and t5) to copy;
+                without it, vocabularies of a few hundred pieces are trained.
     on_network: called with each network's name, number of tensors and bytes.
     Raises FileExistsError when `out` exists, WeightsError when the tokenizers cannot be read.
     """
@@ -112,7 +113,7 @@ def make(
 
 
 @torch.no_grad()
-def random_state(name: str, config: object, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def random_state(name: str, config: Any, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Random weights of one network, in `dtype` but for those that need float32."""
     network = build_on_meta(name, config).to_empty(device="cpu")
     randomise(network, torch.Generator().manual_seed(seed))
@@ -130,7 +131,9 @@ def random_state(name: str, config: object, seed: int, dtype: torch.dtype) -> di
 @torch.no_grad()
 def randomise(network: nn.Module, generator: torch.Generator) -> None:
     """Give every parameter and running statistic a random value that keeps activations of ordinary size."""
-    transposed = {f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, nn.ConvTranspose1d)}
+    transposed = {
+        f"{name}.weight": m for name, m in network.named_modules() if isinstance(m, nn.ConvTranspose1d)
+    }
     for key, tensor in network.state_dict().items():
         mean, std = 0.0, 0.2  # biases
         if key in transposed:  # (in, out, kernel): each output sees kernel / stride taps
@@ -199,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder to write; it must not exist yet")
     parser.add_argument(
         "--size", choices=SIZES, default="tiny",
-        help="tiny: a second and 2 MB; the others: minutes and 4 to 6 GB (default: %(default)s)",
+        help="tiny: a second and 3 MB; the others: a minute and 4 to 6 GB (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=weights.DTYPES, default="float32", help="of the weights (default: %(default)s)"
@@ -207,8 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of every weight (default: %(default)s)")
     parser.add_argument(
         "--tokenizers", type=Path, metavar="FOLDER",
-        help="real vocabularies: FOLDER/clap_tokenizer and FOLDER/t5_tokenizer (or roberta and t5), as in a converted "
-        "folder; without it, small ones are trained on a few captions",
+        help="real vocabularies: FOLDER/clap_tokenizer and FOLDER/t5_tokenizer (or roberta and t5), as in a "
+        "converted folder; without it, small ones are trained on a few captions",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
@@ -218,7 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dtype=weights.DTYPES[options.dtype],
             seed=options.seed,
             tokenizers=options.tokenizers,
-            on_network=lambda name, tensors, size: print(f"{name:<11} {size / 1e6:>9.1f} MB", file=sys.stderr),
+            on_network=lambda name, tensors, size: print(
+                f"{name:<11} {size / 1e6:>9.1f} MB", file=sys.stderr
+            ),
         )
     except (WeightsError, OSError) as error:
         parser.error(str(error))

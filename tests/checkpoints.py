@@ -44,19 +44,20 @@ CONFIGS = {  # the config.json of each folder of the diffusers layout
         ),
     ),
     "text_encoder_2": dict(
-        architectures=["T5EncoderModel"], model_type="t5", vocab_size=200, d_model=14, num_layers=2, num_heads=3,
-        d_kv=4, d_ff=18, feed_forward_proj="gated-gelu",
+        architectures=["T5EncoderModel"], model_type="t5", vocab_size=200, d_model=14, num_layers=2,
+        num_heads=3, d_kv=4, d_ff=18, feed_forward_proj="gated-gelu",
     ),
     "projection_model": dict(
-        _class_name="AudioLDM2ProjectionModel", text_encoder_dim=10, text_encoder_1_dim=14, langauge_model_dim=12,
+        _class_name="AudioLDM2ProjectionModel", text_encoder_dim=10, text_encoder_1_dim=14,
+        langauge_model_dim=12,
     ),
     "language_model": dict(
         architectures=["GPT2Model"], model_type="gpt2", n_embd=12, n_layer=2, n_head=3, n_positions=150,
         max_new_tokens=4,
     ),
     "unet": dict(
-        _class_name="AudioLDM2UNet2DConditionModel", in_channels=3, out_channels=3, block_out_channels=[8, 12],
-        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        _class_name="AudioLDM2UNet2DConditionModel", in_channels=3, out_channels=3,
+        block_out_channels=[8, 12], down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"], cross_attention_dim=[[None, 12, 14]] * 2,
         attention_head_dim=2, layers_per_block=1, norm_num_groups=4, sample_size=16,
     ),

@@ -16,7 +16,10 @@ def same_randomness_each_time():
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
-    """A converted folder of a few MB: random, of the published geometry, quick enough for whole sounds. Not to be changed."""
+    """A converted folder of a few MB, random but of the published geometry; 10 s of sound take a second.
+
+    It is shared: copy it to change it.
+    """
     from scripts.make_random_checkpoint import make
 
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"

@@ -150,7 +150,7 @@ def test_number_of_parameters(model):
 
 
 def test_heads(model):
-    """The published config says 8 where the weights were trained with heads 32 wide: see `UNetConfig.heads`."""
+    """The published config says 8 where the weights were trained with heads 32 wide (`UNetConfig.heads`)."""
     _, source = model
     theirs, state = source["unet"]
     config_from = PARTS["unet"].config_from
@@ -189,7 +189,9 @@ if DATA.is_dir():
                 "num_batches_tracked",
             }
 
-    @pytest.mark.parametrize("path", sorted((DATA / "keys" / "hf").glob("text_encoder.clap.*.json")), ids=str)
+    @pytest.mark.parametrize(
+        "path", sorted((DATA / "keys" / "hf").glob("text_encoder.clap.*.json")), ids=lambda path: path.stem
+    )
     def test_clap_as_other_versions_saved_it(path):
         theirs, _ = published("base")["text_encoder"]
         for name in networks_of("text_encoder"):

@@ -1,4 +1,4 @@
-"""Checkpoints: the forms that load, the faults and their sentences, and folders written whole or not at all."""
+"""Checkpoints: the forms that load, the faults and their sentences, folders written whole or not at all."""
 
 import json
 import os
@@ -30,6 +30,8 @@ from audioldm2.models import NETWORKS, build_on_meta
 from tests import checkpoints
 
 FOLDERS = tuple(checkpoints.CONFIGS)
+SCHEDULER = "scheduler/scheduler_config.json"
+HEARING = "feature_extractor/preprocessor_config.json"
 CPU = torch.device("cpu")
 
 
@@ -121,7 +123,9 @@ def test_both_layouts_make_the_same_sound(diffusers: Path, converted: Path):
         )
         for folder in (diffusers, converted)
     )
-    torch.testing.assert_close(one.audio, other.audio, rtol=0, atol=1e-5)  # GPT-2's are transposed views there
+    torch.testing.assert_close(
+        one.audio, other.audio, rtol=0, atol=1e-5
+    )  # GPT-2's are transposed views there
     torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-5)
     assert one.audio.shape == (2, 2, 8000) and one.audio.isfinite().all() and one.audio.std() > 1e-3
 
@@ -224,13 +228,15 @@ def test_gpt2_with_a_language_head(diffusers: Path, states):
     """`GPT2LMHeadModel`: a prefix, token vectors, the head, and the masks that old versions stored."""
     change_state(
         weights_file(diffusers / "language_model"),
-        lambda state: {f"transformer.{key}": tensor for key, tensor in state.items()}
-        | {
-            "transformer.wte.weight": torch.ones(5, 12),
-            "lm_head.weight": torch.ones(5, 12),
-            "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
-            "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
-        },
+        lambda state: (
+            {f"transformer.{key}": tensor for key, tensor in state.items()}
+            | {
+                "transformer.wte.weight": torch.ones(5, 12),
+                "lm_head.weight": torch.ones(5, 12),
+                "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
+                "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+            }
+        ),
     )
     assert_same(loaded_states(diffusers), states)
 
@@ -266,7 +272,10 @@ def test_vae_attention_under_its_old_names(diffusers: Path, states, convolutions
 
 def test_unet_projections_are_linear_or_convolutions(diffusers: Path, states):
     def flatten(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v.flatten(1) if "proj_in.weight" in k or "proj_out.weight" in k else v for k, v in state.items()}
+        return {
+            k: v.flatten(1) if "proj_in.weight" in k or "proj_out.weight" in k else v
+            for k, v in state.items()
+        }
 
     change_state(weights_file(diffusers / "unet"), flatten)
     assert_same(loaded_states(diffusers), states)
@@ -339,7 +348,9 @@ def test_heads_as_the_config_says_or_as_trained(diffusers: Path):
 
 
 def test_heads_of_a_converted_folder_are_settled(converted: Path):
-    with pytest.raises(ValueError, match=r"converted already, with \(2, 2\) heads\. Convert its source again"):
+    with pytest.raises(
+        ValueError, match=r"converted already, with \(2, 2\) heads\. Convert its source again"
+    ):
         audioldm2.load(converted, device="cpu", heads="trained")
 
 
@@ -350,8 +361,9 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path):
     (tmp_path / "photo.jpg").write_bytes(b"")
     for folder in (tmp_path, str(tmp_path)):
         assert message(folder) == (
-            f"{tmp_path} is not a checkpoint: it has neither a model_index.json (diffusers layout) nor a "
-            "config.json of a converted model. Give the folder that holds 'unet', 'vae' and the others, or a hub id."
+            f"{tmp_path} is not a checkpoint: it has neither a model_index.json (diffusers layout) "
+            "nor a config.json of a converted model. "
+            "Give the folder that holds 'unet', 'vae' and the others, or a hub id."
         )
 
 
@@ -404,7 +416,7 @@ def test_tokenizers_are_missing(layout: str, which: str, request):
     shutil.rmtree(tokenizer)
     assert message(folder).startswith(f"{tokenizer} must hold tokenizer.json, or ")
     if layout == "diffusers":
-        with pytest.raises(WeightsError, match="must hold tokenizer.json"):
+        with pytest.raises(WeightsError, match=r"must hold tokenizer\.json"):
             weights.write(convert.read_diffusers(folder), folder.parent / "out")
         assert not (folder.parent / "out").exists()
 
@@ -414,7 +426,9 @@ def test_tokenizers_of_another_checkpoint(converted: Path):
     config["networks"]["t5"]["vocabulary"] = 130
     checkpoints.write_json(converted / "config.json", config)
     assert "vocabulary of 't5'" in message(converted)
-    assert "is 130, and the tokenizers beside it need 141. Do the tokenizers' files belong" in message(converted)
+    assert "is 130, and the tokenizers beside it need 141. Do the tokenizers' files belong" in message(
+        converted
+    )
 
 
 # ---- what does not load: the weights
@@ -465,7 +479,8 @@ def test_a_key_too_few(layout: str, request):
     change_state(path, lambda state: {k: v for k, v in state.items() if k != "conv_out.bias"})
     said = message(folder)
     assert said == (
-        f"{path if layout == 'converted' else path.parent} does not fit its configuration: missing 'conv_out.bias'. "
+        f"{path if layout == 'converted' else path.parent} does not fit its configuration: "
+        "missing 'conv_out.bias'. "
         "Copy or download it again, or convert the source again with 'audioldm2 convert'."
     )
 
@@ -540,7 +555,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(diffusers: Path, tm
     else:
         torch.save({"conv_in.weight": Trap(marker)}, path)
     said = message(diffusers)
-    assert said.startswith(f"{path} is not a plain file of tensors: it is damaged, or holds objects that would run")
+    assert said.startswith(
+        f"{path} is not a plain file of tensors: it is damaged, or holds objects that would run"
+    )
     assert said.endswith("Use a safetensors file.")
     assert not marker.exists()
     pickle.loads(pickle.dumps(Trap(marker)))
@@ -590,14 +607,16 @@ NO_JSON = ["", "{", "nan", "\x00", '{"a": 1,}', "[" * 100_000]
 @pytest.mark.parametrize("content", NO_JSON, ids=range(len(NO_JSON)))
 @pytest.mark.parametrize(
     "file",
-    ["model_index.json", "vae/config.json", "scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json"],
-)  # fmt: skip
+    ["model_index.json", "vae/config.json", SCHEDULER, HEARING],
+)
 def test_a_file_that_is_no_json(diffusers: Path, file: str, content: str):
     (diffusers / file).write_text(content)
     assert message(diffusers).startswith(f"{diffusers / file} cannot be read as JSON (")
 
 
-@pytest.mark.parametrize(("content", "kind"), [("[]", "list"), ("3", "int"), ("null", "NoneType"), ('""', "str")])
+@pytest.mark.parametrize(
+    ("content", "kind"), [("[]", "list"), ("3", "int"), ("null", "NoneType"), ('""', "str")]
+)
 @pytest.mark.parametrize("file", ["model_index.json", "vae/config.json", "config.json"])
 def test_a_file_that_is_no_object(diffusers: Path, converted: Path, file: str, content: str, kind: str):
     folder = converted if file == "config.json" else diffusers
@@ -620,9 +639,9 @@ OTHER_ARCHITECTURES = [
     ("vae/config.json", "use_quant_conv", False),
     ("vocoder/config.json", "model_type", "univnet"),
     ("text_encoder/config.json", "projection_hidden_act", "gelu"),
-    ("scheduler/scheduler_config.json", "prediction_type", "v_prediction"),
-    ("scheduler/scheduler_config.json", "beta_schedule", "squaredcos_cap_v2"),
-    ("feature_extractor/preprocessor_config.json", "feature_extractor_type", "ASTFeatureExtractor"),
+    (SCHEDULER, "prediction_type", "v_prediction"),
+    (SCHEDULER, "beta_schedule", "squaredcos_cap_v2"),
+    (HEARING, "feature_extractor_type", "ASTFeatureExtractor"),
 ]
 
 
@@ -644,19 +663,44 @@ def test_a_clap_with_fusion(diffusers: Path):
 @pytest.mark.parametrize(
     ("file", "field", "value", "words"),
     [
-        ("unet", "block_out_channels", ..., "has no 'block_out_channels'; is it the config.json of this network?"),
+        (
+            "unet",
+            "block_out_channels",
+            ...,
+            "has no 'block_out_channels'; is it the config.json of this network?",
+        ),
         ("unet", "block_out_channels", 8, "is 8; it has to be a list, each entry a whole number."),
         ("unet", "block_out_channels", [], "has 2 entries for 0 levels"),
         ("unet", "block_out_channels", [8, 13], "channels (8, 13) have to be multiples of norm_groups (4)"),
         ("unet", "norm_num_groups", 0, "norm_groups of 'unet'"),
-        ("unet", "attention_head_dim", 5, "have to be multiples of heads (5, 5) where there are transformers"),
+        (
+            "unet",
+            "attention_head_dim",
+            5,
+            "with transformers have to be multiples of heads (5, 5)",
+        ),
         ("unet", "attention_head_dim", [2], "need one entry a level each"),
-        ("unet", "attention_head_dim", "8", "is '8'; it has to be a whole number or a list, each entry a whole"),
+        (
+            "unet",
+            "attention_head_dim",
+            "8",
+            "is '8'; it has to be a whole number or a list, each entry a whole",
+        ),
         ("unet", "cross_attention_dim", [[None, 12, 14]], "has 1 entries for 2 levels"),
         ("unet", "cross_attention_dim", [[None, 12, 14, 14]] * 2, "is not an AudioLDM 2 layer"),
-        ("unet", "cross_attention_dim", [[None, 13, 14]] * 2, "dim of 'gpt2' is 12 and gpt2_dim of 'unet' is 13"),
+        (
+            "unet",
+            "cross_attention_dim",
+            [[None, 13, 14]] * 2,
+            "dim of 'gpt2' is 12 and gpt2_dim of 'unet' is 13",
+        ),
         ("unet", "cross_attention_dim", {"a": 1}, "it has to be a whole number or "),
-        ("unet", "down_block_types", ["DownBlock2D", "Swirl2D"], "names a block 'Swirl2D'; known are DownBlock2D"),
+        (
+            "unet",
+            "down_block_types",
+            ["DownBlock2D", "Swirl2D"],
+            "names a block 'Swirl2D'; known are DownBlock2D",
+        ),
         ("unet", "layers_per_block", [1, 2], "differs between levels ((1, 2)), which is not supported"),
         ("unet", "in_channels", 4, "only 4 is supported"),
         ("vae", "latent_channels", 5, "latent_channels of 'unet' is 3 and latent_channels of 'vae' is 5"),
@@ -670,9 +714,19 @@ def test_a_clap_with_fusion(diffusers: Path):
         ("text_encoder_2", "relative_attention_num_buckets", 2, "buckets is 2; it has to be at least 4"),
         ("language_model", "n_head", 5, "dim (12) has to be a multiple of heads (5)"),
         ("language_model", "n_positions", 100, "max_positions of 'gpt2' in"),
-        ("projection_model", "text_encoder_dim", 9, "projection_dim of 'clap_text' is 10 and clap_dim of 'pro"),
-        ("vocoder", "upsample_rates", [5, 4], "upsample_rates and upsample_kernels need one entry a stage each"),
-        ("vocoder", "upsample_rates", [20, 4, 4, 2], "must not be below upsample_rates (20, 4, 4, 2)"),
+        (
+            "projection_model",
+            "text_encoder_dim",
+            9,
+            "projection_dim of 'clap_text' is 10 and clap_dim of 'pro",
+        ),
+        (
+            "vocoder",
+            "upsample_rates",
+            [5, 4],
+            "upsample_rates and upsample_kernels need one entry a stage each",
+        ),
+        ("vocoder", "upsample_rates", [20, 4, 4, 2], "must not be below rates (20, 4, 4, 2)"),
         ("vocoder", "upsample_initial_channel", 8, "channels (8) cannot be halved 4 times"),
         ("vocoder", "resblock_kernel_sizes", [3, 4], "branch_kernels (3, 4) have to be odd"),
         ("vocoder", "resblock_dilation_sizes", [3, 1], "each entry a list, each entry a whole number"),
@@ -690,14 +744,24 @@ def test_a_config_that_cannot_work(diffusers: Path, file: str, field: str, value
 @pytest.mark.parametrize(
     ("file", "field", "value", "words"),
     [
-        ("scheduler/scheduler_config.json", "beta_start", ..., "has no 'beta_start'"),
-        ("scheduler/scheduler_config.json", "beta_start", "low", "is 'low'; it has to be a finite number."),
-        ("scheduler/scheduler_config.json", "beta_start", 0.5, "0 < beta_start <= beta_end < 1 is allowed"),
-        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**12, "steps of 'schedule'"),
-        ("feature_extractor/preprocessor_config.json", "sampling_rate", 0, "sample_rate of 'clap_mel'"),
-        ("feature_extractor/preprocessor_config.json", "frequency_max", 30000, "f_max (30000) <= half the"),
-        ("feature_extractor/preprocessor_config.json", "feature_size", 32, "is 32 and mels of 'clap_audio' is 64"),
-        ("feature_extractor/preprocessor_config.json", "hop_length", 100, "makes 4801 frames and 'clap_audio'"),
+        (SCHEDULER, "beta_start", ..., "has no 'beta_start'"),
+        (SCHEDULER, "beta_start", "low", "is 'low'; it has to be a finite number."),
+        (SCHEDULER, "beta_start", 0.5, "0 < beta_start <= beta_end < 1 is allowed"),
+        (SCHEDULER, "num_train_timesteps", 10**12, "steps of 'schedule'"),
+        (HEARING, "sampling_rate", 0, "sample_rate of 'clap_mel'"),
+        (HEARING, "frequency_max", 30000, "f_max (30000) <= half the"),
+        (
+            HEARING,
+            "feature_size",
+            32,
+            "is 32 and mels of 'clap_audio' is 64",
+        ),
+        (
+            HEARING,
+            "hop_length",
+            100,
+            "makes 4801 frames and 'clap_audio'",
+        ),
     ],
 )
 def test_a_schedule_or_a_front_end_that_cannot_work(
@@ -711,7 +775,9 @@ def test_a_schedule_or_a_front_end_that_cannot_work(
 
 def test_a_front_end_that_ranks_otherwise_is_told(diffusers: Path):
     checkpoints.change_json(diffusers / "feature_extractor" / "preprocessor_config.json", truncation="fusion")
-    with pytest.warns(UserWarning, match=r"says {'truncation': 'fusion'}; candidates are ranked as the published"):
+    with pytest.warns(
+        UserWarning, match=r"says {'truncation': 'fusion'}; candidates are ranked as the published"
+    ):
         audioldm2.load(diffusers, device="cpu")
 
 
@@ -735,7 +801,14 @@ def test_a_converted_config_lacks_a_field(converted: Path, field: str):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("source", 3), ("revision", []), ("schedule", []), ("clap_mel", "x"), ("networks", 5), ("networks", [[]])],
+    [
+        ("source", 3),
+        ("revision", []),
+        ("schedule", []),
+        ("clap_mel", "x"),
+        ("networks", 5),
+        ("networks", [[]]),
+    ],
 )
 def test_a_converted_config_has_a_field_of_another_type(converted: Path, field: str, value: object):
     checkpoints.change_json(converted / "config.json", **{field: value})
@@ -745,8 +818,14 @@ def test_a_converted_config_has_a_field_of_another_type(converted: Path, field: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"speed": 3}, "the config of 'gpt2' in {} and this version differ in speed. Convert the source again"),
-        ({"heads": ...}, "the config of 'gpt2' in {} and this version differ in heads. Convert the source again"),
+        (
+            {"speed": 3},
+            "the config of 'gpt2' in {} and this version differ in speed. Convert the source again",
+        ),
+        (
+            {"heads": ...},
+            "the config of 'gpt2' in {} and this version differ in heads. Convert the source again",
+        ),
         ({"heads": "x"}, "heads of the config of 'gpt2' in {} is 'x'; it has to be a whole number."),
         ({"depth": -1}, "depth of 'gpt2' in {} is -1; it has to be above 0, and 100 at most."),
         ({"heads": 5}, "the config of 'gpt2' in {} cannot work: dim (12) has to be a multiple of heads (5)."),
@@ -766,7 +845,9 @@ def test_a_network_of_a_converted_config_that_cannot_work(converted: Path, chang
 @pytest.mark.parametrize("networks", [{}, {"gpt2": {}}, {"gpt3": {}}])
 def test_a_converted_config_with_other_networks(converted: Path, networks: dict):
     checkpoints.change_json(converted / "config.json", networks=networks)
-    assert f"describes the networks {sorted(networks)}; this version needs ['clap_audio'," in message(converted)
+    assert f"describes the networks {sorted(networks)}; this version needs ['clap_audio'," in message(
+        converted
+    )
 
 
 def test_every_network_has_rules():
@@ -791,14 +872,19 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def attempt(folder: Path) -> bool:
+def attempt(folder: Path, waveforms: int = 2) -> bool:
     """Whether a folder loads; anything but a model or a WeightsError that names a file in it fails."""
     try:
         model = audioldm2.load(folder, device="cpu")
     except WeightsError as error:
         assert str(folder) in str(error) and str(error).rstrip(" )").endswith((".", "?", "again")), str(error)
         return False
-    model.generate("a", num_inference_steps=1, audio_length_in_s=model.sound.seconds(2), num_waveforms_per_prompt=2)
+    model.generate(
+        "a",
+        num_inference_steps=1,
+        audio_length_in_s=model.sound.seconds(2),
+        num_waveforms_per_prompt=waveforms,
+    )
     return True
 
 
@@ -806,16 +892,18 @@ def attempt(folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("layout", "file", "times"),
     [
-        ("converted", "config.json", 250),
-        ("diffusers", "model_index.json", 40),
-        ("diffusers", "unet/config.json", 60),
-        ("diffusers", "text_encoder/config.json", 60),
-        ("diffusers", "vocoder/config.json", 60),
-        ("diffusers", "scheduler/scheduler_config.json", 40),
-        ("diffusers", "feature_extractor/preprocessor_config.json", 40),
+        ("converted", "config.json", 120),
+        ("diffusers", "model_index.json", 25),
+        ("diffusers", "unet/config.json", 40),
+        ("diffusers", "text_encoder/config.json", 40),
+        ("diffusers", "vocoder/config.json", 40),
+        ("diffusers", SCHEDULER, 25),
+        ("diffusers", HEARING, 25),
     ],
 )
-def test_any_damage_to_a_configuration_gives_a_model_or_a_sentence(layout: str, file: str, times: int, request):
+def test_any_damage_to_a_configuration_gives_a_model_or_a_sentence(
+    layout: str, file: str, times: int, request
+):
     folder, rng = request.getfixturevalue(layout), random.Random(file)
     content = (folder / file).read_bytes()
     outcomes = set()
@@ -830,7 +918,7 @@ def test_any_damage_to_a_header_gives_tensors_or_a_sentence(converted: Path, nam
     path, rng = converted / f"{name}.safetensors", random.Random(name)
     checkpoint, content = weights.read(converted), path.read_bytes()
     header = 8 + struct.unpack("<Q", content[:8])[0]
-    for _ in range(400):
+    for _ in range(300):
         path.unlink()  # a file that is mapped must not change
         path.write_bytes(mutated(content[:header], rng) + content[header:])
         try:
@@ -856,7 +944,7 @@ def test_any_damage_to_a_bin_gives_tensors_or_a_sentence(diffusers: Path, zipped
             assert str(diffusers / "projection_model") in str(error)
 
 
-ODD = [None, True, "x", -1, 0, 1, 2, 3, 7, 0.5, -2.0, 1e308, 10**30, [], [1], [0, -3], [[1]], {"a": 1}, [None, 1]]
+ODD = [None, True, "x", -1, 0, 3, 0.5, 1e308, 10**30, [], [1], [0, -3], [[1]], {"a": 1}]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -867,7 +955,7 @@ def test_any_value_of_any_field_gives_a_model_or_a_sentence(converted: Path, nam
         for value in ODD:
             config["networks"][name][field] = value
             checkpoints.write_json(path, config)
-            attempt(converted)
+            attempt(converted, waveforms=2 if name == "clap_audio" else 1)
         config["networks"][name][field] = before
 
 
@@ -878,16 +966,19 @@ def lists(entry: st.SearchStrategy, least: int = 1, most: int = 3) -> st.SearchS
     return st.lists(entry, min_size=least, max_size=most).map(tuple)
 
 
-ROLES = st.lists(st.sampled_from(["self_attn", "gpt2_attn", "t5_attn", "last_self_attn"]), unique=True).map(tuple)
+ROLES = st.lists(st.sampled_from(["self_attn", "gpt2_attn", "t5_attn", "last_self_attn"]), unique=True).map(
+    tuple
+)
 CONFIGURATIONS = {
     "unet": dict(
         latent_channels=small, channels=lists(st.sampled_from([2, 4, 6, 8, 9])), heads=lists(small),
-        transformers=lists(ROLES), depth=st.integers(1, 2), layers=st.integers(1, 2), gpt2_dim=small, t5_dim=small,
-        norm_groups=st.sampled_from([1, 2]), eps=st.just(1e-5), default_time=small,
+        transformers=lists(ROLES), depth=st.integers(1, 2), layers=st.integers(1, 2), gpt2_dim=small,
+        t5_dim=small, norm_groups=st.sampled_from([1, 2]), eps=st.just(1e-5), default_time=small,
     ),
     "vae": dict(
-        mel_channels=st.integers(1, 2), latent_channels=small, channels=lists(small), layers=st.integers(1, 2),
-        norm_groups=st.sampled_from([1, 2, 3]), scaling_factor=st.sampled_from([0.1, 2]),
+        mel_channels=st.integers(1, 2), latent_channels=small, channels=lists(small),
+        layers=st.integers(1, 2), norm_groups=st.sampled_from([1, 2, 3]),
+        scaling_factor=st.sampled_from([0.1, 2]),
     ),
     "hifigan": dict(
         mels=small, sample_rate=st.just(16000), channels=st.integers(1, 9), upsample_rates=lists(small),
@@ -896,12 +987,13 @@ CONFIGURATIONS = {
         normalize_before=st.booleans(),
     ),
     "t5": dict(
-        vocabulary=st.integers(1, 9), dim=small, depth=st.integers(1, 2), heads=small, head_dim=small, ff_dim=small,
-        buckets=st.integers(1, 9), max_distance=st.integers(1, 9), eps=st.just(0),
+        vocabulary=st.integers(1, 9), dim=small, depth=st.integers(1, 2), heads=small, head_dim=small,
+        ff_dim=small, buckets=st.integers(1, 9), max_distance=st.integers(1, 9), eps=st.just(0),
     ),
     "clap_audio": dict(
-        mels=st.sampled_from([4, 8, 12]), spec_size=st.sampled_from([8, 16, 20]), in_channels=st.integers(1, 2),
-        patch_size=small, patch_stride=small, dim=small, depths=lists(st.integers(1, 2)), heads=lists(small),
+        mels=st.sampled_from([4, 8, 12]), spec_size=st.sampled_from([8, 16, 20]),
+        in_channels=st.integers(1, 2), patch_size=small, patch_stride=small, dim=small,
+        depths=lists(st.integers(1, 2)), heads=lists(small),
         window=small, ff_ratio=st.sampled_from([0.1, 1, 2.5]), dropout=st.sampled_from([0, 0.5, 1]),
         eps=st.just(1e-5), projection_dim=small,
     ),
@@ -910,7 +1002,7 @@ CONFIGURATIONS = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(data=st.data())
 def test_a_config_that_passes_the_rules_builds_and_runs(name: str, data: st.DataObject):
     config = NETWORKS[name][1](**data.draw(st.fixed_dictionaries(CONFIGURATIONS[name])))
@@ -1001,7 +1093,9 @@ def test_force_follows_a_link_and_refuses_a_file(converted: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("force", [True, False])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError()])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError()]
+)
 def test_a_failure_in_the_middle_leaves_nothing(
     converted: Path, tmp_path: Path, monkeypatch, force: bool, error: BaseException
 ):

@@ -1,5 +1,6 @@
 """Conditioning as data: saved and loaded, mixed, weighted, and denoised from without the text networks."""
 
+import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -115,6 +116,14 @@ def test_tensors_that_share_memory_can_be_saved(tmp_path):
     slice = twin[:1]
     slice.save(tmp_path / "dog.safetensors")
     assert_same(Conditioning.load(tmp_path / "dog.safetensors"), slice)
+
+
+def test_an_older_file_is_replaced_whole(tmp_path):
+    older, path = conditioning(5, 3), tmp_path / "dog.safetensors"
+    older.save(path)
+    os.link(path, tmp_path / "old.safetensors")  # a second name for the older file's bytes
+    conditioning(2).save(path)
+    assert_same(Conditioning.load(tmp_path / "old.safetensors"), older)
 
 
 def test_a_loaded_one_outlives_its_file(tmp_path):

@@ -1,0 +1,251 @@
+"""The Python face: names, shapes and promises that users rely on, with the tiny model."""
+
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+import audioldm2
+
+QUICK = dict(audio_length_in_s=0.2, num_inference_steps=3)  # 20 mel frames, 5 latent frames, 3,200 samples
+
+
+def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, tiny_folder) -> Path:
+    """A folder to run in, in which the tiny model has the published model's name."""
+    (tmp_path / "cvssp").mkdir()
+    (tmp_path / "cvssp" / "audioldm2").symlink_to(tiny_folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_public_face_runs_as_the_design_writes_it(here):
+    model = audioldm2.load("cvssp/audioldm2", device="auto", dtype="auto")
+    result = model.generate(
+        "Techno music with a strong beat",
+        negative_prompt="Low quality.", audio_length_in_s=10.0, num_inference_steps=25, guidance_scale=3.5,
+        num_waveforms_per_prompt=3, sampler="dpmpp_2m", eta=0.0, seed=0, latents=None, on_step=None)  # fmt: skip
+    assert result.audio.shape == (1, 3, 160000) and result.audio.dtype == torch.float32
+    assert result.sample_rate == 16000
+    assert result.scores.shape == (1, 3)
+    assert result.latents.shape == (3, 8, 250, 16)
+    assert result.mel.shape == (3, 1000, 64)
+    assert result.save("techno.wav") == [Path("techno.wav")]
+
+    cond = model.encode_prompt("dog", negative_prompt="noise")
+    latents = torch.randn(1, 8, 250, 16)
+    z = model.denoise(cond, latents, num_inference_steps=25, sampler="ddim", guidance_scale=3.5)
+    mel = model.decode(z)
+    wave = model.vocode(mel)
+    assert (z.shape, mel.shape, wave.shape) == ((1, 8, 250, 16), (1, 1000, 64), (1, 160032))
+    assert soundfile.info("techno.wav").frames == 160000
+
+
+def test_what_is_public_is_all_there():
+    assert set(audioldm2.__all__) == {
+        "SAMPLERS", "AudioLDM2", "Conditioning", "NoiseSchedule", "Result", "TruncationWarning", "WeightsError",
+        "load",
+    }  # fmt: skip
+    assert all(hasattr(audioldm2, name) for name in audioldm2.__all__)
+
+
+def test_a_sound_is_ordinary(tiny_model):
+    audio = tiny_model.generate("dog", audio_length_in_s=1.0).audio
+    assert audio.isfinite().all()
+    assert 0.01 < audio.std() < 0.5 and audio.abs().max() <= 1
+
+
+@pytest.mark.parametrize("change", [
+    dict(prompt="cat"), dict(negative_prompt="noise"), dict(seed=1), dict(guidance_scale=7.0), dict(sampler="ddim"),
+])  # fmt: skip
+def test_every_setting_is_heard(tiny_model, change):
+    plain = tiny_model.generate("dog", **QUICK).audio
+    changed = tiny_model.generate(**{"prompt": "dog", **QUICK, **change}).audio
+    assert relative_error(changed, plain) > 1e-3
+
+
+# Stages -----------------------------------------------------------------------------------------------------
+
+
+def test_the_stages_in_a_row_are_generate(tiny_model):
+    noise = torch.randn(1, 8, 5, 16)
+    whole = tiny_model.generate("dog", negative_prompt="noise", latents=noise, num_inference_steps=3)
+    conditioning = tiny_model.encode_prompt("dog", negative_prompt="noise")
+    z = tiny_model.denoise(conditioning, noise, num_inference_steps=3)
+    wave = tiny_model.vocode(tiny_model.decode(z))
+    assert relative_error(z, whole.latents) < 1e-5
+    assert relative_error(wave[:, :3200], whole.audio[0]) < 1e-4
+
+
+def test_the_noise_of_a_seed_is_an_ordinary_draw_on_the_cpu(tiny_model):
+    noise = torch.randn((1, 8, 5, 16), generator=torch.Generator().manual_seed(4))
+    assert torch.equal(
+        tiny_model.generate("dog", latents=noise, num_inference_steps=3).audio,
+        tiny_model.generate("dog", seed=4, **QUICK).audio,
+    )
+
+
+def test_a_conditioning_can_be_saved_and_passed_back(tiny_model, tmp_path):
+    conditioning = tiny_model.encode_prompt(["dog", "a longer prompt of several words"], "noise")
+    parts = [conditioning, conditioning.negative]
+    for part in parts:
+        assert len(part) == 2
+        assert part.gpt2_context.shape == (2, 8, 24)
+        assert part.t5_context.shape[:2] == part.t5_mask.shape and part.t5_mask.dtype == torch.bool
+    torch.save(
+        [dict(gpt2_context=p.gpt2_context, t5_context=p.t5_context, t5_mask=p.t5_mask) for p in parts],
+        tmp_path / "conditioning.pt",
+    )
+    tensors, negative = torch.load(tmp_path / "conditioning.pt", weights_only=True)
+    again = audioldm2.Conditioning(**tensors, negative=audioldm2.Conditioning(**negative))
+    noise = torch.randn(4, 8, 5, 16)  # two a prompt
+    first = tiny_model.denoise(conditioning, noise, num_inference_steps=2)
+    assert first.shape == noise.shape
+    assert torch.equal(tiny_model.denoise(again, noise, num_inference_steps=2), first)
+
+
+def test_the_stages_track_no_gradients(tiny_model):
+    assert not tiny_model.generate("dog", **QUICK).latents.requires_grad
+
+
+def test_generate_leaves_the_global_randomness_alone(tiny_model):
+    before = torch.get_rng_state()
+    tiny_model.generate("dog", sampler="ddim", eta=1.0, num_waveforms_per_prompt=2, **QUICK)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Steps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddim", "heun"])
+def test_on_step_is_called_once_a_step(tiny_model, sampler):
+    seen = []
+    tiny_model.generate(
+        "dog", audio_length_in_s=0.2, num_inference_steps=6, sampler=sampler,
+        on_step=lambda step, t, x0: seen.append((step, t, x0.shape)),
+    )  # fmt: skip
+    assert [step for step, _, _ in seen] == [1, 2, 3, 4, 5, 6]
+    times = [t for _, t, _ in seen]
+    assert times == sorted(times, reverse=True) and 0 <= times[-1] and times[0] <= 1000
+    assert {shape for _, _, shape in seen} == {(1, 8, 5, 16)}
+
+
+def test_returning_false_stops_early_and_keeps_what_is_there(tiny_model):
+    seen = []
+
+    def on_step(step: int, t: float, x0: torch.Tensor) -> bool:
+        seen.append(x0)
+        return step < 2
+
+    result = tiny_model.generate("dog", audio_length_in_s=0.2, num_inference_steps=6, on_step=on_step)
+    assert len(seen) == 2
+    assert torch.equal(result.latents, seen[-1])
+    assert result.audio.shape == (1, 1, 3200)
+
+
+def test_stages_are_told_in_order(tiny_model):
+    stages = []
+    tiny_model.generate("dog", num_waveforms_per_prompt=2, on_stage=stages.append, **QUICK)
+    assert stages == ["encoding the prompt", "denoising", "decoding", "vocoding", "ranking"]
+
+
+# Several prompts, several candidates ------------------------------------------------------------------------
+
+
+def test_a_list_of_prompts_gives_each_the_sound_that_it_has_alone(tiny_model):
+    prompts = ["dog", "Techno music with a strong, upbeat tempo and high melodic riffs"]
+    result = tiny_model.generate(prompts, negative_prompt=["noise", ""], seed=[3, 4], **QUICK)
+    assert result.audio.shape == (2, 1, 3200)
+    assert result.scores is None and result.seeds == [[3], [4]]
+    for place, (prompt, negative, seed) in enumerate(zip(prompts, ["noise", ""], [3, 4], strict=True)):
+        alone = tiny_model.generate(prompt, negative_prompt=negative, seed=seed, **QUICK)
+        assert relative_error(result.audio[place], alone.audio[0]) < 1e-4
+
+
+def test_candidates_are_best_first_and_each_can_be_made_again_from_its_seed(tiny_model):
+    prompts = ["dog", "a church bell and a violin"]
+    result = tiny_model.generate(prompts, num_waveforms_per_prompt=3, seed=10, **QUICK)
+    assert result.audio.shape == (2, 3, 3200) and result.latents.shape == (6, 8, 5, 16)
+    assert torch.equal(result.scores, result.scores.sort(dim=1, descending=True).values)
+    for place, prompt in enumerate(prompts):
+        assert sorted(result.seeds[place]) == [10, 11, 12]
+        for candidate, seed in enumerate(result.seeds[place]):
+            alone = tiny_model.generate(prompt, seed=seed, **QUICK)
+            assert relative_error(result.audio[place, candidate], alone.audio[0, 0]) < 1e-4
+            assert relative_error(result.mel[3 * place + candidate], alone.mel[0]) < 1e-4
+            assert relative_error(result.latents[3 * place + candidate], alone.latents[0]) < 1e-4
+            score = tiny_model.score(prompt, result.audio[place, candidate])
+            assert score.item() == pytest.approx(result.scores[place, candidate].item(), abs=1e-5)
+
+
+def test_noise_of_a_stochastic_sampler_belongs_to_the_seed_too(tiny_model):
+    settings = dict(sampler="dpmpp_2m_sde", **QUICK)
+    together = tiny_model.generate(["dog", "cat"], num_waveforms_per_prompt=2, seed=7, **settings)
+    alone = tiny_model.generate("cat", seed=together.seeds[1][1], **settings)
+    assert relative_error(together.audio[1, 1], alone.audio[0, 0]) < 1e-4
+
+
+def test_the_largest_seed_goes_round_and_its_candidates_can_be_made_again(tiny_model):
+    result = tiny_model.generate("dog", num_waveforms_per_prompt=2, seed=2**63 - 1, **QUICK)
+    assert sorted(result.seeds[0]) == [0, 2**63 - 1]
+    alone = tiny_model.generate("dog", seed=0, **QUICK)
+    assert relative_error(result.audio[0, result.seeds[0].index(0)], alone.audio[0, 0]) < 1e-4
+
+
+def test_no_seed_draws_one_and_tells_it(tiny_model):
+    first, second = (tiny_model.generate("dog", seed=None, **QUICK) for _ in range(2))
+    assert first.seeds != second.seeds
+    again = tiny_model.generate("dog", seed=first.seeds[0], **QUICK)
+    assert torch.equal(again.audio, first.audio)
+
+
+# Files ------------------------------------------------------------------------------------------------------
+
+
+def test_save_writes_the_best_sound_of_each_prompt(tiny_model, tmp_path):
+    result = tiny_model.generate(["dog", "cat"], num_waveforms_per_prompt=2, **QUICK)
+    paths = result.save(tmp_path / "pets.wav")
+    assert paths == [tmp_path / "pets-1.wav", tmp_path / "pets-2.wav"]
+    for place, path in enumerate(paths):
+        samples, rate = soundfile.read(path, dtype="float32")
+        assert rate == 16000
+        assert torch.allclose(torch.from_numpy(samples), result.audio[place, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a", "folder.wav/"])
+def test_save_refuses_what_it_cannot_write(tiny_model, tmp_path, name):
+    (tmp_path / "folder.wav").mkdir()
+    with pytest.raises((ValueError, OSError), match="a.mp3|/a ends|folder.wav"):
+        tiny_model.generate("dog", **QUICK).save(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.wav"]
+
+
+# Arguments --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(prompt=[]), "prompt is an empty list"),
+        (dict(prompt=5), "prompt is 5; it has to be a text"),
+        (dict(negative_prompt=["a", "b"]), "negative_prompt has 2 entries and prompt has 1"),
+        (dict(audio_length_in_s=0), "audio_length_in_s is 0"),
+        (dict(num_inference_steps=2.5), "num_inference_steps is 2.5"),
+        (dict(num_waveforms_per_prompt=0), "num_waveforms_per_prompt is 0"),
+        (dict(guidance_scale=float("nan")), "guidance_scale is nan"),
+        (dict(sampler="plms"), "sampler is 'plms'"),
+        (dict(eta=2.0, sampler="ddim"), "eta=2.0"),
+        (dict(seed=-1), "seed is -1"),
+        (dict(latents=torch.zeros(1, 8, 5, 4)), "latents has shape"),
+        (dict(guidance_interval=(3, 1)), "guidance_interval is"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_any_network_runs(tiny_model, monkeypatch, arguments, words):
+    monkeypatch.setattr(tiny_model, "networks", None)
+    with pytest.raises(ValueError, match=words):
+        tiny_model.generate(**{"prompt": "dog", **arguments})
