@@ -67,7 +67,10 @@ TINY = dict(
     ),
     gpt2=dict(bos_token_id=0, eos_token_id=0),
     projection={},
-    unet=dict(cross_attention_dim=((None, 12, 24),) * 3),
+    unet=dict(
+        cross_attention_dim=((None, 12, 24),) * 3,
+        block_out_channels=(32, 16, 24),  # wide where `fit_last_convolution` has to find the input again
+    ),
     vae={},
     hifigan=dict(upsample_rates=[5, 4, 4, 2], upsample_kernel_sizes=[16, 16, 8, 4]),
 )  # fmt: skip
@@ -163,9 +166,12 @@ def fit_last_convolution(unet: AudioLDM2UNet2DConditionModel) -> None:
 
 @torch.no_grad()
 def set_loudness(hifigan: SpeechT5HifiGan, rms: float = 0.15) -> None:
-    """Scale the last convolution to an ordinary level, where the last tanh is almost linear."""
+    """Shift and scale what the last convolution gives to an ordinary level, where tanh is almost linear."""
     mel = torch.randn(1, 100, hifigan.config.model_in_dim, generator=torch.Generator().manual_seed(0)) / 2
-    hifigan.conv_post.weight *= rms / hifigan(mel).std()
+    before_tanh = hifigan(mel).atanh()
+    factor = rms / before_tanh.std()
+    hifigan.conv_post.weight *= factor
+    hifigan.conv_post.bias.sub_(before_tanh.mean()).mul_(factor)
 
 
 def read_tokenizers(folder: Path) -> tuple[RobertaTokenizerFast, T5TokenizerFast]:
