@@ -83,9 +83,9 @@ def check(name: str, config: Any, where: str) -> None:
             raise WeightsError(f"the config of '{name}' in {where} cannot work: {sentence}.")
 
 
-def check_together(configs: Mapping[str, Any], hearing: MelSettings, where: str) -> None:
-    """Raise WeightsError unless the networks fit each other. hearing: the front end of 'clap_audio'."""
-    unet, vae, gpt2, clap_audio = (configs[name] for name in ("unet", "vae", "gpt2", "clap_audio"))
+def check_together(configs: Mapping[str, Any], where: str) -> None:
+    """Raise WeightsError unless the networks fit each other."""
+    unet, vae, gpt2 = (configs[name] for name in ("unet", "vae", "gpt2"))
     roles = {role for level in unet.transformers for role in level}
     pairs = [  # what one network gives, what the next one takes
         ("projection_dim of 'clap_text'", configs["clap_text"].projection_dim, "clap_dim of 'projection'",
@@ -97,25 +97,34 @@ def check_together(configs: Mapping[str, Any], hearing: MelSettings, where: str)
          unet.t5_dim if T5 in roles else configs["t5"].dim),
         ("latent_channels of 'unet'", unet.latent_channels, "latent_channels of 'vae'", vae.latent_channels),
         ("projection_dim of 'clap_text'", configs["clap_text"].projection_dim,
-         "projection_dim of 'clap_audio'", clap_audio.projection_dim),
-        ("mel bands of CLAP's front end", hearing.mels, "mels of 'clap_audio'", clap_audio.mels),
+         "projection_dim of 'clap_audio'", configs["clap_audio"].projection_dim),
     ]  # fmt: skip
     for given, one, taken, other in pairs:
         if one != other:
             raise WeightsError(
                 f"the networks in {where} do not fit: {given} is {one} and {taken} is {other}."
             )
-    frames = 10 * hearing.sample_rate // hearing.hop + 1  # CLAP hears 10 s
-    mels, room = configs["hifigan"].mels, clap_audio.spec_size * (clap_audio.spec_size // clap_audio.mels)
-    for holds, sentence in (
-        (
-            mels % vae.downsampling == 0,
-            f"mels of 'hifigan' is {mels}, no multiple of the VAE's {vae.downsampling}",
-        ),
-        (frames <= room, f"CLAP's front end makes {frames} frames and 'clap_audio' takes {room} at most"),
-    ):
-        if not holds:
-            raise WeightsError(f"the networks in {where} do not fit: {sentence}.")
+    mels = configs["hifigan"].mels
+    if mels % vae.downsampling:
+        raise WeightsError(
+            f"the networks in {where} do not fit: "
+            f"mels of 'hifigan' is {mels}, no multiple of the VAE's {vae.downsampling}."
+        )
+
+
+def check_hearing(config: ClapAudioConfig, hearing: MelSettings, where: str) -> None:
+    """Raise WeightsError unless CLAP's audio branch can read what its front end makes of 10 s.
+
+    Asked before a ranking, not at loading: the checkpoint can make sounds all the same.
+    """
+    frames = 10 * hearing.sample_rate // hearing.hop + 1
+    room = config.spec_size * (config.spec_size // config.mels)
+    if hearing.mels != config.mels or frames > room:
+        raise WeightsError(
+            f"sounds cannot be scored with {where}: CLAP's front end makes {frames} frames of "
+            f"{hearing.mels} mel bands, and its audio branch reads at most {room} frames of {config.mels}. "
+            "Ask for one waveform a prompt, or give the checkpoint the feature extractor that it was trained with."
+        )
 
 
 # What has to hold inside one network: pairs of whether it does, and the sentence ----------------------------

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from audioldm2 import memory, ranking
+from audioldm2 import checks, memory, ranking
 from audioldm2.audio import CLAP_MEL, MelSettings
 from audioldm2.conditioning import Conditioning, encode
-from audioldm2.request import Request, SoundShape, check_denoising, negatives, texts
+from audioldm2.models.unet import T5
+from audioldm2.pieces import decode_in_pieces, vocode_in_pieces
+from audioldm2.request import Request, SoundShape, check_denoising, check_noise, negatives, texts
 from audioldm2.result import Result
 from audioldm2.samplers import SAMPLERS, Denoiser, Generators, NoiseSchedule
 from audioldm2.text import ClapTokenizer, T5Tokenizer
@@ -121,6 +123,8 @@ class AudioLDM2:
             seed=seed,
             latents=latents,
         )
+        if request.candidates > 1:
+            self._check_hearing()
         begin = on_stage or (lambda stage: None)
         at_once = self._sounds_at_once(request)
 
@@ -211,11 +215,8 @@ class AudioLDM2:
             guidance_interval,
             guidance_rescale,
         )
-        if latents.shape[0] % len(conditioning):
-            raise ValueError(
-                f"latents has {latents.shape[0]} rows; "
-                f"it has to be a multiple of the conditioning's {len(conditioning)}."
-            )
+        check_noise(latents, self.sound, len(conditioning))
+        self._check_widths(conditioning)
         conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
         with self.networks.running("unet") as unet:
             denoiser = guided(
@@ -237,13 +238,13 @@ class AudioLDM2:
     def decode(self, z: Tensor) -> Tensor:
         """Log-mel spectrograms (batch, time, mels) of clean latents (batch, channels, time, mel)."""
         with self.networks.running("vae") as vae:
-            return vae.decode(z.to(self.device, self.networks.dtype)).squeeze(1)
+            return decode_in_pieces(vae, z.to(self.device, self.networks.dtype)).squeeze(1)
 
     @torch.no_grad()
     def vocode(self, mel: Tensor) -> Tensor:
         """Waveforms (batch, samples) in [-1, 1] of log-mel spectrograms (batch, time, mels)."""
         with self.networks.running("hifigan") as vocoder:
-            return vocoder(mel.to(self.device, self.networks.dtype))
+            return vocode_in_pieces(vocoder, mel.to(self.device, self.networks.dtype))
 
     def score(self, text: str | Sequence[str], audio: Tensor, sample_rate: int | None = None) -> Tensor:
         """How well sounds fit texts: CLAP's cosine of each sound and its text, float32 (sounds,), -1 to 1.
@@ -251,6 +252,7 @@ class AudioLDM2:
         text: one for all sounds or one a sound. audio: (samples,) or (sounds, samples), at `sample_rate`
         (default: the model's own). Clips over 10 s are heard whole, in windows (see `ranking`).
         """
+        self._check_hearing()
         audio = audio[None] if audio.ndim == 1 else audio
         wanted = texts("text", text)
         if len(wanted) not in (1, len(audio)):
@@ -261,6 +263,21 @@ class AudioLDM2:
         return ranking.score(
             self.networks, self.clap_tokenizer, self.hearing, wanted, audio, sample_rate or self.sample_rate
         )
+
+    def _check_widths(self, conditioning: Conditioning) -> None:
+        """Conditioning may come from a file, and so from another model."""
+        config = self.networks.configs["unet"]
+        roles = {role for level in config.transformers for role in level}
+        given = (conditioning.gpt2_context.shape[2], conditioning.t5_context.shape[2])
+        wanted = (config.gpt2_dim, config.t5_dim if T5 in roles else given[1])
+        if given != wanted:
+            raise ValueError(
+                f"conditioning has contexts {given[0]} (GPT-2) and {given[1]} (T5) wide; this model's are "
+                f"{wanted[0]} and {wanted[1]}. Make it with this model's encode_prompt."
+            )
+
+    def _check_hearing(self) -> None:
+        checks.check_hearing(self.networks.configs["clap_audio"], self.hearing, self.source or "this model")
 
     def _sounds_at_once(self, request: Request) -> int:
         needed = memory.bytes_for_one_sound(

@@ -264,6 +264,22 @@ def _demand_noise(latents: Any) -> None:
         raise ValueError("latents is sparse, nested or without data; it has to be an ordinary float tensor.")
 
 
+def check_noise(latents: Any, shape: SoundShape, rows: int) -> None:
+    """Raise ValueError unless `AudioLDM2.denoise` can start from these latents, for `rows` prompts."""
+    _demand_noise(latents)
+    _, channels, _, mel = shape.latents(1, 1)
+    if latents.ndim != 4 or latents.shape[1] != channels or latents.shape[3] != mel or latents.shape[2] < 1:
+        raise ValueError(
+            f"latents has shape {tuple(latents.shape)}; this model's are (batch, {channels}, time, {mel})."
+        )
+    if latents.shape[0] < 1 or latents.shape[0] % rows:
+        raise ValueError(
+            f"latents has {latents.shape[0]} rows; a conditioning of {rows} needs a multiple of {rows}."
+        )
+    if not latents.isfinite().all():
+        raise ValueError("latents holds values that are not finite.")
+
+
 def _check_latents(latents: Tensor, shape: tuple[int, ...], seconds: float) -> None:
     if tuple(latents.shape) != shape:
         raise ValueError(

@@ -93,13 +93,18 @@ class Result:
             "guidance_rescale": request.guidance_rescale,
             "starting_latents_given": request.latents is not None,
             "seed": self.seeds[prompt][0],
-            "score": None if self.scores is None else round(self.scores[prompt, 0].item(), 6),
+            "score": None if self.scores is None else _rounded(self.scores[prompt, 0]),
             "other_candidates": [
-                {"seed": seed, "score": round(self.scores[prompt, place].item(), 6)}
+                {"seed": seed, "score": _rounded(self.scores[prompt, place])}
                 for place, seed in enumerate(self.seeds[prompt])
                 if place > 0
             ],
         }
+
+
+def _rounded(score: Tensor) -> float | None:
+    """For JSON, which has no NaN."""
+    return round(score.item(), 6) if score.isfinite() else None
 
 
 def package_version() -> str:

@@ -137,7 +137,8 @@ def check(checkpoint: Checkpoint, where: str) -> None:
     for name in NETWORKS:
         checks.check(name, checkpoint.configs[name], where)
     schedule_of(checkpoint, where)
-    checks.check_together(checkpoint.configs, hearing_of(checkpoint, where), where)
+    hearing_of(checkpoint, where)
+    checks.check_together(checkpoint.configs, where)
 
 
 def schedule_of(checkpoint: Checkpoint, where: str) -> NoiseSchedule:

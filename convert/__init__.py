@@ -134,6 +134,16 @@ def schedule_from(source: dict) -> dict[str, Any]:
     demand(source, "trained_betas", None)
     demand(source, "rescale_betas_zero_snr", False)
     demand(source, "beta_schedule", "scaled_linear", "linear")
+    _tell_unfollowed(
+        source,
+        {
+            "timestep_spacing": "leading",
+            "set_alpha_to_one": False,
+            "clip_sample": False,
+            "thresholding": False,
+        },
+        "sounds are sampled",
+    )
     return {
         "kind": field(source, "beta_schedule", str),
         "beta_start": field(source, "beta_start", float),
@@ -149,14 +159,11 @@ def clap_mel_from(path: Path) -> dict[str, Any]:
         return {}
     source = read_json(path)
     demand(source, "feature_extractor_type", "ClapFeatureExtractor")
-    published = {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None}
-    other = {name: source[name] for name, value in published.items() if source.get(name, value) != value}
-    if other:
-        warnings.warn(
-            f"{path} says {other}; candidates are ranked as the published models rank, with "
-            f"{ {name: published[name] for name in other} }.",
-            stacklevel=2,
-        )
+    _tell_unfollowed(
+        source,
+        {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None},
+        "candidates are ranked",
+    )
     return {
         ours: field(source, theirs, kind)
         for ours, theirs, kind in (
@@ -169,3 +176,13 @@ def clap_mel_from(path: Path) -> dict[str, Any]:
         )
         if theirs in source
     }
+
+
+def _tell_unfollowed(source: dict, published: dict[str, Any], what: str) -> None:
+    """Warn about settings of the source that differ from the published ones, which alone are followed."""
+    other = {name: source[name] for name, value in published.items() if source.get(name, value) != value}
+    if other:
+        kept = {name: published[name] for name in other}
+        warnings.warn(
+            f"the checkpoint says {other}; {what} as with the published models: {kept}.", stacklevel=2
+        )

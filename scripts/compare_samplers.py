@@ -2,9 +2,10 @@
 
     python scripts/compare_samplers.py MODEL --prompt "rain on a tin roof" [--plot samplers.png]
 
-For one prompt and one starting noise, each sampler's clean latent is compared with that of DDIM in 1000 steps: the
-relative RMS distance, over the number of calls of the network. Stochastic samplers do not follow that solution and are
-left out. Compared is the estimate x0 of the last step, because DDIM leaves the noise of time 0 in its result.
+For one prompt and one starting noise, each sampler's clean latent is compared with that of DDIM in 1000
+steps: the relative RMS distance, over the number of calls of the network. Stochastic samplers do not follow
+that solution and are left out. Compared is the estimate x0 of the last step, because DDIM leaves the noise of
+time 0 in its result.
 """
 
 import argparse
@@ -16,7 +17,9 @@ import audioldm2
 from audioldm2 import SAMPLERS
 
 
-def last_estimate(model, conditioning, noise, name: str, steps: int, karras: bool, guidance: float) -> torch.Tensor:
+def last_estimate(
+    model, conditioning, noise, name: str, steps: int, karras: bool, guidance: float
+) -> torch.Tensor:
     """The estimate of the clean latent that the last step makes."""
     seen = []
     model.denoise(
@@ -27,13 +30,17 @@ def last_estimate(model, conditioning, noise, name: str, steps: int, karras: boo
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder or hub id")
     parser.add_argument("--prompt", default="rain on a tin roof")
     parser.add_argument("--duration", type=float, default=2.0, help="seconds (default: %(default)g)")
     parser.add_argument("--guidance", type=float, default=3.5)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 25, 50, 100])
-    parser.add_argument("--exact-steps", type=int, default=1000, help="of the DDIM solution (default: %(default)s)")
+    parser.add_argument(
+        "--exact-steps", type=int, default=1000, help="of the DDIM solution (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", metavar="PNG", help="draw the table (needs matplotlib)")
     options = parser.parse_args()
@@ -69,7 +76,9 @@ def draw(curves: dict[str, list[tuple[int, float]]], path: str) -> None:
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     for label, points in curves.items():
-        axes.loglog(*zip(*points, strict=True), marker="o", label=label, linestyle="--" if "karras" in label else "-")
+        axes.loglog(
+            *zip(*points, strict=True), marker="o", label=label, linestyle="--" if "karras" in label else "-"
+        )
     axes.set(xlabel="network calls", ylabel="relative RMS distance to DDIM in 1000 steps")
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)

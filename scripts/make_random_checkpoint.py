@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ),
         )
     except (WeightsError, OSError) as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     print(options.out)
     return 0
 

@@ -1,9 +1,10 @@
-"""Measure what starting costs: importing torch, importing audioldm2, loading a model; seconds and resident memory.
+"""Measure what starting costs: importing torch, importing audioldm2, loading a model; seconds and resident
+memory.
 
     python scripts/measure_loading.py FOLDER
 
-Every measurement is made in a process of its own; the median of several is told. The file cache is warm: the first,
-uncounted run reads the files.
+Every measurement is made in a process of its own; the median of several is told. The file cache is warm: the
+first, uncounted run reads the files.
 """
 
 import argparse
@@ -35,7 +36,9 @@ print(json.dumps({
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", help="a converted folder or one in the diffusers layout")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--runs", type=int, default=5)

@@ -1,6 +1,6 @@
 """Score sound files against a text with CLAP: the cosine of their vectors, best first.
 
-    python scripts/score.py rain.wav dog.wav --prompt "heavy rain" --model cvssp/audioldm2
+python scripts/score.py rain.wav dog.wav --prompt "heavy rain" --model cvssp/audioldm2
 """
 
 import argparse
@@ -12,8 +12,12 @@ from audioldm2.audio import read
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="sound files (WAV, FLAC, OGG, ...), of any rate and length")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="sound files (WAV, FLAC, OGG, ...), of any rate and length"
+    )
     parser.add_argument("--prompt", required=True, help="the text that they should fit")
     parser.add_argument("--model", required=True, help="folder or hub id")
     parser.add_argument("--device", default="auto")

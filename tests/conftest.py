@@ -1,11 +1,17 @@
 """Settings that every test shares, and a small model."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 import audioldm2
+
+# Tiny networks gain nothing by a second thread, and threads that wait for each other on a busy machine cost a
+# hundredfold. The variable is for the processes that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """The command line as its users meet it: what is written, what is said, and what happens when it goes wrong.
 
-Most tests call `main` in this process; what only a process of its own can show (signals, pipes, limits) runs in
-one.
+Most tests call `main` in this process; what only a process of its own can show (signals, pipes, limits) runs
+in one.
 """
 
 import errno
@@ -513,7 +513,7 @@ def test_an_interrupt_keeps_what_is_finished_and_leaves_no_draft(two_prompts, mo
 @posix
 def test_a_real_interrupt_while_the_second_sound_is_made(folder, tiny_folder):
     (folder / "prompts.txt").write_text("rain\ndog\n")
-    with process("--prompts", "prompts.txt", "--model", tiny_folder, "--steps", "60", "--quiet") as made:
+    with process("--prompts", "prompts.txt", "--model", tiny_folder, "--steps", "40", "--quiet") as made:
         assert made.stdout.readline() == "rain.wav\n"
         made.send_signal(signal.SIGINT)
         out, err = made.communicate()
@@ -541,7 +541,7 @@ def test_a_real_limit_on_the_size_of_files(folder, tiny_folder):
     limited = (
         "import resource, sys; from audioldm2.cli import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # Python ignores SIGXFSZ\n"
-        f"print(main(['dog', '--model', {str(tiny_folder)!r}, '-o', 'a.wav']))\n"
+        f"print(main(['dog', '--model', {str(tiny_folder)!r}, '-o', 'a.wav', *{QUICK}]))\n"
         f"print(main(['convert', {str(tiny_folder)!r}, 'copy']))\n"
     )
     made = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)

@@ -858,7 +858,8 @@ def test_every_network_has_rules():
     for name, (_, kind) in NETWORKS.items():
         checks.check(name, kind(), "the published model")
     published = {name: kind() for name, (_, kind) in NETWORKS.items()}
-    checks.check_together(published, CLAP_MEL, "the published model")
+    checks.check_together(published, "the published model")
+    checks.check_hearing(published["clap_audio"], CLAP_MEL, "the published model")
 
 
 # ---- nothing but a model or a WeightsError

@@ -35,8 +35,8 @@ TABLE = {
     "conditioning": {"text", "weights"},
     "result": {"audio", "ranking", "request"},
     "pipeline": {
-        *("models", "samplers", "text", "audio", "weights"),
-        *("conditioning", "memory", "pieces", "ranking", "request", "result"),
+        *("models", "models.*", "samplers", "text", "audio", "weights"),
+        *("checks", "conditioning", "memory", "pieces", "ranking", "request", "result"),
     },
     "loading": {"pipeline", "weights", "hub", "text", "convert"},
     "cli": {"", "audio", "plot", "request", "result", "samplers", "convert.__main__"},

@@ -86,11 +86,13 @@ def test_published_vocoder():
 
 @pytest.mark.parametrize("time", [1, 39, 40, 41, 80, 97])
 def test_vocoder_at_the_published_rates(time):
-    vocoder = randomised(HiFiGAN(PUBLISHED_RATES))
+    vocoder = randomised(HiFiGAN(PUBLISHED_RATES), gain=0.6)  # more saturates the last tanh
     mel = torch.randn(2, time, 3)
     found = vocode_in_pieces(vocoder, mel, frames=40)
     assert found.shape == (2, 160 * time + 32)
-    torch.testing.assert_close(found, vocoder(mel), rtol=0, atol=1e-6)
+    expected = vocoder(mel)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("less", [(1, 0), (0, 1)])
