@@ -753,18 +753,6 @@ def test_a_config_that_cannot_work(diffusers: Path, file: str, field: str, value
         (SCHEDULER, "num_train_timesteps", 10**12, "steps of 'schedule'"),
         (HEARING, "sampling_rate", 0, "sample_rate of 'clap_mel'"),
         (HEARING, "frequency_max", 30000, "f_max (30000) <= half the"),
-        (
-            HEARING,
-            "feature_size",
-            32,
-            "is 32 and mels of 'clap_audio' is 64",
-        ),
-        (
-            HEARING,
-            "hop_length",
-            100,
-            "makes 4801 frames and 'clap_audio'",
-        ),
     ],
 )
 def test_a_schedule_or_a_front_end_that_cannot_work(
@@ -776,10 +764,37 @@ def test_a_schedule_or_a_front_end_that_cannot_work(
     assert str(diffusers) in said
 
 
+def test_a_scheduler_that_samples_otherwise_is_told(diffusers: Path):
+    checkpoints.change_json(diffusers / SCHEDULER, timestep_spacing="trailing", clip_sample=True)
+    with pytest.warns(UserWarning, match="'trailing'.*sounds are sampled as with the published"):
+        audioldm2.load(diffusers, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("feature_size", 32, "makes 1001 frames of 32 mel bands"),
+        ("hop_length", 100, "makes 4801 frames of 64 mel bands"),
+    ],
+)
+def test_a_front_end_that_does_not_fit_forbids_scoring_but_not_sounds(
+    diffusers: Path, field: str, value: int, words: str
+):
+    checkpoints.change_json(diffusers / HEARING, **{field: value})
+    model = audioldm2.load(diffusers, device="cpu")
+    for ask in (
+        lambda: model.score("rain", torch.zeros(16000)),
+        lambda: model.generate("rain", num_waveforms_per_prompt=2),
+    ):
+        with pytest.raises(WeightsError, match="sounds cannot be scored") as caught:
+            ask()
+        assert words in str(caught.value)
+
+
 def test_a_front_end_that_ranks_otherwise_is_told(diffusers: Path):
     checkpoints.change_json(diffusers / "feature_extractor" / "preprocessor_config.json", truncation="fusion")
     with pytest.warns(
-        UserWarning, match=r"says {'truncation': 'fusion'}; candidates are ranked as the published"
+        UserWarning, match="says {'truncation': 'fusion'}; candidates are ranked as with the published"
     ):
         audioldm2.load(diffusers, device="cpu")
 
