@@ -25,6 +25,7 @@ from torch import Tensor
 import audioldm2
 from audioldm2.audio import SOUND_FORMATS, VAE_MEL
 from audioldm2.files import safe_name, written_whole
+from audioldm2.loading import demand_converter
 from audioldm2.request import DEFAULT_SECONDS, Request, SoundShape
 from audioldm2.result import Result, package_version
 from audioldm2.samplers import SAMPLERS, NoiseSchedule
@@ -136,14 +137,9 @@ def settings_from(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def convert(arguments: Sequence[str]) -> int:
-    try:
-        from audioldm2.convert.__main__ import run
-    except ModuleNotFoundError as error:
-        raise audioldm2.WeightsError(
-            f"the converter is not installed here: Python found the folder {Path(__file__).parent}, "
-            "a clone of the repository, before the installed package. "
-            "Run 'pip install -e .' in the clone, or run from another folder."
-        ) from error
+    demand_converter()
+    from audioldm2.convert.__main__ import run
+
     return run(arguments)
 
 

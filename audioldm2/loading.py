@@ -1,6 +1,7 @@
 """`audioldm2.load`: from the name of a checkpoint to a model that is ready to generate."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -93,14 +94,9 @@ def open_checkpoint(
                 "Convert its source again with --heads trained."
             )
         return checkpoint
-    try:
-        from audioldm2 import convert
-    except ImportError as error:
-        raise WeightsError(
-            f"{source} is not a converted folder, and the converter is not installed here: Python found "
-            f"the folder {Path(__file__).parent}, a clone of the repository, before the installed package. "
-            "Run 'pip install -e .' in the clone, or run from another folder."
-        ) from error
+    demand_converter()
+    from audioldm2 import convert
+
     is_local = Path(source).expanduser().is_dir()
     return convert.read_diffusers(
         folder,
@@ -109,6 +105,19 @@ def open_checkpoint(
         heads=heads,
         prefer_half=prefer_half,
     )
+
+
+def demand_converter() -> None:
+    """Raise WeightsError where `audioldm2.convert` is missing.
+
+    It is the clone's folder `convert`, and a module of the package only once the package is installed.
+    """
+    if find_spec("audioldm2.convert") is None:
+        raise WeightsError(
+            f"the converter is not installed here: Python found the folder {Path(__file__).parent}, "
+            "a clone of the repository, before the installed package. "
+            "Run 'pip install -e .' in the clone, or run from another folder."
+        )
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -2,6 +2,7 @@
 
 import math
 import secrets
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ class Request:
             sampler=sampler,
             eta=float(eta),
             karras=karras,
-            guidance_interval=guidance_interval and tuple(map(float, guidance_interval)),
+            guidance_interval=guidance_interval and _finite_interval(guidance_interval),
             guidance_rescale=float(guidance_rescale),
             seeds=_seeds(seed, len(prompts)),
             latents=latents,
@@ -262,6 +263,11 @@ def _demand_noise(latents: Any) -> None:
         raise ValueError(f"latents has dtype {latents.dtype}; it has to be a float tensor.")
     if latents.layout != torch.strided or latents.is_nested or latents.is_meta:
         raise ValueError("latents is sparse, nested or without data; it has to be an ordinary float tensor.")
+
+
+def _finite_interval(interval: Sequence[float]) -> tuple[float, float]:
+    """An upper end of infinity as the largest number, so that a record of it is valid JSON."""
+    return float(interval[0]), min(float(interval[1]), sys.float_info.max)
 
 
 def check_noise(latents: Any, shape: SoundShape, rows: int) -> None:

@@ -39,7 +39,7 @@ TABLE = {
         *("checks", "conditioning", "memory", "pieces", "ranking", "request", "result"),
     },
     "loading": {"pipeline", "weights", "hub", "text", "convert"},
-    "cli": {"", "audio", "plot", "request", "result", "samplers", "convert.__main__"},
+    "cli": {"", "audio", "loading", "plot", "request", "result", "samplers", "convert.__main__"},
     "": {"conditioning", "loading", "pipeline", "result", "samplers"},
     "__main__": {"cli"},
     "convert": {"models", "models.*", "weights", "hub", "checks"},
