@@ -123,7 +123,7 @@ def check_hearing(config: ClapAudioConfig, hearing: MelSettings, where: str) -> 
         raise WeightsError(
             f"sounds cannot be scored with {where}: CLAP's front end makes {frames} frames of "
             f"{hearing.mels} mel bands, and its audio branch reads at most {room} frames of {config.mels}. "
-            "Ask for one waveform a prompt, or give the checkpoint the feature extractor that it was trained with."
+            "Ask for one waveform a prompt, or give the checkpoint the feature extractor it was trained with."
         )
 
 

@@ -1,4 +1,4 @@
-"""Random checkpoints made with the reference libraries (diffusers, transformers): tiny and odd, or published sizes.
+"""Random checkpoints made with the reference libraries (diffusers, transformers): tiny and odd ones.
 
 Every parameter is random, norms and biases too: fresh weights (norms 1, biases 0) would hide a swapped pair.
 """
@@ -61,7 +61,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def unet(seed: int = 0, **changes) -> AudioLDM2UNet2DConditionModel:
-    """A tiny UNet of the base kind: three levels, the finest without transformers; odd group count and widths."""
+    """A tiny UNet of the base kind: three levels, the finest without transformers; odd widths."""
     config = dict(
         sample_size=16, in_channels=3, out_channels=3, block_out_channels=(8, 16, 24), layers_per_block=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -74,8 +74,8 @@ def unet(seed: int = 0, **changes) -> AudioLDM2UNet2DConditionModel:
 def vae(seed: int = 0, **changes) -> AutoencoderKL:
     config = dict(
         in_channels=1, out_channels=1, latent_channels=3, block_out_channels=(8, 16, 24), layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4,
-        scaling_factor=0.37,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4, scaling_factor=0.37,
     )  # fmt: skip
     return randomise(AutoencoderKL(**(config | changes)), seed)
 
@@ -83,8 +83,8 @@ def vae(seed: int = 0, **changes) -> AutoencoderKL:
 def hifigan(seed: int = 0, **changes) -> SpeechT5HifiGan:
     config = dict(
         model_in_dim=16, sampling_rate=16000, upsample_initial_channel=32, upsample_rates=[5, 4, 2],
-        upsample_kernel_sizes=[16, 16, 8], resblock_kernel_sizes=[3, 7], resblock_dilation_sizes=[[1, 3, 5], [1, 2]],
-        normalize_before=False,
+        upsample_kernel_sizes=[16, 16, 8], resblock_kernel_sizes=[3, 7],
+        resblock_dilation_sizes=[[1, 3, 5], [1, 2]], normalize_before=False,
     )  # fmt: skip
     model = randomise(SpeechT5HifiGan(SpeechT5HifiGanConfig(**(config | changes))), seed)
     with torch.no_grad():  # keep the last tanh away from saturation, which would hide errors
@@ -94,14 +94,15 @@ def hifigan(seed: int = 0, **changes) -> SpeechT5HifiGan:
 
 def t5(seed: int = 0, **changes) -> T5EncoderModel:
     config = dict(
-        vocab_size=320, d_model=24, d_kv=6, d_ff=40, num_layers=3, num_heads=3, feed_forward_proj="gated-gelu",
+        vocab_size=320, d_model=24, d_kv=6, d_ff=40, num_layers=3, num_heads=3,
+        feed_forward_proj="gated-gelu",
         relative_attention_num_buckets=32, relative_attention_max_distance=128,
     )  # fmt: skip
     return randomise(T5EncoderModel(T5Config(**(config | changes))), seed)
 
 
 def gpt2(seed: int = 0, language_head: bool = True, **changes) -> GPT2Model | GPT2LMHeadModel:
-    """With a head the reference pipeline can generate; without, as the published checkpoints declare, it cannot."""
+    """With a head the reference pipeline can generate; without, as published checkpoints declare, it cannot."""
     config = dict(vocab_size=50, n_positions=256, n_embd=12, n_layer=3, n_head=3, max_new_tokens=8)
     kind = GPT2LMHeadModel if language_head else GPT2Model
     return randomise(kind(GPT2Config(**(config | changes))), seed)
@@ -119,7 +120,8 @@ def clap(seed: int = 0, **changes) -> ClapModel:
             vocab_size=400, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40
         ),
         audio_config=dict(
-            spec_size=32, window_size=4, num_mel_bins=8, depths=[2, 2], num_attention_heads=[2, 4], hidden_size=32,
+            spec_size=32, window_size=4, num_mel_bins=8, depths=[2, 2], num_attention_heads=[2, 4],
+            hidden_size=32,
             patch_size=2, patch_stride=[2, 2], patch_embeds_hidden_size=16, num_hidden_layers=2,
         ),
     )  # fmt: skip
