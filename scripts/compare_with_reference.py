@@ -1,7 +1,7 @@
 """Run the reference (diffusers, transformers) and ours on one checkpoint, from the same prompt and noise.
 
-    python scripts/make_reference_checkpoint.py /tmp/tiny       # or any published checkpoint
-    python scripts/compare_with_reference.py /tmp/tiny --sampler dpmpp_2m --steps 20
+    python scripts/make_reference_checkpoint.py ./tiny       # or any published checkpoint
+    python scripts/compare_with_reference.py ./tiny --sampler dpmpp_2m --steps 20
 
 One line a stage: its shape, the largest error, the error's RMS over the reference's, and the same in
 decibels. Each of our networks is given what the reference's pipeline gave to its own, so that an error shows

@@ -1,7 +1,7 @@
 """Write a random checkpoint in the diffusers layout, made and saved by the reference libraries themselves.
 
-    python scripts/make_reference_checkpoint.py /tmp/tiny
-    python scripts/make_reference_checkpoint.py /tmp/base --size base --tokenizers ../shared/data/tokenizers
+    python scripts/make_reference_checkpoint.py ./tiny
+    python scripts/make_reference_checkpoint.py ./base --size base --tokenizers ../shared/data/tokenizers
 
 It sounds like nothing, but every parameter is random and every activation of ordinary size, so that an
 error anywhere is heard at the end: `scripts/compare_with_reference.py` runs the reference and ours on it.

@@ -102,7 +102,7 @@ def t5(seed: int = 0, **changes) -> T5EncoderModel:
 
 
 def gpt2(seed: int = 0, language_head: bool = True, **changes) -> GPT2Model | GPT2LMHeadModel:
-    """With a head the reference pipeline can generate; without, as published checkpoints declare, it cannot."""
+    """With a head the reference pipeline can generate; without one, as published, it cannot."""
     config = dict(vocab_size=50, n_positions=256, n_embd=12, n_layer=3, n_head=3, max_new_tokens=8)
     kind = GPT2LMHeadModel if language_head else GPT2Model
     return randomise(kind(GPT2Config(**(config | changes))), seed)

@@ -132,9 +132,13 @@ def test_vae(tmp_path, changes, time, mel):
     assert_same(std, posterior.std * 0.37)
 
 
+OTHER_HIFIGAN = dict(
+    normalize_before=True, leaky_relu_slope=0.2, upsample_rates=[3, 2, 2], upsample_kernel_sizes=[7, 4, 4]
+)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [{}, dict(normalize_before=True, leaky_relu_slope=0.2,
-                                             upsample_rates=[3, 2, 2], upsample_kernel_sizes=[7, 4, 4])])  # fmt: skip
+@pytest.mark.parametrize("changes", [{}, OTHER_HIFIGAN])
 @pytest.mark.parametrize("time", [1, 24, 61])
 def test_hifigan(tmp_path, changes, time):
     model = reference.hifigan(**changes)
