@@ -101,7 +101,8 @@ def decode_in_pieces(
     Returns       (batch, 1, time, mel), both `config.downsampling` times larger, without gradients.
 
     The largest map is that of the finest level as it begins, still `channels[1]` wide: 6.6 MB a second of
-    sound in float32. A convolution between two norms runs twice, first for the statistics of the second.
+    sound in float32. A convolution between two norms runs twice, first for the statistics of the second: a
+    third more work. The attention of the middle costs the square of the length, here as in the whole.
     """
     if frames < 3:  # then the smallest of equal pieces has 2: a residual block sees that far into the next
         raise ValueError(f"frames is {frames}; the decoder needs pieces of 3 latent frames or more.")

@@ -1,5 +1,4 @@
-"""A prompt to a waveform: five stages, each a method that can be called alone, and `generate`, which calls
-them in order.
+"""A prompt to a waveform: five stages, each a method that can be called alone, and `generate`, which calls them.
 
 encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (conditioning.py)
 denoise         noise    -> latent                    UNet under a sampler          (samplers.py)
@@ -24,9 +23,8 @@ from audioldm2.samplers import SAMPLERS, Denoiser, Generators, NoiseSchedule
 from audioldm2.text import ClapTokenizer, T5Tokenizer
 from audioldm2.weights import Networks
 
-OnStep = Callable[
-    [int, float, Tensor], object
-]  # (step from 1, time, estimate of the clean latent) -> False to stop
+# Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
+OnStep = Callable[[int, float, Tensor], object]
 
 
 class AudioLDM2:

@@ -14,6 +14,9 @@ Every measurement is made in a process of its own. The columns:
 
 `whole` is one call of the network, `pieces` is audioldm2.pieces with its defaults. What both return is small:
 0.03 MB of spectrogram and 0.06 MB of samples a second of sound.
+
+On Linux the peak counts holes in glibc's heap, which differ from run to run by up to a hundred MB. With
+MALLOC_MMAP_THRESHOLD_=1000000 in the environment they go, for a fifth to a third more time.
 """
 
 import argparse
