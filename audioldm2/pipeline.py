@@ -1,4 +1,4 @@
-"""A prompt to a waveform: five stages, each a method that can be called alone, and `generate`, which calls them.
+"""A prompt to a waveform: five stages, each a method, and `generate`, which calls them in turn.
 
 encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (conditioning.py)
 denoise         noise    -> latent                    UNet under a sampler          (samplers.py)

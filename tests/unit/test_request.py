@@ -1,6 +1,7 @@
 """Requests: what is refused, in which words, and that nothing else than a ValueError ever is."""
 
 import math
+import sys
 import re
 from fractions import Fraction
 
@@ -251,7 +252,11 @@ def test_an_interval_is_two_rising_numbers(interval: object):
         f"guidance_interval is {interval!r}; it has to be two numbers (lo, hi) with 0 <= lo < hi: "
         "the noise-to-signal ratios sigma between which guidance is on."
     )
-    assert request(guidance_interval=[0, math.inf]).guidance_interval == (0.0, math.inf)
+
+
+def test_an_interval_without_an_upper_end_is_finite_in_the_record():
+    lo, hi = request(guidance_interval=[0, math.inf]).guidance_interval
+    assert (lo, hi) == (0.0, sys.float_info.max)
 
 
 def test_a_value_of_any_length_is_shown_shortly():
