@@ -1,8 +1,8 @@
 """Requests: what is refused, in which words, and that nothing else than a ValueError ever is."""
 
 import math
-import sys
 import re
+import sys
 from fractions import Fraction
 
 import numpy as np
