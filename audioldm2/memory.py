@@ -14,10 +14,9 @@ USABLE = 0.8  # of what is free: other programs run too
 
 
 def bytes_for_one_sound(config: UNetConfig, frames: int, mel: int, guided: bool, dtype: torch.dtype) -> int:
-    """What denoising one sound of `frames` latent frames needs beside the weights. It grows linearly with
-    frames.
+    """What denoising one sound of `frames` latent frames needs beside the weights: linear in frames.
 
-    The stages after the denoiser run in pieces of bounded size (`pieces`), so this is what decides.
+    With guidance, the stages after it need less: they take one sound at a time, in pieces (`pieces`).
     """
     rows = 2 if guided else 1  # guidance predicts with the prompt and with the negative one at once
     return UNET_MAPS * config.channels[0] * frames * mel * dtype.itemsize * rows

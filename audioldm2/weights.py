@@ -293,7 +293,11 @@ class Networks:
         if self.residence == "device":
             yield self._loaded[name]
         elif self.residence == "disk":
-            yield materialise(self._checkpoint, name, device=self.device, dtype=self.dtype)
+            network = materialise(self._checkpoint, name, device=self.device, dtype=self.dtype)
+            try:
+                yield network
+            finally:
+                network.to("meta")  # frees the weights, even while a caller's variable holds the network
         else:
             network = self._loaded[name]
             home = {key: tensor for key, tensor in network.state_dict().items()}

@@ -1,0 +1,40 @@
+"""Where networks live between their stages: three residences, one sound."""
+
+import pytest
+import torch
+
+import audioldm2
+
+REQUEST = dict(audio_length_in_s=0.5, num_inference_steps=2, num_waveforms_per_prompt=2)
+
+
+@pytest.mark.parametrize("residence", [dict(offload=True), dict(low_memory=True)])
+def test_every_residence_makes_the_same_sound(tiny_folder, tiny_model, residence):
+    model = audioldm2.load(tiny_folder, device="cpu", **residence)
+    expected = tiny_model.generate("rain", **REQUEST)
+    for _ in range(2):  # the second time everything has moved back
+        found = model.generate("rain", **REQUEST)
+        assert torch.equal(found.audio, expected.audio)
+        assert torch.equal(found.scores, expected.scores)
+
+
+def test_low_memory_lets_a_network_go_even_while_a_variable_holds_it(tiny_folder):
+    model = audioldm2.load(tiny_folder, device="cpu", low_memory=True)
+    with model.networks.running("unet") as unet:
+        assert not any(weight.is_meta for weight in unet.parameters())
+    assert all(weight.is_meta for weight in unet.parameters())
+
+
+def test_offload_keeps_the_same_tensors_at_home(tiny_folder):
+    model = audioldm2.load(tiny_folder, device="cpu", offload=True)
+    with model.networks.running("t5") as t5:
+        pass
+    home = {name: weight.data_ptr() for name, weight in t5.named_parameters()}
+    with model.networks.running("t5") as t5:
+        pass
+    assert home == {name: weight.data_ptr() for name, weight in t5.named_parameters()}
+
+
+def test_offload_and_low_memory_exclude_each_other(tiny_folder):
+    with pytest.raises(ValueError, match="exclude each other; low_memory needs the least"):
+        audioldm2.load(tiny_folder, device="cpu", offload=True, low_memory=True)
