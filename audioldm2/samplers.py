@@ -19,7 +19,7 @@ x0 + sigma eps: there the probability-flow equation reads dx/dsigma = eps (Karra
 DPM-Solver++ loses its alpha. All scalars are Python floats: no step waits for a GPU, but to copy drawn noise
 there. With a network in half precision, keep x in float32 and cast in the denoiser. Each sampler computes
 what the diffusers scheduler of its name does with AudioLDM 2's published configuration, to 1e-5; where that
-looks wrong, a comment says so.
+looks wrong, a comment says so. The file is long because it is all of one kind, to be compared loop by loop.
 """
 
 import inspect

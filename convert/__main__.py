@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audioldm2 import weights
-from audioldm2.cli import Parser, demand_writable
+from audioldm2.cli import demand_writable
+from audioldm2.flags import Parser
 from audioldm2.loading import open_checkpoint
 
 

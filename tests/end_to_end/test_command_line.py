@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 
 import audioldm2
 from audioldm2 import weights
-from audioldm2.cli import generate_parser, main
+from audioldm2.cli import main
 from audioldm2.files import safe_name
+from audioldm2.flags import generate_parser
 from audioldm2.models import NETWORKS
 from tests.checkpoints import write_diffusers
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from audioldm2 import SAMPLERS, AudioLDM2, Conditioning
-from audioldm2.pipeline import guided
+from audioldm2.guidance import guided
 
 PROMPTS = ["a dog", "A hammer hitting a wooden surface"]
 ROWS = len(PROMPTS)

@@ -36,14 +36,16 @@ TABLE = {
     "result": {"audio", "ranking", "request"},
     "pipeline": {
         *("models", "models.*", "samplers", "text", "audio", "weights"),
-        *("checks", "conditioning", "memory", "pieces", "ranking", "request", "result"),
+        *("checks", "conditioning", "guidance", "memory", "pieces", "ranking", "request", "result"),
     },
     "loading": {"pipeline", "weights", "hub", "text", "convert"},
-    "cli": {"", "audio", "loading", "plot", "request", "result", "samplers", "convert.__main__"},
+    "flags": {"request", "result"},
+    "guidance": {"conditioning", "samplers"},
+    "cli": {"", "audio", "flags", "loading", "plot", "request", "result", "samplers", "convert.__main__"},
     "": {"conditioning", "loading", "pipeline", "result", "samplers"},
     "__main__": {"cli"},
     "convert": {"models", "models.*", "weights", "hub", "checks"},
-    "convert.__main__": {"convert", "loading", "weights", "cli"},
+    "convert.__main__": {"convert", "loading", "weights", "cli", "flags"},
 }
 
 
