@@ -23,6 +23,7 @@ from torch import Tensor
 
 from audioldm2.errors import some
 from audioldm2.files import written_whole
+from audioldm2.models.gpt2 import GPT2Config
 from audioldm2.text import ClapTokenizer, T5Tokenizer, Tokens, pad
 from audioldm2.weights import Networks
 
@@ -214,7 +215,8 @@ def encode(
 ) -> Conditioning:
     """Encode prompts and, where given, the negative prompt of each.
 
-    Returns a batch in the order of `prompts`. Warns once (TruncationWarning) of each text that is too long.
+    Returns a batch in the order of `prompts`. Warns once (TruncationWarning) of each text that is too long;
+    raises ValueError for one beyond GPT-2's positions, of which the published models have plenty.
     """
     lengths = {text: len(t5_tokenizer.encode(text)) for text in [*prompts, *(negatives or [])]}
     wanted = [(text, lengths[text]) for text in prompts]
@@ -223,6 +225,7 @@ def encode(
             (negative, max(lengths[negative], lengths[prompt]))
             for prompt, negative in zip(prompts, negatives, strict=True)
         ]
+    _demand_positions(max(lengths.values()), networks.configs["gpt2"])
     for text in lengths:
         _warn_if_cut(text, t5_tokenizer, clap_tokenizer)
 
@@ -254,6 +257,14 @@ def _encode_batch(networks: Networks, clap: Tokens, t5: Tokens) -> Conditioning:
     with networks.running("gpt2") as gpt2:
         gpt2_context = gpt2.generate(vectors, mask)  # (batch, new_vectors, gpt2_dim)
     return Conditioning(gpt2_context, t5_context, t5_mask)
+
+
+def _demand_positions(length: int, gpt2: GPT2Config) -> None:
+    room = gpt2.max_positions - gpt2.new_vectors - 5  # CLAP's vector and the four that frame it and T5's
+    if length > room:
+        raise ValueError(
+            f"a prompt has {length} T5 tokens; GPT-2 of this checkpoint has positions for {room}. Shorten it."
+        )
 
 
 def _warn_if_cut(text: str, t5_tokenizer: T5Tokenizer, clap_tokenizer: ClapTokenizer) -> None:

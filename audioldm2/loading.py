@@ -57,15 +57,13 @@ def load(
 
 
 def _demand_room(checkpoint: weights.Checkpoint, clap: ClapTokenizer, t5: T5Tokenizer) -> None:
-    """Raise WeightsError unless the text networks have a vector for every token and every position."""
-    text, encoder, gpt2 = (checkpoint.configs[name] for name in ("clap_text", "t5", "gpt2"))
+    """Raise WeightsError unless the text encoders have vectors for all tokens, and CLAP for all positions."""
+    text, encoder = checkpoint.configs["clap_text"], checkpoint.configs["t5"]
     folder = checkpoint.tokenizers["clap_tokenizer"].parent
-    vectors = t5.max_length + 5 + gpt2.new_vectors  # 5: CLAP's one, and the frames round both
     for given, needed, what in (
         (text.vocabulary, clap.splitter.get_vocab_size(), "vocabulary of 'clap_text'"),
         (encoder.vocabulary, t5.splitter.get_vocab_size(), "vocabulary of 't5'"),
         (text.max_positions, clap.max_length + text.padding_id + 1, "max_positions of 'clap_text'"),
-        (gpt2.max_positions, vectors, "max_positions of 'gpt2'"),
     ):
         if given < needed:
             raise WeightsError(

@@ -318,3 +318,15 @@ def test_what_cannot_be_weighted():
             conditioning(3).weighted(factor)
     with pytest.raises(ValueError, match="guided=True"):
         conditioning(3, negative=False).weighted(1.2)
+
+
+def test_a_prompt_beyond_the_positions_of_gpt2_is_refused(tiny_model, monkeypatch):
+    small = replace(
+        tiny_model.networks.configs["gpt2"], max_positions=20
+    )  # 8 new vectors, 5 beside the text's
+    monkeypatch.setitem(tiny_model.networks.configs, "gpt2", small)
+    assert len(tiny_model.encode_prompt("a")) == 1
+    with pytest.raises(
+        ValueError, match=r"a prompt has \d+ T5 tokens; GPT-2 of this checkpoint has positions for 7"
+    ):
+        tiny_model.encode_prompt("rain on a tin roof and then much more of it")

@@ -32,7 +32,7 @@ TABLE = {
     "weights": {"models", "text", "audio", "samplers", "checks"},
     "request": {"samplers"},
     "ranking": {"text", "audio", "weights"},
-    "conditioning": {"text", "weights"},
+    "conditioning": {"models.*", "text", "weights"},
     "result": {"audio", "ranking", "request"},
     "pipeline": {
         *("models", "models.*", "samplers", "text", "audio", "weights"),
