@@ -180,7 +180,9 @@ def jobs_from_file(prompts: Path, folder: Path | None) -> list[Job]:
     try:
         lines = prompts.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors put a mark in front
     except UnicodeDecodeError as error:
-        raise ValueError(f"--prompts {prompts}: the file is not UTF-8 text ({error.reason}).") from error
+        raise ValueError(
+            f"--prompts {prompts}: the file is not UTF-8 text ({error.reason}); save it as UTF-8."
+        ) from error
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
         raise ValueError(f"--prompts {prompts}: the file has no prompt; write one a line.")
@@ -213,7 +215,7 @@ def demand_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ValueError("--plot needs matplotlib; run: pip install 'audioldm2[plot]'") from None
+        raise ValueError("--plot needs matplotlib; run: pip install matplotlib") from None
 
 
 def write(result: Result, path: Path, *, with_json: bool, with_plot: bool, hop: int) -> None:

@@ -31,7 +31,7 @@ TENSORS = ("gpt2_context", "t5_context", "t5_mask")  # of a Conditioning, here a
 NEGATIVE = "negative."  # before the names of the negative part's, in the file
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Conditioning:
     """A batch of encoded prompts; `negative` holds what guidance leads away from, row by row.
 
@@ -61,6 +61,10 @@ class Conditioning:
                 f"negative has {len(against)} rows for {len(self)}; it has to have as many, "
                 "and no negative part of its own."
             )
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in TENSORS)
+        return f"<Conditioning: {shapes}, {'with' if self.negative else 'no'} negative part>"
 
     def __len__(self) -> int:
         return self.gpt2_context.shape[0]
@@ -273,7 +277,7 @@ def _warn_if_cut(text: str, t5_tokenizer: T5Tokenizer, clap_tokenizer: ClapToken
         cut = tokenizer.truncated_part(text)
         if cut:
             warnings.warn(
-                f"the prompt is longer than the {tokenizer.max_length} tokens that {name} reads; "
+                f"a text is longer than the {tokenizer.max_length} tokens that {name} reads; "
                 f"this part is not heard: {cut!r}",
                 TruncationWarning,
                 stacklevel=2,

@@ -1,6 +1,7 @@
 """The flags of the command line, their help, and what the library's arguments are called among them."""
 
 import argparse
+import difflib
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -40,8 +41,16 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaint is one sentence in a ValueError, without the usage in front."""
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments"):
-            message += "; a prompt stands without a flag, in quotes"
+        if message.startswith("unrecognized arguments: -"):
+            flag = message.split()[2].split("=")[0]
+            alike = difflib.get_close_matches(flag.replace("_", "-"), self._option_string_actions, n=1)
+            message += (
+                f"; did you mean {alike[0]}?" if alike else "; a prompt stands without a flag, in quotes"
+            )
+        elif "expected one argument" in message or "ignored explicit argument" in message:
+            message += (
+                "; a text that begins with '-' is given as --negative-prompt='-...', or after -- at the end"
+            )
         raise ValueError(f"{message.removeprefix('argument ')}; see {self.prog} --help.")
 
 

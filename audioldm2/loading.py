@@ -51,7 +51,8 @@ def load(
         t5_tokenizer=t5_tokenizer,
         schedule=weights.schedule_of(checkpoint, checkpoint.source),
         hearing=weights.hearing_of(checkpoint, checkpoint.source),
-        source=checkpoint.source,
+        source=str(source),
+        origin=checkpoint.source,
         revision=checkpoint.revision,
     )
 

@@ -8,6 +8,7 @@ rank            waveform -> scores, best first        CLAP                      
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class AudioLDM2:
         schedule: NoiseSchedule,
         hearing: MelSettings = CLAP_MEL,
         source: str = "",
+        origin: str = "",
         revision: str | None = None,
     ):
         vae, vocoder = networks.configs["vae"], networks.configs["hifigan"]
@@ -47,7 +49,8 @@ class AudioLDM2:
         self.t5_tokenizer = t5_tokenizer
         self.schedule = schedule
         self.hearing = hearing  # of CLAP's audio branch
-        self.source, self.revision = source, revision
+        self.source = source  # what it was loaded from
+        self.origin, self.revision = origin, revision  # what that was converted from
         self.sound = SoundShape(
             vocoder.sample_rate, vocoder.hop, vae.downsampling, vae.latent_channels, vocoder.mels
         )
@@ -83,25 +86,22 @@ class AudioLDM2:
         """Make sounds from prompts.
 
         prompt:            a text or a list of texts.
-        negative_prompt:   what guidance leads away from: a text for all prompts, or one a prompt; none means
-                           "".
+        negative_prompt:   what guidance leads away from: one text for all, or one a prompt; none means "".
         audio_length_in_s: seconds; default: the length of `latents` where given, else 10.
         guidance_scale:    how strongly the prompt is followed; up to 1, guidance is off.
-        guidance_interval: guide only where lo < sigma <= hi (Kynkaanniemi et al. 2024); sigma is noise over
-                           signal.
-        guidance_rescale:  0 to 1, how far guidance keeps the spread of the unguided prediction (Lin et al.
-                           2023).
+        guidance_interval: guide only where lo < sigma <= hi, sigma being noise over signal
+                           (Kynkaanniemi et al. 2024).
+        guidance_rescale:  0 to 1, how far guidance keeps the spread of the prediction (Lin et al. 2023).
         num_waveforms_per_prompt: candidates; more than one are ranked by CLAP among themselves, best first.
-        sampler, eta, karras: a name from `audioldm2.SAMPLERS`; eta is the noise of DDIM, 0 to 1; karras
-                              spaces the
-                           noise levels as Karras et al. 2022 do.
+        sampler:           a name from `audioldm2.SAMPLERS`.
+        eta:               noise of the DDIM sampler, 0 to 1.
+        karras:            space the noise levels as Karras et al. 2022 do.
         seed:              one for all prompts or one a prompt; candidate i is drawn from seed + i, so a sound
                            is the same alone and in any batch. None draws one, told in `result.seeds`.
         latents:           starting noise (prompts * waveforms, channels, time, mel) in place of the seed's.
         on_step:           called as on_step(step, t, x0) after each step; returning False stops and keeps x0.
         on_stage:          called with the name of each stage as it begins. More sounds than fit into memory
-                           at once are denoised in slices, each of which begins the stage and counts its steps
-                           anew.
+                           at once are denoised in slices; each begins the stage and counts its steps anew.
 
         Raises ValueError on an argument that cannot be met, before any network runs.
         """
@@ -288,11 +288,16 @@ class AudioLDM2:
         )
         return memory.sounds_at_once(needed, self.device, request.seconds)
 
-    def describe(self) -> dict[str, str | None]:
+    def __repr__(self) -> str:
+        return f"<AudioLDM2 from {self.source or 'memory'}, {self.networks.dtype} on {self.device}>"
+
+    def describe(self) -> dict[str, Any]:
         """What this model is, for the record beside a sound."""
         return {
             "model": self.source,
+            "converted_from": self.origin,
             "revision": self.revision,
+            "heads": list(self.networks.configs["unet"].heads),
             "device": str(self.device),
             "dtype": str(self.networks.dtype).removeprefix("torch."),
         }

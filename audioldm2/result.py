@@ -13,7 +13,7 @@ from audioldm2.ranking import best_first
 from audioldm2.request import LARGEST_SEED, Request
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The sounds of one request."""
 
@@ -49,10 +49,8 @@ class Result:
             audio=audio[rows].unflatten(0, (prompts, waveforms)),
             sample_rate=sample_rate,
             scores=scores,
-            seeds=[
-                [
-                    (seed + place) % (LARGEST_SEED + 1) for place in places
-                ]  # as `Request.generators` goes round
+            seeds=[  # past the largest they begin anew, as in `Request.generators`
+                [(seed + place) % (LARGEST_SEED + 1) for place in places]
                 for seed, places in zip(request.seeds, order.tolist(), strict=True)
             ],
             latents=latents[rows.to(latents.device)],
@@ -60,6 +58,11 @@ class Result:
             request=request,
             model=model,
         )
+
+    def __repr__(self) -> str:
+        prompts, waveforms, samples = self.audio.shape
+        length = f"{samples / self.sample_rate:g} s at {self.sample_rate} Hz"
+        return f"<Result: {prompts} x {waveforms} sounds of {length}, seeds {self.seeds}>"
 
     def save(self, path: str | Path) -> list[Path]:
         """Write the best sound of each prompt, whole or not at all.

@@ -32,9 +32,8 @@ FORMAT = 1  # of the converted folder; raised when an old reader could not read 
 TOP = {"audioldm2_format", "source", "revision", "schedule", "clap_mel", "networks"}  # of its config.json
 TOKENIZERS = {"clap_tokenizer": ClapTokenizer, "t5_tokenizer": T5Tokenizer}  # sub-folder -> who reads it
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-FLOAT32_IN_FLOAT16 = {
-    "t5": re.compile(r"\.ff\.out\.")
-}  # sums there overflow float16; the reference does the same
+# Weights that stay float32 in a float16 model, where their sums overflow; the reference keeps the same.
+FLOAT32_IN_FLOAT16 = {"t5": re.compile(r"\.ff\.out\.")}
 
 
 @dataclass

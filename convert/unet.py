@@ -154,6 +154,11 @@ def _roles(dims: tuple[int | None, ...]) -> tuple[str, ...]:
 
 def _heads(source: dict, channels: tuple[int, ...], choice: str | None) -> tuple[int, ...]:
     if choice == "trained":
+        if any(width % 32 for width in channels):
+            raise ValueError(
+                f"heads is 'trained', that is 32 wide, but this model's levels are {channels} wide; "
+                "use 'config'."
+            )
         return tuple(width // 32 for width in channels)
     kind = int | tuple[int, ...]
     heads = field(source, "num_attention_heads", kind | None, None)

@@ -10,6 +10,8 @@ time 0 in its result.
 
 import argparse
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -44,6 +46,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", metavar="PNG", help="draw the table (needs matplotlib)")
     options = parser.parse_args()
+    if options.plot and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib; run: pip install matplotlib")
 
     model = audioldm2.load(options.model)
     conditioning = model.encode_prompt(options.prompt)
@@ -85,4 +89,7 @@ def draw(curves: dict[str, list[tuple[int, float]]], path: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, audioldm2.WeightsError) as error:
+        sys.exit(f"{Path(__file__).name}: error: {error}")

@@ -11,6 +11,7 @@ import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import audioldm2
 
@@ -62,4 +63,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, audioldm2.WeightsError) as error:
+        sys.exit(f"{Path(__file__).name}: error: {error}")

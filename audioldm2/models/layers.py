@@ -14,14 +14,12 @@ def attention(
     heads: int,
     *,
     mask: Tensor | None = None,
-    causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
     """Multi-head attention, softmax(q kᵀ scale + mask) v, of projected inputs.
 
     query:         (batch, queries, dim); key and value: (batch, keys, dim), dim = heads * head_dim.
-    mask:          broadcastable to (batch, heads, queries, keys): bool (True = attend) or a float bias that
-                   is added.
+    mask:          broadcastable to (batch, heads, queries, keys): bool, True = attend; or float, added.
     scale:         1/sqrt(head_dim) unless given (T5 uses 1).
     Returns        (batch, queries, dim).
     """
@@ -29,13 +27,12 @@ def attention(
         x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, seq, head_dim)
         for x in (query, key, value)
     )
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return mixed.transpose(1, 2).flatten(2)  # (batch, queries, dim)
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of diffusion times, cosines first (Ho et al. 2020; the reference's
-    `flip_sin_to_cos`).
+    """Sinusoidal embedding of diffusion times (Ho et al. 2020), cosines first, as in the published models.
 
     t: (batch,) times, whole or fractional. Returns float32 (batch, dim).
     """

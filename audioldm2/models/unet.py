@@ -33,12 +33,8 @@ class UNetConfig:
 
     latent_channels: int = 8
     channels: tuple[int, ...] = (128, 256, 384, 640)  # per level, from fine to coarse
-    heads: tuple[int, ...] = (
-        4,
-        8,
-        12,
-        20,
-    )  # per level; trained with heads 32 wide (the published config reads as 8)
+    # Per level: the weights were trained with heads 32 wide; the published config reads as 8 at every level.
+    heads: tuple[int, ...] = (4, 8, 12, 20)
     transformers: tuple[tuple[str, ...], ...] = ((), (SELF, GPT2, T5), (SELF, GPT2, T5), (SELF, GPT2, T5))
     depth: int = 1  # blocks in a transformer
     layers: int = 2  # layers in a level on the way down; one more on the way up
@@ -135,7 +131,7 @@ class ResidualBlock(nn.Module):
         hidden = self.conv_in(F.silu(self.norm_in(x)))  # (batch, channels_out, time, mel)
         hidden = hidden + self.time_proj(F.silu(time))[:, :, None, None]
         hidden = self.conv_out(F.silu(self.norm_out(hidden)))
-        return self.shortcut(x) + hidden
+        return self.shortcut(x) + hidden  # (batch, channels_out, time, mel)
 
 
 class Layer(nn.Module):
@@ -256,7 +252,7 @@ class UNet(nn.Module):
             LAST_SELF: (None, None),
         }
 
-        x = self.conv_in(x)
+        x = self.conv_in(x)  # (batch, channels[0], time, mel)
         skips = [x]
         for level in self.down:
             for layer in level.layers:
@@ -271,8 +267,12 @@ class UNet(nn.Module):
 
         for level in self.up:
             for layer in level.layers:
-                x = layer(torch.cat([x, skips.pop()], dim=1), time, contexts)
+                x = torch.cat([x, skips.pop()], dim=1)  # (batch, channels + skip, time, mel)
+                x = layer(x, time, contexts)  # (batch, channels, time, mel)
             if level.upsample is not None:
-                x = level.upsample(F.interpolate(x, size=skips[-1].shape[2:], mode="nearest"))
+                x = F.interpolate(
+                    x, size=skips[-1].shape[2:], mode="nearest"
+                )  # to the next skip's time and mel
+                x = level.upsample(x)
 
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x)))  # (batch, latent_channels, time, mel)

@@ -303,8 +303,9 @@ def test_without_a_network_and_without_a_cache(online, cache: Path, error: Excep
         hub.find("cvssp/audioldm2")
     assert str(caught.value) == (
         "'cvssp/audioldm2' is not in the local cache and the Hugging Face Hub cannot be reached "
-        f"({type(error).__name__}). On a machine with a network run 'hf download cvssp/audioldm2', "
-        "or copy its folder here and give the path, such as './audioldm2-base'."
+        f"({type(error).__name__}). On a machine with a network run "
+        "'hf download cvssp/audioldm2 --local-dir audioldm2-base', bring that folder here and give its path, "
+        "such as './audioldm2-base'."
     )
 
 
