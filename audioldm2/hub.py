@@ -103,8 +103,8 @@ def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
             raise WeightsError(
                 f"'{repository}' is not in the local cache and the Hugging Face Hub cannot be reached "
                 f"({type(error).__name__}). On a machine with a network run "
-                f"'hf download {repository} --local-dir audioldm2-base', bring that folder here and give its path, "
-                "such as './audioldm2-base'."
+                f"'hf download {repository} --local-dir audioldm2-base', bring that folder here and give "
+                "its path, such as './audioldm2-base'."
             ) from error
         return cached
     except HFValidationError as error:

@@ -17,7 +17,7 @@ from audioldm2 import checks, memory, ranking
 from audioldm2.audio import CLAP_MEL, MelSettings
 from audioldm2.conditioning import Conditioning, encode
 from audioldm2.guidance import guided
-from audioldm2.models.unet import T5
+from audioldm2.models.unet import GPT2, T5
 from audioldm2.pieces import decode_in_pieces, vocode_in_pieces
 from audioldm2.request import Request, SoundShape, check_denoising, check_noise, negatives, texts
 from audioldm2.result import Result
@@ -268,7 +268,10 @@ class AudioLDM2:
         config = self.networks.configs["unet"]
         roles = {role for level in config.transformers for role in level}
         given = (conditioning.gpt2_context.shape[2], conditioning.t5_context.shape[2])
-        wanted = (config.gpt2_dim, config.t5_dim if T5 in roles else given[1])
+        wanted = (
+            config.gpt2_dim if GPT2 in roles else given[0],
+            config.t5_dim if T5 in roles else given[1],
+        )
         if given != wanted:
             raise ValueError(
                 f"conditioning has contexts {given[0]} (GPT-2) and {given[1]} (T5) wide; this model's are "

@@ -272,7 +272,9 @@ def stages_of_networks(folder: Path) -> list[Stage]:
         ours = through("projection", clap_vector, t5_context, mask)
         stages.append(Stage(f"projection, {lengths} tokens", (vectors, joined), ours))
 
-        expected = pipe.generate_language_model(vectors, attention_mask=joined.long())
+        expected = pipe.generate_language_model(
+            vectors, max_new_tokens=gpt2.config.max_new_tokens, attention_mask=joined.long()
+        )
         ours = through("gpt2", vectors, joined, method="generate")
         stages.append(Stage(f"GPT-2, {lengths} tokens", expected, ours))
 

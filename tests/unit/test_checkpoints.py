@@ -344,7 +344,9 @@ def test_heads_as_the_config_says_or_as_trained(diffusers: Path):
     assert heads == (2, 2)
     checkpoints.change_json(diffusers / "unet" / "config.json", attention_head_dim=[2, 3])
     assert audioldm2.load(diffusers, device="cpu").networks.configs["unet"].heads == (2, 3)
-    with pytest.raises(WeightsError, match=r"heads of 'unet' .* is \(0, 0\); it has to be above 0"):
+    with pytest.raises(
+        ValueError, match=r"32 wide, but this model's levels are \(8, 12\) wide; use 'config'"
+    ):
         audioldm2.load(diffusers, device="cpu", heads="trained")  # 32 wide, of 8 channels
     with pytest.raises(ValueError, match=r"heads is 'both'; it has to be 'config' or 'trained'\."):
         audioldm2.load(diffusers, heads="both")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import audioldm2
 from audioldm2 import Conditioning
+from audioldm2.models.unet import SELF, T5
 
 SHORT, LONG = "a dog", "A hammer hitting a wooden surface, again and again"
 TEXT_NETWORKS = ("clap_text", "t5", "projection", "gpt2")
@@ -330,3 +331,16 @@ def test_a_prompt_beyond_the_positions_of_gpt2_is_refused(tiny_model, monkeypatc
         ValueError, match=r"a prompt has \d+ T5 tokens; GPT-2 of this checkpoint has positions for 7"
     ):
         tiny_model.encode_prompt("rain on a tin roof and then much more of it")
+
+
+def test_widths_are_compared_only_where_the_unet_attends(tiny_model, monkeypatch):
+    unet, cond = tiny_model.networks.configs["unet"], tiny_model.encode_prompt("rain")
+    noise = torch.randn(tiny_model.sound.latents(1, 4))
+    monkeypatch.setitem(tiny_model.networks.configs, "unet", replace(unet, gpt2_dim=999))
+    with pytest.raises(
+        ValueError, match=r"contexts 24 \(GPT-2\) and 20 \(T5\) wide; this model's are 999 and 20"
+    ):
+        tiny_model.denoise(cond, noise, num_inference_steps=1)
+    t5_alone = replace(unet, gpt2_dim=999, transformers=((), (), (SELF, T5)))
+    monkeypatch.setitem(tiny_model.networks.configs, "unet", t5_alone)
+    assert tiny_model.denoise(cond, noise, num_inference_steps=1).shape == noise.shape
