@@ -358,6 +358,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--threads", type=int, help="of PyTorch (default: its own choice)")
     add("--at-least", type=float, metavar="DB", help="for every stage (default: 60; with --networks 100)")
     chosen = parser.parse_args(arguments)
+    if not 1 <= chosen.steps <= 1000 or not 0.04 <= chosen.duration < 3600:
+        parser.error("--steps has to be from 1 to 1000, and --duration from 0.04 to 3600 seconds")
 
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
