@@ -41,12 +41,12 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaint is one sentence in a ValueError, without the usage in front."""
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: -"):
-            flag = message.split()[2].split("=")[0]
-            alike = difflib.get_close_matches(flag.replace("_", "-"), self._option_string_actions, n=1)
-            message += (
-                f"; did you mean {alike[0]}?" if alike else "; a prompt stands without a flag, in quotes"
-            )
+        if message.startswith("unrecognized arguments"):
+            flag = message.split()[2].split("=")[0].replace("_", "-")
+            meant = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            is_prompt = not meant or meant == ["--prompts"]
+            hint = "a prompt stands without a flag, in quotes" if is_prompt else f"did you mean {meant[0]}?"
+            message += f"; {hint}"
         elif "expected one argument" in message or "ignored explicit argument" in message:
             message += (
                 "; a text that begins with '-' is given as --negative-prompt='-...', or after -- at the end"
