@@ -250,16 +250,22 @@ def named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def progress(steps: int, *, quiet: bool) -> Iterator[tuple[Callable[..., None], Callable[..., None]]]:
-    """A bar on stderr that names the stage, where that is a terminal, and the two callbacks that move it."""
+    """The two callbacks that show progress on stderr, where the stages have names.
+
+    On a terminal a bar shows the stage and its steps; in a log, where a bar is a hundred lines of noise, each
+    stage is a line.
+    """
     from huggingface_hub.utils import tqdm
 
-    shown = sys.stderr.isatty() and not quiet  # in a log, a bar is a hundred lines of noise
-    with tqdm(total=steps, disable=not shown, leave=False, bar_format=BAR) as bar, warnings.catch_warnings():
-        if shown:
+    as_bar = sys.stderr.isatty() and not quiet
+    with tqdm(total=steps, disable=not as_bar, leave=False, bar_format=BAR) as bar, warnings.catch_warnings():
+        if as_bar:
             warnings.showwarning = lambda message, *_: bar.write(line(f"note: {message}"), file=sys.stderr)
 
         def on_stage(stage: str) -> None:
             bar.set_description_str(stage)
+            if not as_bar and not quiet:
+                say(stage)
 
         def on_step(step: int, t: float, x0: Tensor) -> None:
             bar.update(step - bar.n)  # more sounds than fit into memory count their steps anew
