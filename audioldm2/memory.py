@@ -60,14 +60,20 @@ def _available_on_linux() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
 
 
-def _left_in_control_group() -> int | None:
-    """What a container may still take (control groups, version 2)."""
-    group = Path("/sys/fs/cgroup")
+def _left_in_control_group(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container may still take (control groups, version 2).
+
+    Pages of files count as used there, mapped weights among them, but give way when memory is wanted.
+    """
     try:
-        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
+        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except OSError:
         return None
-    return None if limit == "max" else max(int(limit) - int(used), 0)
+    if limit == "max":
+        return None
+    files = int(counts.get("active_file", 0)) + int(counts.get("inactive_file", 0))
+    return max(int(limit) - max(used - files, 0), 0)
 
 
 def _physical() -> int | None:

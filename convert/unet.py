@@ -112,7 +112,6 @@ def config_from(source: dict, heads: str | None = None) -> UNetConfig:
         t5_dim=_only_width([dim for place, dim in used if dim and place > 1], UNetConfig.t5_dim),
         norm_groups=field(source, "norm_num_groups", int),
         eps=field(source, "norm_eps", float, 1e-5),
-        default_time=field(source, "sample_size", int | None, None) or UNetConfig.default_time,
     )
 
 

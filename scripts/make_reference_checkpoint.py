@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import ClapFeatureExtractor, RobertaTokenizerFast, SpeechT5HifiGan, T5TokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/ is in the clone, not in the package
+from scripts.make_random_checkpoint import CAPTIONS
 from tests.parity import reference
 
 # What the published configs set otherwise than the libraries' defaults; the music model is of base size.
@@ -75,15 +76,6 @@ TINY = dict(
     hifigan=dict(upsample_rates=[5, 4, 4, 2], upsample_kernel_sizes=[16, 16, 8, 4]),
 )  # fmt: skip
 SIZES = {"tiny": TINY, "base": BASE, "large": BASE | {"unet": LARGE_UNET}, "music": BASE}
-
-CAPTIONS = [  # what small vocabularies are trained on
-    "Techno music with a strong, upbeat tempo and high melodic riffs.",
-    "A hammer hitting a wooden surface, again and again",
-    "A dog barks while the rain falls on the roof of a car.",
-    "Birds sing (live) & 12 people cheer! Don't stop.",
-    "Low quality, average quality; noise, hiss and hum.",
-    "The sound of a steam engine, a church bell and a violin",
-]
 
 
 def make(

@@ -42,7 +42,6 @@ class UNetConfig:
     t5_dim: int = 1024
     norm_groups: int = 32
     eps: float = 1e-5
-    default_time: int = 256  # latent frames of the sounds it was trained on: 10.24 s
 
 
 class Attention(nn.Module):

@@ -993,7 +993,7 @@ CONFIGURATIONS = {
     "unet": dict(
         latent_channels=small, channels=lists(st.sampled_from([2, 4, 6, 8, 9])), heads=lists(small),
         transformers=lists(ROLES), depth=st.integers(1, 2), layers=st.integers(1, 2), gpt2_dim=small,
-        t5_dim=small, norm_groups=st.sampled_from([1, 2]), eps=st.just(1e-5), default_time=small,
+        t5_dim=small, norm_groups=st.sampled_from([1, 2]), eps=st.just(1e-5),
     ),
     "vae": dict(
         mel_channels=st.integers(1, 2), latent_channels=small, channels=lists(small),
