@@ -5,7 +5,8 @@ model = audioldm2.load("cvssp/audioldm2")
 model.generate("Techno music with a strong beat").save("techno.wav")
 """
 
-from audioldm2.conditioning import Conditioning, TruncationWarning
+from audioldm2.conditioning import Conditioning
+from audioldm2.encoding import TruncationWarning
 from audioldm2.errors import WeightsError
 from audioldm2.loading import load
 from audioldm2.pipeline import AudioLDM2

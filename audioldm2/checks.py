@@ -12,16 +12,20 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from audioldm2.audio import MelSettings
-from audioldm2.errors import WeightsError
+from audioldm2.errors import WeightsError, some
 from audioldm2.models.clap_audio import ClapAudioConfig
 from audioldm2.models.hifigan import HiFiGANConfig
+from audioldm2.models.phonemes import PhonemesConfig
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
 from audioldm2.models.vae import VAEConfig
 
 LARGEST = 1_000_000  # of whole numbers; the published models' largest is 50,265
 MOST_BLOCKS = 100  # of what is counted in blocks, so that a wrong digit cannot build for hours
 COUNTS = ("depth", "depths", "layers")
-MAY_BE_ZERO = ("padding_id", "dropout", "slope", "eps", "steps_offset", "f_min")
+MAY_BE_ZERO = (
+    *("padding_id", "dropout", "slope", "eps", "steps_offset", "f_min"),
+    *("film_dim", "positions"),  # 0: there is none
+)
 
 WORDS = {
     int: "a whole number",
@@ -83,33 +87,59 @@ def check(name: str, config: Any, where: str) -> None:
             raise WeightsError(f"the config of '{name}' in {where} cannot work: {sentence}.")
 
 
+def needed(unet: UNetConfig) -> set[str]:
+    """The networks without which this denoiser cannot be told a prompt, or its latents be heard.
+
+    What it hears from GPT-2 comes from two text encoders; the second is "t5", or "phonemes" in speech models.
+    """
+    names = {"unet", "vae", "hifigan"}
+    if unet.film_dim:
+        names |= {"clap_text"}
+    if T5 in unet.roles:
+        names |= {"t5"}
+    if GPT2 in unet.roles:
+        names |= {"clap_text", "projection", "gpt2"}
+    return names
+
+
 def check_together(configs: Mapping[str, Any], where: str) -> None:
-    """Raise WeightsError unless the networks fit each other."""
-    unet, vae, gpt2 = (configs[name] for name in ("unet", "vae", "gpt2"))
-    roles = {role for level in unet.transformers for role in level}
-    pairs = [  # what one network gives, what the next one takes
-        ("projection_dim of 'clap_text'", configs["clap_text"].projection_dim, "clap_dim of 'projection'",
-         configs["projection"].clap_dim),
-        ("dim of 't5'", configs["t5"].dim, "t5_dim of 'projection'", configs["projection"].t5_dim),
-        ("gpt2_dim of 'projection'", configs["projection"].gpt2_dim, "dim of 'gpt2'", gpt2.dim),
-        ("dim of 'gpt2'", gpt2.dim, "gpt2_dim of 'unet'", unet.gpt2_dim if GPT2 in roles else gpt2.dim),
-        ("dim of 't5'", configs["t5"].dim, "t5_dim of 'unet'",
-         unet.t5_dim if T5 in roles else configs["t5"].dim),
-        ("latent_channels of 'unet'", unet.latent_channels, "latent_channels of 'vae'", vae.latent_channels),
-        ("projection_dim of 'clap_text'", configs["clap_text"].projection_dim,
-         "projection_dim of 'clap_audio'", configs["clap_audio"].projection_dim),
-    ]  # fmt: skip
-    for given, one, taken, other in pairs:
-        if one != other:
+    """Raise WeightsError unless all networks are there that are needed, and they fit each other."""
+    unet = configs.get("unet", UNetConfig())
+    missing = sorted(needed(unet) - set(configs))
+    if missing or (GPT2 in unet.roles and not {"t5", "phonemes"} & set(configs)):
+        raise WeightsError(
+            f"{where} lacks the networks {some(missing or ['t5'])}, which its denoiser needs. "
+            "Download or convert the checkpoint again."
+        )
+    second = "phonemes" if "phonemes" in configs else "t5"
+    pairs = [  # what one network gives, what the next one takes; only where both are there
+        ("projection_dim of 'clap_text'", "clap_dim of 'projection'", True),
+        (f"dim of '{second}'", "t5_dim of 'projection'", True),
+        ("gpt2_dim of 'projection'", "dim of 'gpt2'", True),
+        ("dim of 'gpt2'", "gpt2_dim of 'unet'", GPT2 in unet.roles),
+        (f"dim of '{second}'", "t5_dim of 'unet'", T5 in unet.roles),
+        ("projection_dim of 'clap_text'", "film_dim of 'unet'", unet.film_dim > 0),
+        ("latent_channels of 'unet'", "latent_channels of 'vae'", True),
+        ("projection_dim of 'clap_text'", "projection_dim of 'clap_audio'", True),
+    ]
+    for given, taken, counts in pairs:
+        one, other = (_named(configs, each) for each in (given, taken))
+        if counts and None not in (one, other) and one != other:
             raise WeightsError(
                 f"the networks in {where} do not fit: {given} is {one} and {taken} is {other}."
             )
-    mels = configs["hifigan"].mels
-    if mels % vae.downsampling:
+    mels, downsampling = configs["hifigan"].mels, configs["vae"].downsampling
+    if mels % downsampling:
         raise WeightsError(
             f"the networks in {where} do not fit: "
-            f"mels of 'hifigan' is {mels}, no multiple of the VAE's {vae.downsampling}."
+            f"mels of 'hifigan' is {mels}, no multiple of the VAE's {downsampling}."
         )
+
+
+def _named(configs: Mapping[str, Any], what: str) -> Any:
+    """The value that "FIELD of 'NETWORK'" names; None where the network is not there."""
+    field, network = what.rstrip("'").split(" of '")
+    return getattr(configs.get(network), field, None)
 
 
 def check_hearing(config: ClapAudioConfig, hearing: MelSettings, where: str) -> None:
@@ -145,6 +175,11 @@ def _t5(config: Any) -> list[Rule]:
             f"max_distance ({config.max_distance}) has to be above a fourth of buckets ({config.buckets})",
         ),
     ]
+
+
+def _phonemes(config: PhonemesConfig) -> list[Rule]:
+    words = f"ff_kernel is {config.ff_kernel}; it has to be {MOST_BLOCKS} at most"
+    return [*_heads(config), (config.ff_kernel <= MOST_BLOCKS, words)]
 
 
 ROLES = {SELF, GPT2, T5, LAST_SELF}
@@ -253,6 +288,7 @@ RULES: dict[str, Callable[[Any], list[Rule]]] = {
         ),
     ],
     "t5": _t5,
+    "phonemes": _phonemes,
     "projection": lambda config: [],
     "gpt2": _heads,
     "unet": _unet,

@@ -71,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: list[str]) -> int:
     if arguments[:1] == ["convert"]:
         return convert(arguments[1:])
+    if arguments[:1] == ["info"]:
+        return info(arguments[1:])
     return generate(arguments[1:] if arguments[:1] == ["generate"] else arguments)
 
 
@@ -125,6 +127,13 @@ def convert(arguments: Sequence[str]) -> int:
     from audioldm2.convert.__main__ import run
 
     return run(arguments)
+
+
+def info(arguments: Sequence[str]) -> int:
+    demand_converter()
+    from audioldm2.convert.__main__ import run_info
+
+    return run_info(arguments)
 
 
 # What to make, and where it goes ----------------------------------------------------------------------------

@@ -1,19 +1,14 @@
-"""What the denoiser is told about a prompt, as plain tensors, and how a prompt becomes that.
+"""What the denoiser is told about a prompt, as plain tensors: kept, joined, mixed, weighed, saved.
 
-CLAP reads the whole prompt as one vector, T5 reads it token by token; both, projected, are what GPT-2
-continues by eight vectors. The denoiser attends to GPT-2's vectors and to T5's.
-
-Trap: what GPT-2 makes depends on the padded length (see `models.projection`). Every prompt is therefore
-encoded at its own length, so that it gives the same sound alone and in a batch; its negative prompt is padded
-to the prompt's length, as in the reference, but never cut to it.
+`encoding` makes it.
 """
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -23,11 +18,8 @@ from torch import Tensor
 
 from audioldm2.errors import some
 from audioldm2.files import written_whole
-from audioldm2.models.gpt2 import GPT2Config
-from audioldm2.text import ClapTokenizer, T5Tokenizer, Tokens, pad
-from audioldm2.weights import Networks
 
-TENSORS = ("gpt2_context", "t5_context", "t5_mask")  # of a Conditioning, here and in its file
+TENSORS = ("gpt2_context", "t5_context", "t5_mask", "clap_vector")  # of a Conditioning, here and in its file
 NEGATIVE = "negative."  # before the names of the negative part's, in the file
 
 
@@ -35,25 +27,39 @@ NEGATIVE = "negative."  # before the names of the negative part's, in the file
 class Conditioning:
     """A batch of encoded prompts; `negative` holds what guidance leads away from, row by row.
 
+    It has what the model's denoiser hears, and None for the rest: the AudioLDM 2 models hear both contexts,
+    the 16 kHz T5 model that of T5, the 48 kHz model CLAP's vector.
     Raises ValueError unless the tensors fit each other.
     """
 
-    gpt2_context: Tensor  # (batch, new_vectors, gpt2_dim)
-    t5_context: Tensor  # (batch, seq, t5_dim)
-    t5_mask: Tensor  # (batch, seq) bool, True = real token
+    gpt2_context: Tensor | None  # (batch, new_vectors, gpt2_dim)
+    t5_context: Tensor | None  # (batch, seq, t5_dim)
+    t5_mask: Tensor | None  # (batch, seq) bool, True = real token
     negative: "Conditioning | None" = None
+    clap_vector: Tensor | None = None  # (batch, clap_dim)
 
     def __post_init__(self) -> None:
-        gpt2, t5, mask = (getattr(self, name) for name in TENSORS)
-        seen = ", ".join(
-            f"{name} is {each.dtype} {tuple(each.shape)}"
-            for name, each in zip(TENSORS, (gpt2, t5, mask), strict=True)
-        )
-        if (gpt2.ndim, t5.ndim, mask.ndim) != (3, 3, 2) or t5.shape[:2] != mask.shape or len(gpt2) != len(t5):
-            raise ValueError(f"{seen}; needed are (batch, vectors, dim), (batch, seq, dim) and (batch, seq).")
-        if not (gpt2.is_floating_point() and t5.is_floating_point() and mask.dtype == torch.bool):
-            raise ValueError(f"{seen}; needed are two contexts of floats and a mask of bool.")
-        if not mask.any(dim=1).all():
+        found = self.tensors
+        seen = ", ".join(f"{name} is {each.dtype} {tuple(each.shape)}" for name, each in found.items())
+        if not found or (self.t5_context is None) != (self.t5_mask is None):
+            raise ValueError(
+                f"{seen or 'nothing is given'}; needed are a context or a vector, and T5's with its mask."
+            )
+        dims = {"gpt2_context": 3, "t5_context": 3, "t5_mask": 2, "clap_vector": 2}
+        if any(each.ndim != dims[name] for name, each in found.items()) or (
+            self.t5_mask is not None and self.t5_context.shape[:2] != self.t5_mask.shape
+        ):
+            raise ValueError(
+                f"{seen}; needed are contexts (batch, vectors, dim), (batch, seq, dim) with a mask (batch, "
+                "seq), and a vector (batch, dim)."
+            )
+        if len({len(each) for each in found.values()}) > 1:
+            raise ValueError(f"{seen}; all need the same batch.")
+        if any((name == "t5_mask") == each.is_floating_point() for name, each in found.items()) or (
+            self.t5_mask is not None and self.t5_mask.dtype != torch.bool
+        ):
+            raise ValueError(f"{seen}; needed are contexts and a vector of floats, and a mask of bool.")
+        if self.t5_mask is not None and not self.t5_mask.any(dim=1).all():
             raise ValueError("t5_mask has a row without a real token (True); each has to have one.")
         against = self.negative
         if against is not None and (len(against) != len(self) or against.negative is not None):
@@ -61,13 +67,27 @@ class Conditioning:
                 f"negative has {len(against)} rows for {len(self)}; it has to have as many, "
                 "and no negative part of its own."
             )
+        if against is not None and against.tensors.keys() != found.keys():
+            raise ValueError(
+                f"negative has {some(against.tensors)}, not {some(found)}; it has to have the same."
+            )
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is there of TENSORS, by name, without the negative part."""
+        return {name: getattr(self, name) for name in TENSORS if getattr(self, name) is not None}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its contexts and vectors."""
+        return next(each.dtype for each in self.tensors.values() if each.is_floating_point())
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{name} {tuple(getattr(self, name).shape)}" for name in TENSORS)
+        shapes = ", ".join(f"{name} {tuple(each.shape)}" for name, each in self.tensors.items())
         return f"<Conditioning: {shapes}, {'with' if self.negative else 'no'} negative part>"
 
     def __len__(self) -> int:
-        return self.gpt2_context.shape[0]
+        return len(next(iter(self.tensors.values())))
 
     def __getitem__(self, rows: int | slice) -> "Conditioning":
         """Some of the rows, as a batch; of one row too."""
@@ -82,33 +102,44 @@ class Conditioning:
         return self._each(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        return Conditioning(
-            change(self.gpt2_context),
-            change(self.t5_context),
-            change(self.t5_mask),
-            None if self.negative is None else self.negative._each(change),
+        changed = {name: change(each) for name, each in self.tensors.items()}
+        return replace(
+            self, **changed, negative=None if self.negative is None else self.negative._each(change)
         )
 
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
         """Join batches, the T5 contexts padded to the longest; `negative` is joined where all have one."""
-        seq = max(part.t5_mask.shape[1] for part in parts)
         negatives = [part.negative for part in parts]
+        rows = [part._t5_padded(max(part._t5_length for part in parts)).tensors for part in parts]
+        joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         return Conditioning(
-            torch.cat([part.gpt2_context for part in parts]),
-            torch.cat([F.pad(part.t5_context, (0, 0, 0, seq - part.t5_context.shape[1])) for part in parts]),
-            torch.cat([F.pad(part.t5_mask, (0, seq - part.t5_mask.shape[1])) for part in parts]),
-            None if None in negatives else Conditioning.cat(negatives),
+            *(joined.get(name) for name in TENSORS[:3]),
+            negative=None if None in negatives else Conditioning.cat(negatives),
+            clap_vector=joined.get("clap_vector"),
+        )
+
+    @property
+    def _t5_length(self) -> int:
+        return 0 if self.t5_mask is None else self.t5_mask.shape[1]
+
+    def _t5_padded(self, seq: int) -> "Conditioning":
+        """The T5 context filled up to `seq` with what the mask hides; the negative part as it is."""
+        if self.t5_mask is None:
+            return self
+        more = seq - self._t5_length
+        return replace(
+            self, t5_context=F.pad(self.t5_context, (0, 0, 0, more)), t5_mask=F.pad(self.t5_mask, (0, more))
         )
 
     def mix(self, other: "Conditioning", amount: float) -> "Conditioning":
         """What lies between two prompts, row by row: at 0 this one, at 1 the other, both exactly.
 
-        GPT-2's vectors are interpolated linearly. So are T5's, the first with the first and the last with the
-        last: those of the shorter prompt are repeated evenly until there are as many. The denoiser's
-        attention has no order and shares itself among equals, so it hardly notices; zeros in their place
-        would draw it away from the shorter prompt, however little the other counts. Negative parts are mixed
-        likewise.
+        GPT-2's vectors are interpolated linearly; CLAP's too, and brought back to length 1. So are T5's, the
+        first with the first and the last with the last: those of the shorter prompt are repeated evenly until
+        there are as many. The denoiser's attention has no order and shares itself among equals, so it hardly
+        notices; zeros in their place would draw it away from the shorter prompt, however little the other
+        counts. Negative parts are mixed likewise.
 
         amount: 0 to 1. Returns tensors where this one's are, in their dtype.
         Raises ValueError for two of different batch or width, or of which only one has a negative part.
@@ -119,12 +150,10 @@ class Conditioning:
             raise ValueError(
                 "only one of the two has a negative part; encode both with guided=True, or neither."
             )
-        ours, theirs = (
-            (len(each), *each.gpt2_context.shape[1:], each.t5_context.shape[2]) for each in (self, other)
-        )
+        ours, theirs = (each._sizes for each in (self, other))
         if ours != theirs:
             raise ValueError(
-                f"(rows, vectors, gpt2_dim, t5_dim) are {ours} and {theirs}; "
+                f"the two are {ours} and {theirs}; "
                 "only as many prompts, encoded by the same model, can be mixed."
             )
         mixed = self._towards(other, amount)
@@ -149,19 +178,35 @@ class Conditioning:
             )
         return replace(self.negative._towards(self, factor), negative=self.negative)
 
+    @property
+    def _sizes(self) -> str:
+        """All but the number of T5 tokens."""
+        sizes = {name: list(each.shape) for name, each in self.tensors.items() if name != "t5_mask"}
+        if "t5_context" in sizes:
+            del sizes["t5_context"][1]
+        return ", ".join(f"{name} {tuple(size)}" for name, size in sizes.items())
+
     def _towards(self, other: "Conditioning", amount: float) -> "Conditioning":
         """this + amount * (other - this), without negative parts."""
         this = replace(self, negative=None)
-        other = replace(other, negative=None).to(this.t5_context.device, this.t5_context.dtype)
+        device = next(iter(this.tensors.values())).device
+        other = replace(other, negative=None).to(device, this.dtype)
         if amount in (0, 1):
             return other if amount else this
-        rows = []
-        for a, b in zip(this, other, strict=True):
-            tokens = max(int(a.t5_mask.sum()), int(b.t5_mask.sum()))
-            gpt2 = _interpolate(a.gpt2_context, b.gpt2_context, amount)
-            t5 = _interpolate(a._t5_repeated(tokens), b._t5_repeated(tokens), amount)
-            rows.append(Conditioning(gpt2, t5, t5.new_ones(1, tokens, dtype=torch.bool)))
-        return Conditioning.cat(rows)
+        return Conditioning.cat([a._row_towards(b, amount) for a, b in zip(this, other, strict=True)])
+
+    def _row_towards(self, other: "Conditioning", amount: float) -> "Conditioning":
+        mixed: dict[str, Tensor] = {}
+        if self.gpt2_context is not None:
+            mixed["gpt2_context"] = _interpolate(self.gpt2_context, other.gpt2_context, amount)
+        if self.t5_mask is not None:
+            tokens = max(int(each.t5_mask.sum()) for each in (self, other))
+            mixed["t5_context"] = _interpolate(self._t5_repeated(tokens), other._t5_repeated(tokens), amount)
+            mixed["t5_mask"] = self.t5_mask.new_ones(1, tokens)
+        if self.clap_vector is not None:  # it has length 1, as CLAP's vectors have; a sum has not
+            vector = _interpolate(self.clap_vector, other.clap_vector, amount)
+            mixed["clap_vector"] = F.normalize(vector, dim=-1)
+        return replace(self, **mixed)
 
     def _t5_repeated(self, tokens: int) -> Tensor:
         """The real T5 vectors of the only row, in order, each as often as the others or once more."""
@@ -171,9 +216,9 @@ class Conditioning:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file, whole or not at all. Raises OSError from the system as it comes."""
-        tensors = {name: getattr(self, name) for name in TENSORS}
+        tensors = self.tensors
         if self.negative is not None:
-            tensors |= {NEGATIVE + name: getattr(self.negative, name) for name in TENSORS}
+            tensors |= {NEGATIVE + name: each for name, each in self.negative.tensors.items()}
         # Copies, because the format refuses tensors that share memory.
         tensors = {
             name: tensor.cpu().clone(memory_format=torch.contiguous_format)
@@ -191,95 +236,19 @@ class Conditioning:
         try:
             with safe_open(path, framework="pt") as file:
                 names = set(file.keys())
-                own, against = list(TENSORS), [NEGATIVE + name for name in TENSORS]
-                odd = sorted(names ^ {*own, *(against if names & set(against) else ())})
+                odd = sorted(names - {*TENSORS, *(NEGATIVE + name for name in TENSORS)})
                 if odd:
-                    raise ValueError(f"it lacks, or should not have, {some(odd)}")
+                    raise ValueError(f"it should not have {some(odd)}")
                 found = {name: file.get_tensor(name).clone() for name in names}  # the file may change later
-            negative = Conditioning(*map(found.get, against)) if names & set(against) else None
-            return Conditioning(*map(found.get, own), negative)
+
+            def part(prefix: str, **more: Any) -> Conditioning:
+                return Conditioning(**{name: found.get(prefix + name) for name in TENSORS}, **more)
+
+            has_negative = any(name.startswith(NEGATIVE) for name in names)
+            return part("", negative=part(NEGATIVE) if has_negative else None)
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is not a saved conditioning: {error}") from error
 
 
 def _interpolate(a: Tensor, b: Tensor, amount: float) -> Tensor:
     return torch.lerp(a.float(), b.float(), float(amount)).to(a.dtype)
-
-
-class TruncationWarning(UserWarning):
-    """A prompt was longer than the text encoders read."""
-
-
-def encode(
-    networks: Networks,
-    clap_tokenizer: ClapTokenizer,
-    t5_tokenizer: T5Tokenizer,
-    prompts: Sequence[str],
-    negatives: Sequence[str] | None,
-) -> Conditioning:
-    """Encode prompts and, where given, the negative prompt of each.
-
-    Returns a batch in the order of `prompts`. Warns once (TruncationWarning) of each text that is too long;
-    raises ValueError for one beyond GPT-2's positions, of which the published models have plenty.
-    """
-    lengths = {text: len(t5_tokenizer.encode(text)) for text in [*prompts, *(negatives or [])]}
-    wanted = [(text, lengths[text]) for text in prompts]
-    if negatives is not None:
-        wanted += [
-            (negative, max(lengths[negative], lengths[prompt]))
-            for prompt, negative in zip(prompts, negatives, strict=True)
-        ]
-    _demand_positions(max(lengths.values()), networks.configs["gpt2"])
-    for text in lengths:
-        _warn_if_cut(text, t5_tokenizer, clap_tokenizer)
-
-    rows: dict[tuple[str, int], Conditioning] = {}  # by text and padded length: nothing is encoded twice
-    for length in sorted({length for _, length in wanted}):
-        texts = list(dict.fromkeys(text for text, padded in wanted if padded == length))
-        clap = pad([clap_tokenizer.encode(text) for text in texts], clap_tokenizer.pad_id)
-        t5 = pad([t5_tokenizer.encode(text) for text in texts], t5_tokenizer.pad_id, length)
-        batch = _encode_batch(networks, clap, t5)
-        rows |= {(text, length): row for text, row in zip(texts, batch, strict=True)}
-
-    found = [rows[each] for each in wanted]
-    if negatives is None:
-        return Conditioning.cat(found)
-    pairs = zip(found[: len(prompts)], found[len(prompts) :], strict=True)
-    return Conditioning.cat([replace(positive, negative=negative) for positive, negative in pairs])
-
-
-def _encode_batch(networks: Networks, clap: Tokens, t5: Tokens) -> Conditioning:
-    """Texts of one padded T5 length through the four text networks, in the order of the paper's figure 2."""
-    device = networks.device
-    t5_mask = t5.mask.to(device)
-    with networks.running("clap_text") as clap_text:
-        clap_vector = clap_text(clap.ids.to(device), clap.mask.to(device))  # (batch, clap_dim)
-    with networks.running("t5") as t5_encoder:
-        t5_context = t5_encoder(t5.ids.to(device), t5_mask)  # (batch, seq, t5_dim)
-    with networks.running("projection") as projection:
-        vectors, mask = projection(clap_vector, t5_context, t5_mask)  # (batch, seq + 5, gpt2_dim)
-    with networks.running("gpt2") as gpt2:
-        gpt2_context = gpt2.generate(vectors, mask)  # (batch, new_vectors, gpt2_dim)
-    return Conditioning(gpt2_context, t5_context, t5_mask)
-
-
-def _demand_positions(length: int, gpt2: GPT2Config) -> None:
-    room = gpt2.max_positions - gpt2.new_vectors - 5  # CLAP's vector and the four that frame it and T5's
-    if length > room:
-        raise ValueError(
-            f"a prompt has {length} T5 tokens; GPT-2 of this checkpoint has positions for {room}. Shorten it."
-        )
-
-
-def _warn_if_cut(text: str, t5_tokenizer: T5Tokenizer, clap_tokenizer: ClapTokenizer) -> None:
-    """T5 reads less than CLAP, so its loss is the one to tell; CLAP's is told only where T5 lost nothing."""
-    for tokenizer, name in ((t5_tokenizer, "T5"), (clap_tokenizer, "CLAP")):
-        cut = tokenizer.truncated_part(text)
-        if cut:
-            warnings.warn(
-                f"a text is longer than the {tokenizer.max_length} tokens that {name} reads; "
-                f"this part is not heard: {cut!r}",
-                TruncationWarning,
-                stacklevel=2,
-            )
-            return

@@ -12,7 +12,8 @@ from audioldm2.result import package_version
 USAGE = """\
 audioldm2 PROMPT [-o FILE] [options]
        audioldm2 --prompts FILE [-o FOLDER] [options]
-       audioldm2 convert SOURCE OUT [options]           (see audioldm2 convert --help)"""
+       audioldm2 convert SOURCE OUT [options]           (see audioldm2 convert --help)
+       audioldm2 info SOURCE"""
 
 EPILOG = """\
 examples:
@@ -119,7 +120,7 @@ def generate_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--model", default="cvssp/audioldm2", metavar="NAME", help="folder or hub id (default: %(default)s)")
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
-    add("--heads", default="config", choices=["config", "trained"],
+    add("--heads", choices=["config", "trained"],
         help="attention heads of a model in the diffusers layout: as its config says, or 32 wide as the "
         "published weights were trained (default: %(default)s)")
     add("--device", default="auto", metavar="NAME",

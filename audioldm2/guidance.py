@@ -30,13 +30,13 @@ def guided(
             f"guidance_scale is {scale:g}, but the conditioning has no negative part; "
             "make it with encode_prompt(..., guided=True), or use a scale of 1."
         )
-    dtype = conditioning.t5_context.dtype
+    dtype = conditioning.dtype
     both = Conditioning.cat([conditioning.negative, conditioning]) if scale > 1 else None
     lo, hi = interval or (0.0, float("inf"))
 
     def predict(x: Tensor, t: float, seen: Conditioning) -> Tensor:
         time = torch.tensor(t, device=x.device)
-        return unet(x.to(dtype), time, seen.gpt2_context, seen.t5_context, seen.t5_mask).float()
+        return unet(x.to(dtype), time, **seen.tensors).float()
 
     def denoiser(x: Tensor, t: float) -> Tensor:
         if both is None or not lo < schedule.sigma_of(t) <= hi:

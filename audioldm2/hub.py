@@ -6,10 +6,11 @@ Of a repository only what is needed is fetched.
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from audioldm2.errors import WeightsError
+from audioldm2.errors import WeightsError, some
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # file names of weights in the diffusers layout
 FOLDERS = (  # of a checkpoint; whatever else a repository holds is not fetched
@@ -17,8 +18,14 @@ FOLDERS = (  # of a checkpoint; whatever else a repository holds is not fetched
     *("scheduler", "feature_extractor", "tokenizer", "tokenizer_2"),  # the diffusers layout
     *("clap_tokenizer", "t5_tokenizer"),  # a converted folder
 )
+ORIGINALS = (".pth", ".ckpt", ".pt", ".safetensors")  # how a single file with an original checkpoint ends
+TOKENIZERS = {  # a tokenizer -> what its folder may be called
+    "clap_tokenizer": ("clap_tokenizer", "tokenizer", "roberta"),
+    "t5_tokenizer": ("t5_tokenizer", "tokenizer_2", "t5"),
+}
+PUBLISHED = "cvssp/audioldm2"  # where those of all published models can be had
 OF_THE_DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # errors that no network has
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/([\w.-]+\.(?:pth|ckpt|pt|safetensors)))?")
 
 
 def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]:
@@ -45,33 +52,81 @@ def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]
     return []
 
 
-def find(source: str | os.PathLike, *, revision: str | None = None, prefer_half: bool = False) -> Path:
-    """The local folder of a checkpoint: `source` itself, or a snapshot of the hub repository of that name.
+def find(
+    source: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    prefer_half: bool = False,
+    with_weights: bool = True,
+) -> Path:
+    """Where a checkpoint lies: a local folder or original file, or a snapshot of the hub repository so named.
 
+    A repository with several original files wants one of them named: 'owner/name/file.pth'.
+    with_weights: fetch the weights too; without, only what tells the architecture.
     Raises ValueError when it is no name at all, WeightsError when nothing is there. With HF_HUB_OFFLINE=1, or
     without a network, only the cache is asked.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(
-            f"source is {source!r:.80}; it has to be a folder or a hub id, such as 'cvssp/audioldm2'."
+            f"source is {source!r:.80}; it has to be a folder, an original .pth file or a hub id, "
+            "such as 'cvssp/audioldm2'."
         )
-    folder = os.path.expanduser(source)
-    if os.path.isdir(folder):
-        return Path(folder)
-    if os.path.exists(folder):
+    name = os.path.expanduser(source)
+    if os.path.isdir(name):
+        return _only_original(Path(name)) or Path(name)
+    if os.path.isfile(name) and name.endswith(ORIGINALS):
+        return Path(name)
+    if os.path.exists(name):
         raise WeightsError(
-            f"'{source}' is a file; a checkpoint is a folder (converted, or in the diffusers layout) "
-            "or a hub id such as 'cvssp/audioldm2'."
+            f"'{source}' is a file; a checkpoint is a folder (converted, or in the diffusers layout), "
+            f"an original file ({', '.join(ORIGINALS)}) or a hub id such as 'cvssp/audioldm2'."
         )
-    if not HUB_ID.fullmatch(str(source)):
+    named = HUB_ID.fullmatch(str(source))
+    if not named:
         raise WeightsError(
             f"there is no folder '{source}', and it does not look like a hub id. "
             "Give a folder such as './audioldm2-base', or an id such as 'cvssp/audioldm2'."
         )
-    return _snapshot(str(source), revision, prefer_half)
+    repository, file = named.groups()
+    folder = _snapshot(repository, revision, lambda names: _wanted(names, prefer_half, with_weights, file))
+    return folder / file if file else _only_original(folder) or folder
 
 
-def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
+def tokenizers_in(folder: Path) -> dict[str, Path]:
+    """The folders of TOKENIZERS that stand in this one."""
+    found = {}
+    for tokenizer, names in TOKENIZERS.items():
+        present = [folder / name for name in names if (folder / name).is_dir()]
+        found |= {tokenizer: present[0]} if present else {}
+    return found
+
+
+def published_tokenizers() -> dict[str, Path]:
+    """Those of the published models, from the cache or the hub; WeightsError when neither has them."""
+    folders = tuple(f"{name}/" for names in TOKENIZERS.values() for name in names)
+    return tokenizers_in(
+        _snapshot(PUBLISHED, None, lambda names: [name for name in names if name.startswith(folders)])
+    )
+
+
+def _only_original(folder: Path) -> Path | None:
+    """The original file in a folder that holds no checkpoint of another kind; WeightsError for several."""
+    known = ("model_index.json", "config.json")
+    if not folder.is_dir() or any((folder / name).is_file() for name in known):
+        return None
+    return _one_of([path for path in sorted(folder.iterdir()) if path.suffix in ORIGINALS[:2]], str(folder))
+
+
+def _one_of(files: list, where: str) -> Any:
+    if len(files) > 1:
+        raise WeightsError(
+            f"{where} has several original checkpoints ({some([str(file) for file in files])}); "
+            "name the one that is meant: FOLDER/FILE."
+        )
+    return files[0] if files else None
+
+
+def _snapshot(repository: str, revision: str | None, choose: Callable[[list[str]], list[str]]) -> Path:
     from huggingface_hub import HfApi, snapshot_download  # a slow import, needed for hub ids only
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -83,9 +138,7 @@ def _snapshot(repository: str, revision: str | None, prefer_half: bool) -> Path:
     try:
         info = HfApi().model_info(repository, revision=revision)
         names = [file.rfilename for file in info.siblings or []]
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=_wanted(names, prefer_half))
-        )
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=choose(names)))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = f" at revision '{revision}'" if revision else ""
         raise WeightsError(
@@ -115,29 +168,47 @@ def _cached(repository: str, revision: str | None) -> Path | None:
     """The snapshot in the cache. The hub's own search refuses one that was fetched in part, as here."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("model_index.json", "config.json"):  # the diffusers layout, a converted folder
+    names = ["model_index.json", "config.json", f"{repository.split('/')[1]}.pth"]  # an original is named so
+    for name in names:
         path = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(path, str):
             return Path(path).parent
     return None
 
 
-def _wanted(names: list[str], prefer_half: bool) -> list[str]:
-    """Of a repository's files: the chosen weights in each of FOLDERS, and what is small there and above."""
+def _wanted(
+    names: list[str], prefer_half: bool, with_weights: bool = True, file: str | None = None
+) -> list[str]:
+    """Of a repository's files: the chosen weights in each of FOLDERS, and what is small there and above.
+
+    file: the only one that is wanted.
+    """
+    if file:
+        return [file]
     folders: dict[str, list[str]] = {}
     for name in names:
-        folder, _, file = name.rpartition("/")
-        folders.setdefault(folder, []).append(file)
+        folder, _, base = name.rpartition("/")
+        folders.setdefault(folder, []).append(base)
     wanted = []
     for folder, files in folders.items():
         if folder in FOLDERS:
             chosen = choose_weights(files, prefer_half)
-        elif folder == "":  # a converted folder has its networks here
-            chosen = [file for file in files if file.endswith(".safetensors") and "unet.safetensors" in files]
+        elif folder == "":
+            chosen = _weights_on_top(files)
         else:
             continue
         small = [
-            file for file in files if file.endswith((".json", ".txt", ".model")) and ".index." not in file
+            base for base in files if base.endswith((".json", ".txt", ".model")) and ".index." not in base
         ]
-        wanted += [f"{folder}/{file}".lstrip("/") for file in chosen + small]
+        wanted += [f"{folder}/{base}".lstrip("/") for base in (chosen if with_weights else []) + small]
     return wanted
+
+
+def _weights_on_top(files: list[str]) -> list[str]:
+    """A converted folder has its networks there; a repository of an original has that and nothing else."""
+    if "unet.safetensors" in files:
+        return [file for file in files if file.endswith(".safetensors")]
+    if "model_index.json" in files:
+        return []
+    original = _one_of([file for file in files if file.endswith(ORIGINALS[:2])], "the repository")
+    return [original] if original else []

@@ -1,14 +1,17 @@
 """`audioldm2.load`: from the name of a checkpoint to a model that is ready to generate."""
 
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from audioldm2 import hub, weights
-from audioldm2.errors import WeightsError
+from audioldm2.errors import WeightsError, some
 from audioldm2.pipeline import AudioLDM2
+from audioldm2.residence import Networks
 from audioldm2.text import ClapTokenizer, T5Tokenizer
 
 
@@ -17,19 +20,20 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
-    heads: str = "config",
+    heads: str | None = None,
     revision: str | None = None,
     offload: bool = False,
     low_memory: bool = False,
 ) -> AudioLDM2:
     """Load a model, ready to generate.
 
-    source:   a folder (converted, or in the diffusers layout) or a hub id such as "cvssp/audioldm2". The
-              diffusers layout is converted in memory; `audioldm2 convert` makes that permanent.
+    source:   a converted folder, one in the diffusers layout, an original .pth file, or a hub id such as
+              "cvssp/audioldm2". The last three are converted in memory; `audioldm2 convert` makes that
+              permanent.
     device:   "auto" (CUDA, else Apple's MPS, else the CPU), or a device of PyTorch.
     dtype:    "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16" or "bfloat16".
-    heads:    for the diffusers layout: "config" (as its config says and the reference reads) or "trained"
-              (32 wide).
+    heads:    of the UNet: "config" (as the diffusers layout's config says and the reference reads) or
+              "trained" (32 wide). Default: "config" for that layout, "trained" for an original file.
     revision: of a hub repository: branch, tag or commit.
     offload:  keep on the device only the network that is running; the others wait in the computer's memory.
     low_memory: read each network from disk for its stage and let it go after.
@@ -42,11 +46,19 @@ def load(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     checkpoint = open_checkpoint(source, heads=heads, revision=revision, prefer_half=dtype == torch.float16)
-    clap_tokenizer = ClapTokenizer.from_folder(checkpoint.tokenizers["clap_tokenizer"])
-    t5_tokenizer = T5Tokenizer.from_folder(checkpoint.tokenizers["t5_tokenizer"])
+    if "phonemes" in checkpoint.configs:
+        raise WeightsError(
+            f"{source} is a speech model: 'audioldm2 convert' keeps all of it, but it cannot be run yet. "
+            "Load a model of sounds or music, such as 'cvssp/audioldm2'."
+        )
+    _demand_tokenizers(checkpoint)
+    tokenizers = {
+        name: weights.TOKENIZERS[name].from_folder(folder) for name, folder in checkpoint.tokenizers.items()
+    }
+    clap_tokenizer, t5_tokenizer = (tokenizers.get(name) for name in weights.TOKENIZERS)
     _demand_room(checkpoint, clap_tokenizer, t5_tokenizer)
     return AudioLDM2(
-        networks=weights.Networks(checkpoint, device, dtype, residence),
+        networks=Networks(checkpoint, device, dtype, residence),
         clap_tokenizer=clap_tokenizer,
         t5_tokenizer=t5_tokenizer,
         schedule=weights.schedule_of(checkpoint, checkpoint.source),
@@ -57,16 +69,33 @@ def load(
     )
 
 
-def _demand_room(checkpoint: weights.Checkpoint, clap: ClapTokenizer, t5: T5Tokenizer) -> None:
+def _demand_tokenizers(checkpoint: weights.Checkpoint) -> None:
+    """An original file has none, and perhaps none were found for it."""
+    absent = [name for name in weights.tokenizers_of(checkpoint.configs) if name not in checkpoint.tokenizers]
+    if absent:
+        raise WeightsError(
+            f"{checkpoint.source} has no {some(absent)}, so its text encoders cannot be told a prompt. "
+            "Convert it with --tokenizers FOLDER, a folder that holds those of 'cvssp/audioldm2' (its "
+            "'tokenizer' and 'tokenizer_2')."
+        )
+
+
+def _demand_room(checkpoint: weights.Checkpoint, clap: ClapTokenizer | None, t5: T5Tokenizer | None) -> None:
     """Raise WeightsError unless the text encoders have vectors for all tokens, and CLAP for all positions."""
-    text, encoder = checkpoint.configs["clap_text"], checkpoint.configs["t5"]
-    folder = checkpoint.tokenizers["clap_tokenizer"].parent
-    for given, needed, what in (
-        (text.vocabulary, clap.splitter.get_vocab_size(), "vocabulary of 'clap_text'"),
-        (encoder.vocabulary, t5.splitter.get_vocab_size(), "vocabulary of 't5'"),
-        (text.max_positions, clap.max_length + text.padding_id + 1, "max_positions of 'clap_text'"),
-    ):
+    needs = []
+    if clap is not None:
+        text = checkpoint.configs["clap_text"]
+        positions = clap.max_length + text.padding_id + 1
+        needs += [
+            (text.vocabulary, clap.splitter.get_vocab_size(), "vocabulary of 'clap_text'"),
+            (text.max_positions, positions, "max_positions of 'clap_text'"),
+        ]
+    if t5 is not None:
+        vocabulary = checkpoint.configs["t5"].vocabulary
+        needs += [(vocabulary, t5.splitter.get_vocab_size(), "vocabulary of 't5'")]
+    for given, needed, what in needs:
         if given < needed:
+            folder = next(iter(checkpoint.tokenizers.values())).parent
             raise WeightsError(
                 f"{what} in {folder} is {given}, and the tokenizers beside it need {needed}. "
                 "Do the tokenizers' files belong to this checkpoint?"
@@ -76,16 +105,34 @@ def _demand_room(checkpoint: weights.Checkpoint, clap: ClapTokenizer, t5: T5Toke
 def open_checkpoint(
     source: str | os.PathLike,
     *,
-    heads: str = "config",
+    heads: str | None = None,
     revision: str | None = None,
     prefer_half: bool = False,
+    with_weights: bool = True,
+    tokenizers: Path | None = None,
+    **of_original: Any,
 ) -> weights.Checkpoint:
-    """A converted folder as it is, the diffusers layout through the converter; the arguments are `load`'s."""
-    if heads not in ("config", "trained"):
+    """A converted folder as it is, anything else through the converter; the arguments are `load`'s.
+
+    with_weights: False where only the architecture is asked for, so that a hub's weights are not fetched.
+    tokenizers:   for an original file: the folder with both (default: beside it, else the hub's).
+    of_original:  `ema` and `config` of `convert.read_original`.
+    """
+    if heads not in (None, "config", "trained"):
         raise ValueError(f"heads is {heads!r}; it has to be 'config' or 'trained'.")
-    folder = hub.find(source, revision=revision, prefer_half=prefer_half)
-    if weights.is_converted(folder):
-        checkpoint = weights.read(folder)
+    path = hub.find(source, revision=revision, prefer_half=prefer_half, with_weights=with_weights)
+    if path.is_file():
+        demand_converter()
+        from audioldm2 import convert
+
+        found = _tokenizers_for(path, tokenizers)
+        return convert.read_original(
+            path, source=str(source), heads=heads or "trained", tokenizers=found, **of_original
+        )
+    if any(of_original.values()):
+        raise ValueError(f"--ema and --config are for an original file, and {source} is not one.")
+    if weights.is_converted(path):
+        checkpoint = weights.read(path)
         unet = checkpoint.configs["unet"]
         if heads == "trained" and unet.heads != tuple(width // 32 for width in unet.channels):
             raise ValueError(
@@ -98,12 +145,26 @@ def open_checkpoint(
 
     is_local = Path(source).expanduser().is_dir()
     return convert.read_diffusers(
-        folder,
+        path,
         source=str(source),
-        revision=None if is_local else folder.name,  # the cache's folder is named by the commit
-        heads=heads,
+        revision=None if is_local else path.name,  # the cache's folder is named by the commit
+        heads=heads or "config",
         prefer_half=prefer_half,
     )
+
+
+def _tokenizers_for(file: Path, folder: Path | None) -> dict[str, Path]:
+    """For an original file, which has none: those in the given folder, beside it, or the hub's; or none."""
+    found = hub.tokenizers_in(folder or file.parent)
+    if folder is not None and len(found) < len(hub.TOKENIZERS):
+        raise ValueError(
+            f"--tokenizers {folder} has to hold a folder 'tokenizer' (CLAP's) and a folder 'tokenizer_2' "
+            "(T5's), as 'cvssp/audioldm2' does."
+        )
+    if len(found) < len(hub.TOKENIZERS):
+        with suppress(WeightsError):
+            found = hub.published_tokenizers()
+    return found
 
 
 def demand_converter() -> None:

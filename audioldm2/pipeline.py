@@ -1,6 +1,6 @@
 """A prompt to a waveform: five stages, each a method, and `generate`, which calls them in turn.
 
-encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (conditioning.py)
+encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (encoding.py)
 denoise         noise    -> latent                    UNet under a sampler          (guidance.py, samplers.py)
 decode          latent   -> log-mel spectrogram       VAE decoder
 vocode          log-mel  -> waveform                  HiFi-GAN
@@ -15,15 +15,16 @@ from torch import Tensor
 
 from audioldm2 import checks, memory, ranking
 from audioldm2.audio import CLAP_MEL, MelSettings
-from audioldm2.conditioning import Conditioning, encode
+from audioldm2.conditioning import Conditioning
+from audioldm2.encoding import encode
 from audioldm2.guidance import guided
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.pieces import decode_in_pieces, vocode_in_pieces
 from audioldm2.request import Request, SoundShape, check_denoising, check_noise, negatives, texts
+from audioldm2.residence import Networks
 from audioldm2.result import Result
 from audioldm2.samplers import SAMPLERS, Generators, NoiseSchedule
 from audioldm2.text import ClapTokenizer, T5Tokenizer
-from audioldm2.weights import Networks
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
 OnStep = Callable[[int, float, Tensor], object]
@@ -35,8 +36,8 @@ class AudioLDM2:
     def __init__(
         self,
         networks: Networks,
-        clap_tokenizer: ClapTokenizer,
-        t5_tokenizer: T5Tokenizer,
+        clap_tokenizer: ClapTokenizer | None,
+        t5_tokenizer: T5Tokenizer | None,
         schedule: NoiseSchedule,
         hearing: MelSettings = CLAP_MEL,
         source: str = "",
@@ -266,19 +267,24 @@ class AudioLDM2:
     def _check_widths(self, conditioning: Conditioning) -> None:
         """Conditioning may come from a file, and so from another model."""
         config = self.networks.configs["unet"]
-        roles = {role for level in config.transformers for role in level}
-        given = (conditioning.gpt2_context.shape[2], conditioning.t5_context.shape[2])
-        wanted = (
-            config.gpt2_dim if GPT2 in roles else given[0],
-            config.t5_dim if T5 in roles else given[1],
-        )
-        if given != wanted:
-            raise ValueError(
-                f"conditioning has contexts {given[0]} (GPT-2) and {given[1]} (T5) wide; this model's are "
-                f"{wanted[0]} and {wanted[1]}. Make it with this model's encode_prompt."
-            )
+        wanted = {"clap_vector": config.film_dim}
+        wanted |= {"gpt2_context": config.gpt2_dim} if GPT2 in config.roles else {}
+        wanted |= {"t5_context": config.t5_dim} if T5 in config.roles else {}
+        given = {name: each.shape[-1] for name, each in conditioning.tensors.items() if name != "t5_mask"}
+        for name, width in wanted.items():
+            if width and given.get(name) != width:
+                raise ValueError(
+                    f"conditioning has {_widths(given)}; this model needs {_widths(wanted)}. "
+                    "Make it with this model's encode_prompt."
+                )
 
     def _check_hearing(self) -> None:
+        absent = {"clap_text", "clap_audio"} - self.networks.configs.keys()
+        if absent:
+            raise ValueError(
+                f"sounds cannot be scored with {self.source or 'this model'}: it has no {sorted(absent)[0]}. "
+                "Ask for one waveform a prompt."
+            )
         checks.check_hearing(self.networks.configs["clap_audio"], self.hearing, self.source or "this model")
 
     def _sounds_at_once(self, request: Request) -> int:
@@ -304,3 +310,7 @@ class AudioLDM2:
             "device": str(self.device),
             "dtype": str(self.networks.dtype).removeprefix("torch."),
         }
+
+
+def _widths(dims: dict[str, int]) -> str:
+    return ", ".join(f"{name} {dim} wide" for name, dim in dims.items() if dim)

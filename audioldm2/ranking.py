@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audioldm2.audio import MelSettings, clap_crops, clap_log_mel, resample
+from audioldm2.residence import Networks
 from audioldm2.text import ClapTokenizer, pad
-from audioldm2.weights import Networks
 
 
 @torch.no_grad()

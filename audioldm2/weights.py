@@ -1,15 +1,13 @@
-"""Checkpoints: what one holds, reading and writing the converted folder, and filling the networks.
+"""Checkpoints: what one holds, and reading and writing the converted folder.
 
 A converted folder is `config.json`, one safetensors file a network, and the tokenizers' files in two
-sub-folders. Weights stay memory-mapped until they are used: networks are built without memory and the mapped
-tensors are put in their place, strictly.
+sub-folders. Weights stay memory-mapped until they are used (see `residence`).
 """
 
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from audioldm2 import checks
 from audioldm2.audio import CLAP_MEL, MelSettings
@@ -28,9 +26,10 @@ from audioldm2.models import NETWORKS, build_on_meta
 from audioldm2.samplers import NoiseSchedule
 from audioldm2.text import ClapTokenizer, T5Tokenizer
 
-FORMAT = 1  # of the converted folder; raised when an old reader could not read a new folder
-TOP = {"audioldm2_format", "source", "revision", "schedule", "clap_mel", "networks"}  # of its config.json
+FORMAT = 2  # of the converted folder; raised when an old reader could not read a new folder
+TOP = {"audioldm2_format", "source", "revision", "schedule", "clap_mel", "symbols", "networks"}  # config.json
 TOKENIZERS = {"clap_tokenizer": ClapTokenizer, "t5_tokenizer": T5Tokenizer}  # sub-folder -> who reads it
+TEXT_ENCODERS = {"clap_tokenizer": "clap_text", "t5_tokenizer": "t5"}  # whom they serve
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Weights that stay float32 in a float16 model, where their sums overflow; the reference keeps the same.
 FLOAT32_IN_FLOAT16 = {"t5": re.compile(r"\.ff\.out\.")}
@@ -38,15 +37,16 @@ FLOAT32_IN_FLOAT16 = {"t5": re.compile(r"\.ff\.out\.")}
 
 @dataclass
 class Checkpoint:
-    """A whole model on disk or on its way there."""
+    """A whole model on disk or on its way there. Which networks it has depends on what its denoiser hears."""
 
     configs: dict[str, Any]  # network -> its config dataclass
     states: dict[str, Callable[[], dict[str, Tensor]]]  # network -> opens its tensors, mapped and checked
     schedule: dict[str, Any]  # fields of `samplers.NoiseSchedule`
     clap_mel: dict[str, Any]  # fields of `audio.MelSettings`: how CLAP's audio branch hears
-    tokenizers: dict[str, Path]  # each of TOKENIZERS -> folder with its files
-    source: str  # hub id or folder it came from
+    tokenizers: dict[str, Path]  # of TOKENIZERS those that its text encoders need -> folder with the files
+    source: str  # hub id, folder or file it came from
     revision: str | None = None
+    symbols: tuple[str, ...] | None = None  # of a speech model: each phoneme id's symbol
 
 
 def is_converted(folder: Path) -> bool:
@@ -87,6 +87,8 @@ def read(folder: Path) -> Checkpoint:
     """A converted folder as a Checkpoint, memory-mapped."""
     path = folder / "config.json"
     config = read_json(path)
+    if config.get("audioldm2_format") == 1:
+        config = _from_format_1(config, path)
     if config.get("audioldm2_format") != FORMAT:
         raise WeightsError(
             f"{path} has format {config.get('audioldm2_format')!r}; this version reads format {FORMAT}. "
@@ -99,26 +101,43 @@ def read(folder: Path) -> Checkpoint:
             "Convert the source again with 'audioldm2 convert'."
         )
     networks = checks.typed(f"'networks' in {path}", config["networks"], dict)
-    if set(networks) != set(NETWORKS):
+    if set(networks) - set(NETWORKS):
         raise WeightsError(
-            f"{path} describes the networks {sorted(networks)}; this version needs {sorted(NETWORKS)}. "
-            "Convert the source again with 'audioldm2 convert'."
+            f"{path} describes the networks {sorted(networks)}; this version knows {sorted(NETWORKS)}. "
+            "Convert the source again with 'audioldm2 convert', or install the version that wrote it."
         )
     configs = {
-        name: checks.build(NETWORKS[name][1], networks[name], f"the config of '{name}' in {path}")
-        for name in NETWORKS
+        name: checks.build(kind, networks[name], f"the config of '{name}' in {path}")
+        for name, (_, kind) in NETWORKS.items()
+        if name in networks
     }
     checkpoint = Checkpoint(
         configs=configs,
-        states={name: partial(_open_state, name, configs[name], folder) for name in NETWORKS},
+        states={name: partial(_open_state, name, config, folder) for name, config in configs.items()},
         schedule=checks.typed(f"'schedule' in {path}", config["schedule"], dict),
         clap_mel=checks.typed(f"'clap_mel' in {path}", config["clap_mel"], dict),
-        tokenizers={name: folder / name for name in TOKENIZERS},
+        tokenizers={name: folder / name for name in tokenizers_of(configs)},
         source=checks.typed(f"'source' in {path}", config["source"], str),
         revision=checks.typed(f"'revision' in {path}", config["revision"], str | None),
+        symbols=checks.typed(f"'symbols' in {path}", config["symbols"], tuple[str, ...] | None),
     )
     check(checkpoint, str(path))
     return checkpoint
+
+
+def _from_format_1(config: dict, path: Path) -> dict:
+    """Format 1 knew neither of these; its models had none."""
+    networks = checks.typed(f"'networks' in {path}", config.get("networks"), dict)
+    for name, field in (("unet", "film_dim"), ("projection", "positions")):
+        networks = networks | {
+            name: {field: 0} | checks.typed(f"'{name}' in {path}", networks.get(name), dict)
+        }
+    return config | {"audioldm2_format": FORMAT, "symbols": None, "networks": networks}
+
+
+def tokenizers_of(configs: Mapping[str, Any]) -> list[str]:
+    """Which of TOKENIZERS the text encoders of a checkpoint need."""
+    return [name for name in TOKENIZERS if TEXT_ENCODERS[name] in configs]
 
 
 def _open_state(name: str, config: Any, folder: Path) -> dict[str, Tensor]:
@@ -133,11 +152,17 @@ def check(checkpoint: Checkpoint, where: str) -> None:
 
     where: the file or folder that the configs come from.
     """
-    for name in NETWORKS:
-        checks.check(name, checkpoint.configs[name], where)
+    for name, config in checkpoint.configs.items():
+        checks.check(name, config, where)
     schedule_of(checkpoint, where)
     hearing_of(checkpoint, where)
     checks.check_together(checkpoint.configs, where)
+    phonemes, symbols = checkpoint.configs.get("phonemes"), checkpoint.symbols
+    if phonemes is not None and len(symbols or ()) != phonemes.vocabulary:
+        raise WeightsError(
+            f"{where} has {len(symbols or ())} phoneme symbols, and its encoder knows {phonemes.vocabulary}. "
+            "Do they belong together?"
+        )
 
 
 def schedule_of(checkpoint: Checkpoint, where: str) -> NoiseSchedule:
@@ -169,35 +194,70 @@ def write(
     on_network: called with each network's name, number of tensors and bytes.
     Raises FileExistsError when the folder exists and `force` is not given; OSError when the disk refuses.
     """
-    for name, source in checkpoint.tokenizers.items():
-        TOKENIZERS[name].from_folder(source)  # complain now, not after gigabytes are written
+    demand_tokenizers(checkpoint)
     with folder_written_whole(folder, force=force) as draft:
+        for name, open_state in checkpoint.states.items():
+            state = ready(name, open_state(), dtype, checkpoint.source)
+            on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
+            save(state, draft / f"{name}.safetensors", folder, network=name)
+        for name, source in checkpoint.tokenizers.items():
+            copy_tokenizer(name, source, draft / name)
         config = {
             "audioldm2_format": FORMAT,
             "source": checkpoint.source,
             "revision": checkpoint.revision,
             "schedule": checkpoint.schedule,
             "clap_mel": checkpoint.clap_mel,
+            "symbols": checkpoint.symbols,
             "networks": {name: asdict(config) for name, config in checkpoint.configs.items()},
         }
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name, open_state in checkpoint.states.items():
-            state = {
-                key: cast(name, key, tensor, dtype or _kept_dtype(tensor)).contiguous()
-                for key, tensor in open_state().items()
-            }
-            on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
-            path = draft / f"{name}.safetensors"
-            try:
-                save_file(state, path, metadata={"format": "pt", "network": name})
-            except SafetensorError as error:  # its word for what the system refuses, such as a full disk
-                raise OSError(f"{folder} cannot be written: {error}") from error
-            shutil.copymode(draft / "config.json", path)  # safetensors makes its files private
-        for name, source in checkpoint.tokenizers.items():
-            (draft / name).mkdir()
-            for file in sorted(source.iterdir()):
-                if file.name in TOKENIZERS[name].FILES:
-                    shutil.copyfile(file, draft / name / file.name)
+
+
+def demand_tokenizers(checkpoint: Checkpoint) -> None:
+    """Complain of tokenizers that cannot be read before gigabytes are written."""
+    for name, source in checkpoint.tokenizers.items():
+        TOKENIZERS[name].from_folder(source)
+
+
+def ready(name: str, state: Mapping[str, Tensor], dtype: torch.dtype | None, where: str) -> dict[str, Tensor]:
+    """One network's tensors as they are to be written: in `dtype` (see `write`), contiguous, all finite."""
+    made = {}
+    for key, tensor in state.items():
+        made[key] = cast(name, key, tensor, dtype or _kept_dtype(tensor)).contiguous()
+        if not made[key].isfinite().all():
+            if tensor.isfinite().all():
+                raise WeightsError(
+                    f"'{key}' of '{name}' in {where} has values beyond {made[key].dtype}; "
+                    "use another --dtype."
+                )
+            raise WeightsError(
+                f"'{key}' of '{name}' in {where} holds values that are no numbers (NaN or infinite), so the "
+                "model would make none either. Copy or download the checkpoint again."
+            )
+    return made
+
+
+def save(state: Mapping[str, Tensor], path: Path, where: Path, **metadata: str) -> None:
+    """Write a safetensors file, readable to whom other new files are.
+
+    Raises OSError, which names the folder `where` that the draft is for, when the disk refuses.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(state), path, metadata={"format": "pt", **metadata})
+    except SafetensorError as error:  # its word for what the system refuses, such as a full disk
+        raise OSError(f"{where} cannot be written: {error}") from error
+    path.chmod(mode)  # safetensors makes its files private
+
+
+def copy_tokenizer(name: str, source: Path, target: Path) -> None:
+    """Copy what the tokenizer called `name` reads, and nothing else, to a new folder."""
+    target.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.name in TOKENIZERS[name].FILES:
+            shutil.copyfile(file, target / file.name)
 
 
 def cast(name: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -250,63 +310,6 @@ def demand_fit(state: Mapping[str, Tensor], name: str, config: Any, where: str) 
             f"{where} does not fit its configuration: {'; '.join(problems)}. "
             "Copy or download it again, or convert the source again with 'audioldm2 convert'."
         )
-
-
-def materialise(checkpoint: Checkpoint, name: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """One network, filled and ready to run, without gradients. No tensor is copied that can stay mapped.
-
-    What opens the tensors has checked that they are the network's (see `demand_fit`).
-    """
-    network = build_on_meta(name, checkpoint.configs[name])
-    state = {
-        key: cast(name, key, tensor, dtype).to(device) for key, tensor in checkpoint.states[name]().items()
-    }
-    network.load_state_dict(state, strict=True, assign=True)
-    return network.requires_grad_(False)
-
-
-class Networks:
-    """The networks of a checkpoint, and where their weights are while others run.
-
-    residence: "device"  all on the device, always (the default);
-               "offload" in the computer's memory, on the device only while running;
-               "disk"    read for their stage and let go after it.
-    Every network's keys and shapes are checked here, at once, whatever the residence.
-    """
-
-    def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, residence: str = "device"
-    ) -> None:
-        self.configs, self.device, self.dtype, self.residence = checkpoint.configs, device, dtype, residence
-        self._checkpoint = checkpoint
-        home = device if residence == "device" else torch.device("cpu")
-        self._loaded = {}
-        for name in NETWORKS:
-            network = materialise(checkpoint, name, device=home, dtype=dtype)
-            if residence != "disk":
-                self._loaded[name] = network
-
-    @contextmanager
-    def running(self, name: str) -> Iterator[nn.Module]:
-        """The network called `name`, on the device while the block lasts."""
-        if self.residence == "device":
-            yield self._loaded[name]
-        elif self.residence == "disk":
-            network = materialise(self._checkpoint, name, device=self.device, dtype=self.dtype)
-            try:
-                yield network
-            finally:
-                network.to("meta")  # frees the weights, even while a caller's variable holds the network
-        else:
-            network = self._loaded[name]
-            home = {key: tensor for key, tensor in network.state_dict().items()}
-            network.load_state_dict(
-                {key: tensor.to(self.device) for key, tensor in home.items()}, assign=True
-            )
-            try:
-                yield network
-            finally:
-                network.load_state_dict(home, assign=True)
 
 
 def _kept_dtype(tensor: Tensor) -> torch.dtype:

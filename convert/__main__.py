@@ -1,63 +1,170 @@
-"""`audioldm2 convert` and `python -m convert`: write a checkpoint in the converted format."""
+"""`audioldm2 convert`, `audioldm2 info` and `python -m convert`: from the flags to what the package does."""
 
+import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from audioldm2 import weights
+from audioldm2.checks import typed
 from audioldm2.cli import demand_writable
 from audioldm2.flags import Parser
 from audioldm2.loading import open_checkpoint
+
+from . import differing_copies, report
+from .export import demand_exportable, write_diffusers
+from .original import Original
+from .sources import is_diffusers_layout
+
+EPILOG = """\
+examples:
+  audioldm2 convert cvssp/audioldm2 ./base --dtype float16
+  audioldm2 convert audioldm2-full.pth ./full --tokenizers ./base
+  audioldm2 convert ./base ./for-diffusers --to diffusers
+  audioldm2 convert audioldm2-full.pth ./full --dry-run        says what would be read, renamed and dropped
+  audioldm2 convert audioldm2-full.pth ./full --check          compares every value with the source's
+"""
 
 
 def parser() -> Parser:
     made = Parser(
         prog="audioldm2 convert",
-        description="Convert an AudioLDM 2 checkpoint (a hub id, or a folder in the diffusers layout) "
-        "to a folder that loads at once, memory-mapped.",
-        epilog="example: audioldm2 convert cvssp/audioldm2 ./audioldm2-base --dtype float16",
+        description="Convert an AudioLDM 2 checkpoint (a hub id, a folder in the diffusers layout, an\n"
+        "original .pth file) to a folder that loads at once, memory-mapped; or back to the diffusers layout.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("source", metavar="SOURCE", help="hub id such as cvssp/audioldm2, or a folder")
+    made.add_argument(
+        "source", metavar="SOURCE", help="hub id such as cvssp/audioldm2, a folder, or a .pth file"
+    )
     made.add_argument("out", metavar="OUT", type=Path, help="the folder to write; it must not exist yet")
+    made.add_argument(
+        "--to", choices=["converted", "diffusers"], default="converted", help="the layout of OUT"
+    )
     made.add_argument("--dtype", choices=list(weights.DTYPES), help="cast the weights (default: as they are)")
     made.add_argument(
         "--heads",
-        default="config",
         choices=["config", "trained"],
-        help="the UNet's attention heads: as the source's config says and the reference reads (default), "
-        "or 32 wide, as the published weights were trained",
+        help="the UNet's attention heads: as the diffusers layout's config says and the reference reads, or "
+        "32 wide, as the published weights were trained (default: config for that layout, trained for .pth)",
+    )
+    made.add_argument("--ema", action="store_true", help="of a .pth file, take the UNet's averaged weights")
+    made.add_argument(
+        "--config",
+        type=Path,
+        metavar="JSON",
+        help='for a .pth file: {network: {field: value}} for what its tensors cannot tell, such as {"unet": '
+        '{"heads": [8, 8, 8, 8]}}',
+    )
+    made.add_argument(
+        "--tokenizers",
+        type=Path,
+        metavar="FOLDER",
+        help="for a .pth file, which has none: a folder with those of a converted or diffusers-layout model "
+        "(default: beside the file, or else those of cvssp/audioldm2)",
     )
     made.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    made.add_argument("--force", action="store_true", help="replace OUT if it is a converted folder")
+    made.add_argument("--force", action="store_true", help="replace OUT if it is such a folder")
+    made.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    made.add_argument(
+        "--check", action="store_true", help="compare OUT, converted before, with SOURCE by value"
+    )
     return made
 
 
 def run(arguments: Sequence[str]) -> int:
     """Convert; errors are raised for the command line to put into words."""
     options = parser().parse_args(arguments)
-    out, parent = options.out, options.out.absolute().parent
-    if out.exists() and not options.force:
-        raise ValueError(f"{out} exists already; give another folder, or --force to replace it.")
-    if out.exists() and not (out.is_dir() and (weights.is_converted(out) or not any(out.iterdir()))):
-        raise ValueError(f"{out} is not a converted folder, and --force replaces no other; give another.")
-    if not parent.is_dir():
-        raise ValueError(f"the output folder {parent} does not exist; make it, or give another.")
-    demand_writable(parent)
+    _demand_one_deed(options)
+    if not (options.dry_run or options.check):
+        _demand_place(options.out, options.force)
     checkpoint = open_checkpoint(
         options.source,
         heads=options.heads,
         revision=options.revision,
         prefer_half=options.dtype == "float16",
+        tokenizers=options.tokenizers,
+        ema=options.ema,
+        config=_overrides(options.config) if options.config else None,
     )
+    if options.check:
+        count = report.check_by_value(weights.read(options.out), checkpoint, options.out)
+        print(f"{options.out}: all {count} tensors are those of {options.source}")
+        return 0
+    if options.to == "diffusers":
+        demand_exportable(checkpoint)
+    for line in report.lines(report.tally(checkpoint)):
+        print(line, file=sys.stderr)
+    for sentence in differing_copies(checkpoint) if isinstance(checkpoint, Original) else ():
+        warnings.warn(sentence, stacklevel=1)
+    absent = sorted(set(weights.tokenizers_of(checkpoint.configs)) - set(checkpoint.tokenizers))
+    if absent:
+        warnings.warn(
+            f"no tokenizers were found (the file has none, and the hub cannot be reached): put {absent} of "
+            "another converted model into the folder before you load it, or convert with --tokenizers.",
+            stacklevel=1,
+        )
+    if options.dry_run:
+        return 0
+    write = write_diffusers if options.to == "diffusers" else weights.write
     dtype = options.dtype and weights.DTYPES[options.dtype]
-    weights.write(checkpoint, out, dtype=dtype, force=options.force, on_network=_report)
-    print(out)
+    write(checkpoint, options.out, dtype=dtype, force=options.force, on_network=_tell_written)
+    print(options.out)
     return 0
 
 
-def _report(name: str, tensors: int, size: int) -> None:
-    print(f"{name:<11} {tensors:>5} tensors {size / 1e6:>9.1f} MB", file=sys.stderr)
+def run_info(arguments: Sequence[str]) -> int:
+    """Say what a checkpoint is, without loading it."""
+    made = Parser(
+        prog="audioldm2 info",
+        description="Say what a checkpoint is: architecture, sizes, dtypes, revision, licence. "
+        "No weight is loaded.",
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "source", metavar="SOURCE", help="hub id such as cvssp/audioldm2, a folder, or a .pth file"
+    )
+    made.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    options = made.parse_args(arguments)
+    checkpoint = open_checkpoint(options.source, revision=options.revision, with_weights=False)
+    for line in report.describe(checkpoint, opened=Path(options.source).expanduser().exists()):
+        print(line)
+    return 0
+
+
+def _demand_one_deed(options: argparse.Namespace) -> None:
+    if options.dry_run and options.check:
+        raise ValueError("--dry-run and --check exclude each other; a check writes nothing either.")
+    if options.check and options.to == "diffusers":
+        raise ValueError(
+            "--check compares a converted folder; export to the diffusers layout is not checked."
+        )
+
+
+def _demand_place(out: Path, force: bool) -> None:
+    parent = out.absolute().parent
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists already; give another folder, or --force to replace it.")
+    if out.exists() and not (out.is_dir() and _is_ours_to_replace(out)):
+        raise ValueError(f"{out} is not a converted folder, and --force replaces no other; give another.")
+    if not parent.is_dir():
+        raise ValueError(f"the output folder {parent} does not exist; make it, or give another.")
+    demand_writable(parent)
+
+
+def _is_ours_to_replace(folder: Path) -> bool:
+    return weights.is_converted(folder) or is_diffusers_layout(folder) or not any(folder.iterdir())
+
+
+def _overrides(path: Path) -> dict:
+    found = weights.read_json(path)
+    return {name: typed(f"'{name}' in {path}", fields, dict) for name, fields in found.items()}
+
+
+def _tell_written(name: str, tensors: int, size: int) -> None:
+    print(f"writing {name:<16} {tensors:>5} tensors {size / 1e6:>9.1f} MB", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,21 @@
-"""`ClapModel` of transformers -> `ClapText` and `ClapAudio` of audioldm2.models.
+"""`ClapModel` of transformers, or LAION's original `CLAP` -> `ClapText` and `ClapAudio` of audioldm2.models.
 
 The source keeps both branches in one file. Each network reads it with its own rows, which drop the other's.
 """
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Size, Tensor
+
 from audioldm2.errors import WeightsError
-from audioldm2.models.clap_audio import ClapAudioConfig
+from audioldm2.models.clap_audio import ClapAudioConfig, offset_index
 from audioldm2.models.clap_text import ClapTextConfig
 
-from .configs import demand, field
-from .keymap import Row, nest
+from .configs import count, demand, field, need
+from .keymap import Row, nest, share
 
 OTHER_BRANCH = "belongs to the other branch"
 TEXT_BLOCK = [
@@ -135,3 +142,178 @@ def _square(audio: dict, name: str) -> int:
     if len(sides) != 1:
         raise WeightsError(f"the CLAP config's {name} is {size}; only equal sides are supported.")
     return sides.pop()
+
+
+def config_to(text: ClapTextConfig, audio: ClapAudioConfig) -> dict:
+    """One config for both branches, with every field, whatever the library's defaults become."""
+    stages = len(audio.depths)
+    return {
+        "architectures": ["ClapModel"],
+        "model_type": "clap",
+        "projection_dim": text.projection_dim,
+        "projection_hidden_act": "relu",
+        "hidden_size": text.dim,
+        "num_hidden_layers": text.depth + stages,
+        "text_config": {
+            "model_type": "clap_text_model",
+            "vocab_size": text.vocabulary,
+            "hidden_size": text.dim,
+            "num_hidden_layers": text.depth,
+            "num_attention_heads": text.heads,
+            "intermediate_size": text.ff_dim,
+            "max_position_embeddings": text.max_positions,
+            "pad_token_id": text.padding_id,
+            "type_vocab_size": text.token_types,
+            "projection_dim": text.projection_dim,
+            "hidden_act": "gelu",
+            "layer_norm_eps": text.eps,
+        },
+        "audio_config": {
+            "model_type": "clap_audio_model",
+            "num_mel_bins": audio.mels,
+            "spec_size": audio.spec_size,
+            "patch_embed_input_channels": audio.in_channels,
+            "patch_size": audio.patch_size,
+            "patch_stride": [audio.patch_stride] * 2,
+            "patch_embeds_hidden_size": audio.dim,
+            "hidden_size": audio.dim << (stages - 1),
+            "depths": list(audio.depths),
+            "num_hidden_layers": stages,
+            "num_attention_heads": list(audio.heads),
+            "window_size": audio.window,
+            "mlp_ratio": audio.ff_ratio,
+            "hidden_dropout_prob": audio.dropout,
+            "layer_norm_eps": audio.eps,
+            "hidden_act": "gelu",
+            "projection_dim": audio.projection_dim,
+            "enable_fusion": False,
+            "qkv_bias": True,
+        },
+    }
+
+
+# What follows from the configs, and the reference stores all the same
+
+
+def with_text_buffers(state: dict[str, Tensor], config: ClapTextConfig) -> dict[str, Tensor]:
+    embeddings = "text_model.embeddings"
+    return state | {
+        f"{embeddings}.position_ids": torch.arange(config.max_positions)[None],
+        f"{embeddings}.token_type_ids": torch.zeros(1, config.max_positions, dtype=torch.int64),
+    }
+
+
+def with_audio_buffers(state: dict[str, Tensor], config: ClapAudioConfig) -> dict[str, Tensor]:
+    encoder = "audio_model.audio_encoder"
+    index = offset_index(config.window, config.window, torch.device("cpu"))
+    return state | {
+        f"{encoder}.batch_norm.num_batches_tracked": torch.tensor(0),
+        **{
+            f"{encoder}.layers.{stage}.blocks.{block}.attention.self.relative_position_index": index.clone()
+            for stage, depth in enumerate(config.depths)
+            for block in range(depth)
+        },
+    }
+
+
+# The original files -----------------------------------------------------------------------------------------
+
+FRONT_END = "the spectrogram's own tables, which follow from its settings"
+UNUSED = "AudioLDM 2 never asks for it"
+ORIGINAL_AUDIO_BLOCK = [
+    Row("norm1", "attn_norm"),
+    *(
+        Row("attn.qkv", f"attn.{ours}", share(place, 3), note="one layer makes all three there")
+        for place, ours in enumerate(("query", "key", "value"))
+    ),
+    Row("attn.proj", "attn.out"),
+    Row("attn.relative_position_bias_table", "attn.offset_bias"),
+    Row("attn.relative_position_index", None, note="follows from the window's side", optional=True),
+    Row("attn_mask", None, note="follows from the window's side", optional=True),
+    Row("norm2", "ff_norm"),
+    Row("mlp.fc1", "ff_in"),
+    Row("mlp.fc2", "ff_out"),
+]
+ORIGINAL_UNUSED = [
+    Row("audio_branch.spectrogram_extractor", None, note=FRONT_END, optional=True),
+    Row("audio_branch.logmel_extractor", None, note=FRONT_END, optional=True),
+    Row("audio_branch.tscam_conv", None, note=UNUSED, optional=True),
+    Row("audio_branch.head", None, note=UNUSED, optional=True),
+    Row("text_transform", None, note=UNUSED, optional=True),
+    Row("audio_transform", None, note=UNUSED, optional=True),
+]
+
+
+def original_text_rows(config: ClapTextConfig) -> list[Row]:
+    """As above, under other names of the modules round the encoder."""
+    named = {
+        "text_model": "text_branch",
+        "text_projection.linear1": "text_projection.0",
+        "text_projection.linear2": "text_projection.2",
+    }
+    return [_renamed(row, named) for row in text_rows(config) if row.note != OTHER_BRANCH]
+
+
+def original_audio_rows(config: ClapAudioConfig) -> list[Row]:
+    return [
+        Row("audio_branch.bn0", "band_norm"),
+        Row(
+            "audio_branch.bn0.num_batches_tracked",
+            None,
+            note="a step counter that nothing reads",
+            optional=True,
+        ),
+        Row("audio_branch.patch_embed.proj", "patch_embed"),
+        Row("audio_branch.patch_embed.norm", "patch_norm"),
+        *nest("audio_branch.layers.*.blocks.*", "stages.*.blocks.*", ORIGINAL_AUDIO_BLOCK),
+        Row("audio_branch.layers.*.downsample.norm", "stages.*.merge.norm", optional=True),
+        Row("audio_branch.layers.*.downsample.reduction", "stages.*.merge.reduce", optional=True),
+        Row("audio_branch.norm", "norm_out"),
+        Row("audio_projection.0", "proj_in"),
+        Row("audio_projection.2", "proj_out"),
+        Row("logit_scale_a", "logit_scale"),
+    ]
+
+
+def original_text_config(shapes: Mapping[str, Size]) -> ClapTextConfig:
+    """From the shapes of the original's tensors; heads are 64 wide there."""
+    table = "text_branch.embeddings"
+    vocabulary, dim = need(shapes, f"{table}.word_embeddings.weight")
+    return ClapTextConfig(
+        vocabulary=vocabulary,
+        dim=dim,
+        depth=count(shapes, "text_branch.encoder.layer.*"),
+        heads=max(dim // 64, 1),
+        ff_dim=need(shapes, "text_branch.encoder.layer.0.intermediate.dense.weight")[0],
+        max_positions=need(shapes, f"{table}.position_embeddings.weight")[0],
+        token_types=need(shapes, f"{table}.token_type_embeddings.weight")[0],
+        projection_dim=need(shapes, "text_projection.2.weight")[0],
+    )
+
+
+def original_audio_config(shapes: Mapping[str, Size]) -> ClapAudioConfig:
+    """The side of the spectrogram's image leaves no trace in the shapes; it is the published 256."""
+    dim, in_channels, patch_size, _ = need(shapes, "audio_branch.patch_embed.proj.weight")
+    tables = [
+        need(shapes, f"audio_branch.layers.{stage}.blocks.0.attn.relative_position_bias_table")
+        for stage in range(count(shapes, "audio_branch.layers.*"))
+    ]
+    return ClapAudioConfig(
+        mels=need(shapes, "audio_branch.bn0.weight")[0],
+        in_channels=in_channels,
+        patch_size=patch_size,
+        patch_stride=patch_size,
+        dim=dim,
+        depths=tuple(count(shapes, f"audio_branch.layers.{stage}.blocks.*") for stage in range(len(tables))),
+        heads=tuple(heads for _, heads in tables),
+        window=(math.isqrt(tables[0][0]) + 1) // 2 if tables else 1,
+        ff_ratio=need(shapes, "audio_branch.layers.0.blocks.0.mlp.fc1.weight")[0] / dim,
+        projection_dim=need(shapes, "audio_projection.2.weight")[0],
+    )
+
+
+def _renamed(row: Row, named: Mapping[str, str]) -> Row:
+    for theirs, original in named.items():
+        if f"{row.source}.".startswith(f"{theirs}."):
+            return replace(row, source=original + row.source.removeprefix(theirs))
+    return row

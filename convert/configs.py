@@ -1,6 +1,13 @@
-"""Reading the source's config.json strictly: a field that we cannot honour is an error, not a shrug."""
+"""Reading the source's config.json strictly: a field that we cannot honour is an error, not a shrug.
 
+The original files have no config; there, `count` and `need` read the sizes off the tensors' names and shapes.
+"""
+
+import re
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Size
 
 from audioldm2.checks import typed
 from audioldm2.errors import WeightsError
@@ -31,3 +38,17 @@ def _kind(source: dict) -> str:
     architectures = source.get("architectures")
     named = source.get("_class_name") or (architectures[:1] if isinstance(architectures, list) else None)
     return str(named[0] if isinstance(named, list) and named else named or "network's")
+
+
+def count(shapes: Mapping[str, Size], pattern: str) -> int:
+    """How many modules there are: one more than the largest number in place of the pattern's `*`."""
+    expression = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)") + r"\.")
+    numbers = [int(found[1]) for found in map(expression.match, shapes) if found]
+    return max(numbers, default=-1) + 1
+
+
+def need(shapes: Mapping[str, Size], key: str) -> Size:
+    """A tensor's shape; WeightsError, which names the key, where it is not there."""
+    if key not in shapes:
+        raise WeightsError(f"'{key}' is missing, from which the architecture is read.")
+    return shapes[key]

@@ -1,10 +1,13 @@
 """`GPT2Model` of transformers (or `GPT2LMHeadModel`, with its prefix) -> `audioldm2.models.gpt2.GPT2`."""
 
-from torch import Tensor
+from collections.abc import Mapping
+
+import torch
+from torch import Size, Tensor
 
 from audioldm2.models.gpt2 import GPT2Config
 
-from .configs import demand, field
+from .configs import count, demand, field
 from .keymap import Row, nest, transpose
 
 CONV1D = "the source's Conv1D stores (in, out)"
@@ -49,4 +52,44 @@ def config_from(source: dict) -> GPT2Config:
         max_positions=field(source, "n_positions", int),
         new_vectors=field(source, "max_new_tokens", int | None, None) or GPT2Config.new_vectors,
         eps=field(source, "layer_norm_epsilon", float, 1e-5),
+    )
+
+
+def config_to(config: GPT2Config) -> dict:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "n_embd": config.dim,
+        "n_layer": config.depth,
+        "n_head": config.heads,
+        "n_positions": config.max_positions,
+        "n_ctx": config.max_positions,
+        "n_inner": None,
+        "max_new_tokens": config.new_vectors,
+        "layer_norm_epsilon": config.eps,
+        "vocab_size": 1,  # see `with_language_head`
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+
+
+def with_language_head(state: dict[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
+    """The same tensors as those of `GPT2LMHeadModel`, the class that the reference's pipeline can run.
+
+    Its table of tokens, shared with its head, has one row: the reference demands it and never reads it.
+    """
+    table = torch.zeros(1, config.dim, dtype=next(iter(state.values())).dtype)
+    return {f"transformer.{key}": tensor for key, tensor in (state | {"wte.weight": table}).items()}
+
+
+def original_config(shapes: Mapping[str, Size], new_vectors: int) -> GPT2Config:
+    """From the shapes of the original's tensors, whose names are those above; heads are 64 wide there."""
+    positions, dim = shapes["wpe.weight"]
+    return GPT2Config(
+        dim=dim,
+        depth=count(shapes, "h.*"),
+        heads=max(dim // 64, 1),
+        max_positions=positions,
+        new_vectors=new_vectors,
     )

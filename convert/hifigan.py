@@ -1,14 +1,15 @@
-"""`SpeechT5HifiGan` of transformers -> `audioldm2.models.hifigan.HiFiGAN`."""
+"""`SpeechT5HifiGan` of transformers, or the original `Generator` -> `audioldm2.models.hifigan.HiFiGAN`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from audioldm2.errors import WeightsError
 from audioldm2.models.hifigan import HiFiGANConfig
 
-from .configs import demand, field
+from .configs import count, demand, field, need
 from .keymap import Row, nest
 
 BRANCH = [Row("convs1.*", "dilated.*"), Row("convs2.*", "plain.*")]
@@ -82,3 +83,68 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return state
     kept = {key: state[key] for key in state if key not in folded}
     return kept | {key: tensor for key, tensor in folded.items() if tensor is not None}
+
+
+def config_to(config: HiFiGANConfig) -> dict:
+    return {
+        "architectures": ["SpeechT5HifiGan"],
+        "model_type": "speecht5_hifigan",
+        "leaky_relu_slope": config.slope,
+        "model_in_dim": config.mels,
+        "normalize_before": config.normalize_before,
+        "resblock_dilation_sizes": [list(dilations) for dilations in config.branch_dilations],
+        "resblock_kernel_sizes": list(config.branch_kernels),
+        "sampling_rate": config.sample_rate,
+        "upsample_initial_channel": config.channels,
+        "upsample_kernel_sizes": list(config.upsample_kernels),
+        "upsample_rates": list(config.upsample_rates),
+    }
+
+
+# The original files -----------------------------------------------------------------------------------------
+
+# Rates and sample rate leave no trace in the weights; upstream chose them with the kernels.
+KNOWN = {
+    (16, 16, 8, 4, 4): ((5, 4, 2, 2, 2), 16000),
+    (12, 10, 8, 4, 4): ((6, 5, 4, 2, 2), 48000),
+}
+DILATIONS = (1, 3, 5)  # neither do these
+
+
+def original_rows(config: HiFiGANConfig) -> list[Row]:
+    """As above but for one name, and without the mean and scale, which the original does not have."""
+    named = {"upsampler.*": "ups.*"}
+    return [
+        replace(row, source=named.get(row.source, row.source))
+        for row in rows(config)
+        if row.source not in ("mean", "scale")
+    ]
+
+
+def original_config(shapes: Mapping[str, Size]) -> HiFiGANConfig:
+    """Raises WeightsError for a vocoder whose rates are not known; a config file can tell them."""
+    stages = count(shapes, "ups.*")
+    branches = count(shapes, "resblocks.*") // max(stages, 1)
+    channels, mels, _ = need(shapes, "conv_pre.weight")
+    kernels = tuple(need(shapes, f"ups.{stage}.weight")[2] for stage in range(stages))
+    branch_kernels = tuple(
+        need(shapes, f"resblocks.{branch}.convs1.0.weight")[2] for branch in range(branches)
+    )
+    rates, sample_rate = KNOWN.get(kernels, ((), 0))
+    pairs = [count(shapes, f"resblocks.{branch}.convs1.*") for branch in range(branches)]
+    return HiFiGANConfig(
+        mels=mels,
+        sample_rate=sample_rate,
+        channels=channels,
+        upsample_rates=rates,
+        upsample_kernels=kernels,
+        branch_kernels=branch_kernels,
+        branch_dilations=tuple(DILATIONS[:pair] for pair in pairs),
+    )
+
+
+def with_mean_and_scale(state: dict[str, Tensor], config: HiFiGANConfig) -> dict[str, Tensor]:
+    """The same tensors and what whitens nothing, which the original does not store."""
+    like = next(iter(state.values()))
+    added = {"mean": torch.zeros(config.mels), "scale": torch.ones(config.mels)}
+    return state | {key: tensor.to(like) for key, tensor in added.items()}

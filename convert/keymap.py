@@ -19,24 +19,35 @@ from audioldm2.errors import WeightsError, some
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of a tensor's layout that loses nothing, and the way back. Vectors (biases) pass unchanged."""
+    """A change of a tensor's layout, and the way back where there is one."""
 
     name: str
     forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor], Tensor] | None = None
 
 
 def _transposed(w: Tensor) -> Tensor:
     return w.t() if w.ndim == 2 else w
 
 
-# What is not of the shape that a transform is for passes, and is told when shapes are compared.
+def _flat(w: Tensor) -> Tensor:
+    return w.flatten(1) if w.ndim > 2 else w
+
+
+# What is not of the shape that a transform is for passes: a bias, or a fault that comparing shapes will tell.
 transpose = Transform("transposed", _transposed, _transposed)
-pointwise = Transform(
-    "1x1 convolution to linear",
-    lambda w: w.flatten(1) if w.ndim > 2 else w,
-    lambda w: w[:, :, None, None] if w.ndim == 2 else w,
-)
+pointwise = Transform("1x1 convolution to linear", _flat, lambda w: w[:, :, None, None] if w.ndim == 2 else w)
+once_pointwise = Transform("1x1 convolution to linear", _flat, lambda w: w)  # newer sources have it linear
+
+
+def share(index: int, count: int) -> Transform:
+    """One of so many equal shares, stacked in the source."""
+    return Transform("cut from a stack", lambda w: w.chunk(count)[index])
+
+
+def row(index: int) -> Transform:
+    """One row of a table in the source."""
+    return Transform("row of a table", lambda w: w[index])
 
 
 @dataclass(frozen=True)
@@ -128,14 +139,20 @@ def convert(source: Mapping[str, Tensor], moves: Iterable[Move]) -> dict[str, Te
 
 
 def reverse(rows: list[Row]) -> list[Row]:
-    """The rows read backwards: from our keys to the source's. Of several sources the first counts."""
+    """The rows read backwards: from our keys to the source's. Of several sources the first counts.
+
+    Raises ValueError where a transform has no way back.
+    """
     backwards: dict[str, Row] = {}
     for row in rows:
-        if row.target is not None and row.target not in backwards:
-            change = row.transform and Transform(
-                row.transform.name, row.transform.backward, row.transform.forward
-            )
-            backwards[row.target] = Row(row.target, row.source, change, row.note, row.optional)
+        if row.target is None or row.target in backwards:
+            continue
+        change = row.transform
+        if change is not None:
+            if change.backward is None:
+                raise ValueError(f"{row.target} is '{change.name}' of {row.source}, which has no way back.")
+            change = Transform(change.name, change.backward, change.forward)
+        backwards[row.target] = Row(row.target, row.source, change, row.note, row.optional)
     return list(backwards.values())
 
 

@@ -1,13 +1,21 @@
 """`AudioLDM2ProjectionModel` of diffusers -> `audioldm2.models.projection.Projection`."""
 
+from collections.abc import Mapping
+
+from torch import Size
+
 from audioldm2.models.projection import ProjectionConfig
 
-from .configs import demand, field
-from .keymap import Row
+from .configs import demand, field, need
+from .keymap import Row, Transform, row
+
+positions = Transform("(1, dim, seq) to (seq, dim)", lambda w: w.squeeze(0).t(), lambda w: w.t().unsqueeze(0))
+POSITIONS = Row("learnable_positional_embedding", "t5_positions", positions)
 
 
 def rows(config: ProjectionConfig) -> list[Row]:
     return [
+        *([POSITIONS] if config.positions else []),
         Row("projection", "clap_linear"),
         Row("projection_1", "t5_linear"),
         Row("sos_embed", "clap_sos"),
@@ -19,9 +27,42 @@ def rows(config: ProjectionConfig) -> list[Row]:
 
 def config_from(source: dict) -> ProjectionConfig:
     demand(source, "_class_name", "AudioLDM2ProjectionModel")
-    demand(source, "use_learned_position_embedding", None, False)
+    learned = field(source, "use_learned_position_embedding", bool | None, None)
+    if learned is False:  # the reference asks whether it is None
+        demand(source, "use_learned_position_embedding", None, True)
     return ProjectionConfig(
         clap_dim=field(source, "text_encoder_dim", int),
         t5_dim=field(source, "text_encoder_1_dim", int),
         gpt2_dim=field(source, "langauge_model_dim", int),  # misspelt in the source
+        positions=field(source, "max_seq_length", int) if learned else 0,
+    )
+
+
+def config_to(config: ProjectionConfig) -> dict:
+    return {
+        "_class_name": "AudioLDM2ProjectionModel",
+        "text_encoder_dim": config.clap_dim,
+        "text_encoder_1_dim": config.t5_dim,
+        "langauge_model_dim": config.gpt2_dim,
+        "use_learned_position_embedding": True if config.positions else None,
+        "max_seq_length": config.positions or None,
+    }
+
+
+# The original files: two tables hold the vectors that begin and end a sequence, a row for each encoder ------
+
+ORIGINAL_ROWS = [
+    Row("input_sequence_embed_linear.0", "clap_linear"),
+    Row("input_sequence_embed_linear.1", "t5_linear"),
+    Row("start_of_sequence_tokens.weight", "clap_sos", row(0)),
+    Row("end_of_sequence_tokens.weight", "clap_eos", row(0)),
+    Row("start_of_sequence_tokens.weight", "t5_sos", row(1)),
+    Row("end_of_sequence_tokens.weight", "t5_eos", row(1)),
+]
+
+
+def original_config(shapes: Mapping[str, Size], positions: int) -> ProjectionConfig:
+    gpt2_dim, clap_dim = need(shapes, "input_sequence_embed_linear.0.weight")
+    return ProjectionConfig(
+        clap_dim, need(shapes, "input_sequence_embed_linear.1.weight")[1], gpt2_dim, positions
     )

@@ -1,7 +1,9 @@
-"""Reading the diffusers layout: a folder a network, with a config.json and weights in one of many forms."""
+"""Reading the files of a source: configs, and weights in one of many forms; never running code from one."""
 
 import pickle
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,33 @@ from torch import Tensor
 
 from audioldm2.errors import WeightsError, some
 from audioldm2.hub import choose_weights
-from audioldm2.weights import read_json, read_safetensors
+from audioldm2.weights import demand_fit, read_json, read_safetensors
+
+from . import keymap
+from .keymap import Move
+
+NO_TABLE = (
+    "{} does not hold a plain table of tensors; it is another kind of file. "
+    "Give a checkpoint in the diffusers layout, or an original one."
+)
+Opened = tuple[Mapping[str, Tensor], list[Move]]  # a source's tensors, and where each goes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One of our networks in a source. Called, it gives the tensors under our keys, checked."""
+
+    name: str
+    config: Any
+    where: str  # the file or folder
+    open: Callable[[], Opened]
+    finish: Callable[[dict[str, Tensor], Any], dict[str, Tensor]] = lambda state, config: state
+
+    def __call__(self) -> dict[str, Tensor]:
+        state, moves = self.open()
+        converted = self.finish(keymap.convert(state, moves), self.config)
+        demand_fit(converted, self.name, self.config, self.where)
+        return converted
 
 
 def is_diffusers_layout(folder: Path) -> bool:
@@ -51,6 +79,16 @@ def read_state(folder: Path, prefer_half: bool = False) -> dict[str, Tensor]:
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a PyTorch file, never running code from it; memory-mapped where the file allows it."""
+    state = read_file(path)
+    if not all(map(_is_plain, state.keys(), state.values())):
+        raise WeightsError(NO_TABLE.format(path))
+    return {key: tensor.detach() for key, tensor in state.items()}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """What a PyTorch file (or a safetensors file) holds, tensors and plain values, never running code."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
     try:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -67,12 +105,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path} is truncated or damaged ({_first_line(error)}). Copy or download it again."
         ) from error
-    if not isinstance(state, dict) or not all(map(_is_plain, state.keys(), state.values())):
-        raise WeightsError(
-            f"{path} does not hold a plain table of tensors; it is another kind of file. "
-            "Give a checkpoint in the diffusers layout."
-        )
-    return {key: tensor.detach() for key, tensor in state.items()}
+    if not isinstance(state, dict):
+        raise WeightsError(NO_TABLE.format(path))
+    return state
 
 
 def _is_plain(key: object, tensor: object) -> bool:

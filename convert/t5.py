@@ -1,8 +1,12 @@
 """`T5EncoderModel` of transformers -> `audioldm2.models.t5.T5Encoder`."""
 
+from collections.abc import Mapping
+
+from torch import Size
+
 from audioldm2.models.t5 import T5Config
 
-from .configs import demand, field
+from .configs import count, demand, field, need
 from .keymap import Row, nest
 
 BLOCK = [
@@ -44,4 +48,44 @@ def config_from(source: dict) -> T5Config:
         buckets=field(source, "relative_attention_num_buckets", int, 32),
         max_distance=field(source, "relative_attention_max_distance", int, 128),
         eps=field(source, "layer_norm_epsilon", float, 1e-6),
+    )
+
+
+def config_to(config: T5Config) -> dict:
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": config.vocabulary,
+        "d_model": config.dim,
+        "num_layers": config.depth,
+        "num_heads": config.heads,
+        "d_kv": config.head_dim,
+        "d_ff": config.ff_dim,
+        "dense_act_fn": "gelu_new",
+        "feed_forward_proj": "gated-gelu",
+        "is_gated_act": True,
+        "is_encoder_decoder": True,
+        "relative_attention_num_buckets": config.buckets,
+        "relative_attention_max_distance": config.max_distance,
+        "layer_norm_epsilon": config.eps,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "tie_word_embeddings": False,
+    }
+
+
+def original_config(shapes: Mapping[str, Size]) -> T5Config:
+    """From the shapes of the original's tensors, whose names are those above."""
+    vocabulary, dim = need(shapes, "shared.weight")
+    block = "encoder.block.0.layer"
+    buckets, heads = need(shapes, f"{block}.0.SelfAttention.relative_attention_bias.weight")
+    return T5Config(
+        vocabulary=vocabulary,
+        dim=dim,
+        depth=count(shapes, "encoder.block.*"),
+        heads=heads,
+        head_dim=need(shapes, f"{block}.0.SelfAttention.q.weight")[0] // heads,
+        ff_dim=need(shapes, f"{block}.1.DenseReluDense.wi_0.weight")[0],
+        buckets=buckets,
     )

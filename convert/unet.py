@@ -1,9 +1,13 @@
-"""`AudioLDM2UNet2DConditionModel` of diffusers -> `audioldm2.models.unet.UNet`."""
+"""`AudioLDM2UNet2DConditionModel` of diffusers, or the original `UNetModel` -> `UNet` of audioldm2.models."""
+
+from collections.abc import Mapping
+
+from torch import Size
 
 from audioldm2.errors import WeightsError
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
 
-from .configs import demand, field
+from .configs import count, demand, field, need
 from .keymap import Row, nest, pointwise
 
 ATTENTION = [Row("to_q", "query"), Row("to_k", "key"), Row("to_v", "value"), Row("to_out.0", "out")]
@@ -43,6 +47,8 @@ def rows(config: UNetConfig) -> list[Row]:
     """The source numbers a level's transformers in one list; ours stand in their layer, named by role."""
     deepest = len(config.channels) - 1
     found = [*ENDS]
+    if config.film_dim:
+        found.append(Row("class_embedding", "film"))
     for level, roles in enumerate(config.transformers):
         for layer in range(config.layers):
             found += _layer(f"down_blocks.{level}", f"down.{level}.layers.{layer}", layer, roles)
@@ -71,8 +77,12 @@ def config_from(source: dict, heads: str | None = None) -> UNetConfig:
     channels = field(source, "block_out_channels", tuple[int, ...])
     levels = len(channels)
     demand(source, "act_fn", "silu")
-    demand(source, "class_embed_type", None)
     demand(source, "num_class_embeds", None)
+    demand(source, "class_embed_type", None, "simple_projection")
+    film_dim = 0
+    if source.get("class_embed_type"):
+        demand({"class_embeddings_concat": False, **source}, "class_embeddings_concat", True)
+        film_dim = field(source, "projection_class_embeddings_input_dim", int)
     demand(source, "resnet_time_scale_shift", "default")
     demand(source, "time_embedding_type", "positional")
     demand(source, "time_embedding_dim", None, *(width * 4 for width in channels[:1]))
@@ -110,6 +120,7 @@ def config_from(source: dict, heads: str | None = None) -> UNetConfig:
         layers=_one(source, "layers_per_block", 2),
         gpt2_dim=_only_width([dim for place, dim in used if dim and place <= 1], UNetConfig.gpt2_dim),
         t5_dim=_only_width([dim for place, dim in used if dim and place > 1], UNetConfig.t5_dim),
+        film_dim=film_dim,
         norm_groups=field(source, "norm_num_groups", int),
         eps=field(source, "norm_eps", float, 1e-5),
     )
@@ -180,3 +191,149 @@ def _only_width(widths: list[int], default: int) -> int:
     if len(set(widths)) > 1:
         raise WeightsError(f"the UNet config gives one context several widths: {sorted(set(widths))}.")
     return widths[0] if widths else default
+
+
+def config_to(config: UNetConfig) -> dict:
+    """The source's config from ours: with heads as numbers a level, which the reference reads so."""
+    levels = len(config.channels)
+    dims = {SELF: None, LAST_SELF: None, GPT2: config.gpt2_dim, T5: config.t5_dim}
+    # A level without transformers has an entry too; nothing reads it.
+    deepest = config.transformers[-1]
+    contexts = [[dims[role] for role in roles or deepest] for roles in config.transformers]
+    crossed = [bool(roles) for roles in config.transformers]
+    return {
+        "_class_name": "AudioLDM2UNet2DConditionModel",
+        "act_fn": "silu",
+        "attention_head_dim": config.heads[0] if len(set(config.heads)) == 1 else list(config.heads),
+        "block_out_channels": list(config.channels),
+        "class_embed_type": "simple_projection" if config.film_dim else None,
+        "class_embeddings_concat": bool(config.film_dim),
+        "projection_class_embeddings_input_dim": config.film_dim or None,
+        "cross_attention_dim": contexts,
+        "down_block_types": ["CrossAttnDownBlock2D" if each else "DownBlock2D" for each in crossed],
+        "up_block_types": ["CrossAttnUpBlock2D" if each else "UpBlock2D" for each in crossed[::-1]],
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": config.latent_channels,
+        "out_channels": config.latent_channels,
+        "layers_per_block": config.layers,
+        "norm_eps": config.eps,
+        "norm_num_groups": config.norm_groups,
+        "sample_size": 2 ** (levels + 4),
+        "transformer_layers_per_block": config.depth,
+        "use_linear_projection": False,
+    }
+
+
+# The original files -----------------------------------------------------------------------------------------
+
+ORIGINAL_RESIDUAL_BLOCK = [
+    Row("in_layers.0", "norm_in"),
+    Row("in_layers.2", "conv_in"),
+    Row("emb_layers.1", "time_proj"),
+    Row("out_layers.0", "norm_out"),
+    Row("out_layers.3", "conv_out"),
+    Row("skip_connection", "shortcut", optional=True),
+]
+
+
+def original_rows(config: UNetConfig) -> list[Row]:
+    """The original numbers all blocks of the way down, and all of the way up, in one list each."""
+    deepest = len(config.channels) - 1
+    found = [
+        Row("time_embed.0", "time_in"),
+        Row("time_embed.2", "time_out"),
+        Row("input_blocks.0.0", "conv_in"),
+        Row("out.0", "norm_out"),
+        Row("out.2", "conv_out"),
+    ]
+    if config.film_dim:
+        found.append(Row("film_emb", "film"))
+    place = 1
+    for level, roles in enumerate(config.transformers):
+        for layer in range(config.layers):
+            found += _original_layer(f"input_blocks.{place}", f"down.{level}.layers.{layer}", roles)
+            place += 1
+        if level < deepest:
+            found.append(Row(f"input_blocks.{place}.0.op", f"down.{level}.downsample"))
+            place += 1
+    roles = config.transformers[-1]
+    found += _original_layer("middle_block", "middle.layer", roles)
+    found += nest(f"middle_block.{len(roles) + 1}", "middle.resnet", ORIGINAL_RESIDUAL_BLOCK)
+    place = 0
+    for up, roles in enumerate(config.transformers[::-1]):
+        for layer in range(config.layers + 1):
+            found += _original_layer(f"output_blocks.{place}", f"up.{up}.layers.{layer}", roles)
+            if up < deepest and layer == config.layers:
+                found.append(Row(f"output_blocks.{place}.{len(roles) + 1}.conv", f"up.{up}.upsample"))
+            place += 1
+    return found
+
+
+def _original_layer(source: str, target: str, roles: tuple[str, ...]) -> list[Row]:
+    found = nest(f"{source}.0", f"{target}.resnet", ORIGINAL_RESIDUAL_BLOCK)
+    for place, role in enumerate(roles, start=1):
+        found += nest(f"{source}.{place}", f"{target}.{role}", TRANSFORMER)
+    return found
+
+
+def original_config(shapes: Mapping[str, Size], gpt2_dim: int | None, t5_dim: int | None) -> UNetConfig:
+    """Our config from the shapes of the original's tensors; heads are 32 wide, as upstream trained them.
+
+    gpt2_dim, t5_dim: of the contexts that the file's text networks make; None where there is none.
+    """
+    channels: list[int] = []
+    transformers: list[tuple[str, ...]] = []
+    layers = [0]
+    latent_channels = need(shapes, "input_blocks.0.0.weight")[1]
+    for place in range(1, count(shapes, "input_blocks.*")):
+        block = f"input_blocks.{place}"
+        if f"{block}.0.op.weight" in shapes:
+            layers.append(0)
+            continue
+        width = need(shapes, f"{block}.0.out_layers.3.weight")[0]
+        roles = _original_roles(shapes, block, width, gpt2_dim, t5_dim)
+        if not layers[-1]:
+            channels.append(width)
+            transformers.append(roles)
+        layers[-1] += 1
+        if (width, roles) != (channels[-1], transformers[-1]):
+            raise WeightsError(f"'{block}' differs from the layer before it at the same resolution.")
+    if len(set(layers)) != 1:
+        raise WeightsError(f"its levels have {layers} layers; an AudioLDM 2 UNet has as many in each.")
+    film = shapes.get("film_emb.weight")
+    return UNetConfig(
+        latent_channels=latent_channels,
+        channels=tuple(channels),
+        heads=tuple(max(width // 32, 1) for width in channels),
+        transformers=tuple(transformers),
+        depth=max(count(shapes, "middle_block.1.transformer_blocks.*"), 1),
+        layers=layers[0],
+        gpt2_dim=gpt2_dim or UNetConfig.gpt2_dim,
+        t5_dim=t5_dim or UNetConfig.t5_dim,
+        film_dim=0 if film is None else film[1],
+    )
+
+
+def _original_roles(
+    shapes: Mapping[str, Size], block: str, width: int, gpt2_dim: int | None, t5_dim: int | None
+) -> tuple[str, ...]:
+    """What each transformer of a layer looks at, by the width of its context: the first at itself, always."""
+    known = {GPT2: gpt2_dim, T5: t5_dim}
+    roles: list[str] = []
+    for place in range(1, count(shapes, f"{block}.*")):
+        key = f"{block}.{place}.transformer_blocks.0.attn2.to_k.weight"
+        if key not in shapes:
+            continue
+        dim = shapes[key][1]
+        context = [role for role, each in known.items() if each == dim and role not in roles and roles]
+        selfish = LAST_SELF if SELF in roles else SELF
+        if not context and dim != width:
+            raise WeightsError(
+                f"'{key}' attends to vectors {dim} wide, and no text network of the file makes such."
+            )
+        roles.append(context[0] if context else selfish)
+    if len(set(roles)) < len(roles):
+        raise WeightsError(f"'{block}' has transformers {roles}, which is not an AudioLDM 2 layer.")
+    return tuple(roles)

@@ -24,7 +24,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 
-from audioldm2 import weights
+from audioldm2 import hub, weights
 from audioldm2.errors import WeightsError
 from audioldm2.models import NETWORKS, build_on_meta
 from audioldm2.models.clap_audio import ClapAudioConfig
@@ -37,7 +37,7 @@ from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
 from audioldm2.models.vae import VAEConfig
 from audioldm2.samplers import NoiseSchedule
 
-BASE = {name: config() for name, (_, config) in NETWORKS.items()}  # the defaults are the published model
+BASE = {name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"}  # as published
 ATTENDING = (SELF, GPT2, T5, LAST_SELF)
 LARGE_UNET = UNetConfig(transformers=((), ATTENDING, ATTENDING, ATTENDING), depth=2)
 TINY = {
@@ -53,7 +53,25 @@ TINY = {
     "hifigan": HiFiGANConfig(channels=64, branch_kernels=(3, 7), branch_dilations=((1, 3), (1, 3))),
     "clap_audio": ClapAudioConfig(dim=16, depths=(2, 2), heads=(2, 4), ff_ratio=2.0, projection_dim=16),
 }  # fmt: skip
-SIZES = {"tiny": TINY, "base": BASE, "large": BASE | {"unet": LARGE_UNET}, "music": BASE}
+T5_ALONE = {name: config for name, config in BASE.items() if name not in ("projection", "gpt2")} | {
+    "unet": UNetConfig(transformers=((), (SELF, T5), (SELF, T5), (SELF, T5)))
+}
+AT_48_KHZ = {name: config for name, config in T5_ALONE.items() if name != "t5"} | {
+    "unet": UNetConfig(latent_channels=16, transformers=((), *[(SELF, LAST_SELF)] * 3), film_dim=512),
+    "vae": VAEConfig(latent_channels=16, channels=(128, 256, 512, 1024)),
+    "hifigan": HiFiGANConfig(
+        mels=256, sample_rate=48000, channels=1536, upsample_rates=(6, 5, 4, 2, 2),
+        upsample_kernels=(12, 10, 8, 4, 4), branch_kernels=(3, 7, 11, 15), branch_dilations=((1, 3, 5),) * 4,
+    ),
+}  # fmt: skip
+SIZES = {
+    "tiny": TINY,
+    "base": BASE,
+    "large": BASE | {"unet": LARGE_UNET},
+    "music": BASE,
+    "48k": AT_48_KHZ,
+    "16k-t5": T5_ALONE,
+}
 
 CAPTIONS = [  # what small vocabularies are trained on
     "Techno music with a strong, upbeat tempo and high melodic riffs.",
@@ -103,7 +121,7 @@ def make(
             },
             schedule=asdict(NoiseSchedule()),
             clap_mel={},
-            tokenizers=folders,
+            tokenizers={name: folders[name] for name in weights.tokenizers_of(configs)},
             source=f"random {size} checkpoint, seed {seed}",
         )
         weights.write(checkpoint, Path(out), on_network=on_network)
@@ -165,13 +183,10 @@ def set_loudness(vocoder: nn.Module, rms: float = 0.15) -> None:
 
 def find_tokenizers(folder: Path) -> dict[str, Path]:
     """Where each tokenizer's files lie in a folder."""
-    other_names = {"clap_tokenizer": "roberta", "t5_tokenizer": "t5"}
-    found = {
-        name: folder / (name if (folder / name).is_dir() else other) for name, other in other_names.items()
-    }
-    missing = [name for name, path in found.items() if not path.is_dir()]
+    found = hub.tokenizers_in(folder)
+    missing = [name for name in hub.TOKENIZERS if name not in found]
     if missing:
-        raise WeightsError(f"{folder} has no folder {missing[0]} or {other_names[missing[0]]}.")
+        raise WeightsError(f"{folder} has no folder {' or '.join(hub.TOKENIZERS[missing[0]])}.")
     return found
 
 

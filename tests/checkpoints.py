@@ -76,7 +76,7 @@ CONFIGS = {  # the config.json of each folder of the diffusers layout
 
 def networks() -> dict[str, object]:
     """The config of each of our networks."""
-    return {name: part.config_from(CONFIGS[part.folder]) for name, part in convert.PARTS.items()}
+    return {name: part.config_from(CONFIGS[part.folder]) for name, part in convert.PARTS.items() if name != "phonemes"}
 
 
 def random_state(name: str, config: object) -> dict[str, Tensor]:

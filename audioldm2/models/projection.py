@@ -5,6 +5,8 @@ The sequence that GPT-2 continues is `[clap_sos, clap, clap_eos, t5_sos, t5 ...,
 Source: AudioLDM 2 (arXiv 2308.05734), section III-C; the reference is `AudioLDM2ProjectionModel` of
         diffusers.
 
+In the speech model a phoneme encoder stands in T5's place, and its vectors are told their positions here.
+
 Trap: `t5_eos` stands after the padding of the T5 vectors, not after the last real one.
 """
 
@@ -20,6 +22,7 @@ class ProjectionConfig:
     clap_dim: int = 512
     t5_dim: int = 1024
     gpt2_dim: int = 768
+    positions: int = 0  # of learned position vectors, added to the second encoding; 310 in the speech model
 
 
 class Projection(nn.Module):
@@ -30,6 +33,8 @@ class Projection(nn.Module):
         self.config = config
         self.clap_linear = nn.Linear(config.clap_dim, config.gpt2_dim)
         self.t5_linear = nn.Linear(config.t5_dim, config.gpt2_dim)
+        if config.positions:
+            self.t5_positions = nn.Parameter(torch.zeros(config.positions, config.t5_dim))
         self.clap_sos = nn.Parameter(torch.ones(config.gpt2_dim))
         self.clap_eos = nn.Parameter(torch.ones(config.gpt2_dim))
         self.t5_sos = nn.Parameter(torch.ones(config.gpt2_dim))
@@ -38,7 +43,8 @@ class Projection(nn.Module):
     def forward(self, clap: Tensor, t5: Tensor, t5_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Frame and join the two encodings.
 
-        clap: (batch, clap_dim); t5: (batch, seq, t5_dim); t5_mask: (batch, seq) bool, True = real.
+        clap: (batch, clap_dim); t5: (batch, seq, t5_dim); t5_mask: (batch, seq) bool, True = real. With
+        positions, seq is at most as many.
         Returns (batch, seq + 5, gpt2_dim) vectors and their (batch, seq + 5) bool mask.
         """
         batch = clap.shape[0]
@@ -46,6 +52,8 @@ class Projection(nn.Module):
             vector.expand(batch, 1, -1) for vector in (self.clap_sos, self.clap_eos, self.t5_sos, self.t5_eos)
         )
         clap = self.clap_linear(clap)[:, None]  # (batch, 1, gpt2_dim)
+        if self.config.positions:
+            t5 = t5 + self.t5_positions[: t5.shape[1]]
         t5 = self.t5_linear(t5)  # (batch, seq, gpt2_dim)
         vectors = torch.cat(
             [clap_sos, clap, clap_eos, t5_sos, t5, t5_eos], dim=1

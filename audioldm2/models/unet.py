@@ -3,10 +3,12 @@
 Computes the noise in a latent x at diffusion time t, given what GPT-2 made of the prompt (`gpt2_context`) and
 what T5 read in it (`t5_context`). A layer is a residual block followed by transformers in a fixed order: one
 that sees only the sound, one that also sees GPT-2's vectors, one that also sees T5's (and, in the large
-model, one more that sees only the sound).
+model, one more that sees only the sound). The 48 kHz model has no contexts: CLAP's vector of the prompt goes,
+beside the diffusion time, into every residual block (FiLM, Perez et al. 2017, of which only the shift is
+used).
 
-Source: Liu et al. 2023, "AudioLDM 2" (arXiv 2308.05734), section III; the reference is
-`AudioLDM2UNet2DConditionModel` of diffusers.
+Source: Liu et al. 2023, "AudioLDM 2" (arXiv 2308.05734), section III, and for the 48 kHz model "AudioLDM"
+(arXiv 2301.12503); the reference is `AudioLDM2UNet2DConditionModel` of diffusers.
 
 Traps
 - In a transformer without a context both attentions are self-attention.
@@ -40,8 +42,19 @@ class UNetConfig:
     layers: int = 2  # layers in a level on the way down; one more on the way up
     gpt2_dim: int = 768
     t5_dim: int = 1024
+    film_dim: int = 0  # of the vector beside the diffusion time; 0: there is none. 512 in the 48 kHz model
     norm_groups: int = 32
     eps: float = 1e-5
+
+    @property
+    def time_dim(self) -> int:
+        """Of the embedded diffusion time, and of the embedded vector beside it."""
+        return 4 * self.channels[0]
+
+    @property
+    def roles(self) -> set[str]:
+        """Of all its transformers: what it looks at."""
+        return {role for level in self.transformers for role in level}
 
 
 class Attention(nn.Module):
@@ -113,14 +126,14 @@ class Transformer(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with the diffusion time added between them."""
+    """Two convolutions with the diffusion time (and CLAP's vector, where there is one) added between them."""
 
-    def __init__(self, channels_in: int, channels_out: int, time_dim: int, norm_groups: int, eps: float):
+    def __init__(self, config: UNetConfig, channels_in: int, channels_out: int):
         super().__init__()
-        self.norm_in = nn.GroupNorm(norm_groups, channels_in, eps=eps)
+        self.norm_in = nn.GroupNorm(config.norm_groups, channels_in, eps=config.eps)
         self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.time_proj = nn.Linear(time_dim, channels_out)
-        self.norm_out = nn.GroupNorm(norm_groups, channels_out, eps=eps)
+        self.time_proj = nn.Linear(config.time_dim * (2 if config.film_dim else 1), channels_out)
+        self.norm_out = nn.GroupNorm(config.norm_groups, channels_out, eps=config.eps)
         self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.shortcut = (
             nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
@@ -139,9 +152,7 @@ class Layer(nn.Module):
     def __init__(self, config: UNetConfig, level: int, channels_in: int):
         super().__init__()
         channels = config.channels[level]
-        self.resnet = ResidualBlock(
-            channels_in, channels, 4 * config.channels[0], config.norm_groups, config.eps
-        )
+        self.resnet = ResidualBlock(config, channels_in, channels)
         context_dims = {SELF: None, GPT2: config.gpt2_dim, T5: config.t5_dim, LAST_SELF: None}
         self.roles = config.transformers[level]
         for role in self.roles:
@@ -177,9 +188,7 @@ class Middle(nn.Module):
         super().__init__()
         channels = config.channels[-1]
         self.layer = Layer(config, len(config.channels) - 1, channels)
-        self.resnet = ResidualBlock(
-            channels, channels, 4 * config.channels[0], config.norm_groups, config.eps
-        )
+        self.resnet = ResidualBlock(config, channels, channels)
 
 
 class UpLevel(nn.Module):
@@ -202,9 +211,9 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         channels, last = config.channels, len(config.channels) - 1
-        time_dim = 4 * channels[0]
-        self.time_in = nn.Linear(channels[0], time_dim)
-        self.time_out = nn.Linear(time_dim, time_dim)
+        self.time_in = nn.Linear(channels[0], config.time_dim)
+        self.time_out = nn.Linear(config.time_dim, config.time_dim)
+        self.film = nn.Linear(config.film_dim, config.time_dim) if config.film_dim else None
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
 
         self.down = nn.ModuleList()
@@ -232,6 +241,7 @@ class UNet(nn.Module):
         gpt2_context: Tensor | None = None,
         t5_context: Tensor | None = None,
         t5_mask: Tensor | None = None,
+        clap_vector: Tensor | None = None,
     ) -> Tensor:
         """Predict the noise in x.
 
@@ -240,10 +250,13 @@ class UNet(nn.Module):
         gpt2_context: (batch, tokens, gpt2_dim), used by the transformers called "gpt2_attn".
         t5_context:   (batch, tokens, t5_dim), used by the transformers called "t5_attn".
         t5_mask:      (batch, tokens) bool, True where there is a real token; None means all.
+        clap_vector:  (batch, film_dim), used where the config has one.
         Returns       (batch, latent_channels, time, mel).
         """
         time = timestep_embedding(t.expand(x.shape[0]), self.config.channels[0])  # (batch, channels[0])
         time = self.time_out(F.silu(self.time_in(time.to(x.dtype))))  # (batch, time_dim)
+        if self.film is not None:
+            time = torch.cat([time, self.film(clap_vector)], dim=-1)  # (batch, 2 * time_dim)
         contexts = {
             SELF: (None, None),
             GPT2: (gpt2_context, None),

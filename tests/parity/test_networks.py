@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audioldm2 import weights
+from audioldm2 import residence, weights
 from audioldm2.convert import PARTS, convert_state, sources
 from tests.parity import reference
 
@@ -17,7 +17,7 @@ def ours(name: str, model: nn.Module, tmp_path, **config_arguments) -> nn.Module
     config = PARTS[name].config_from(sources.read_config(folder, name), **config_arguments)
     state = convert_state(name, config, sources.read_state(folder), str(folder))
     checkpoint = weights.Checkpoint({name: config}, {name: lambda: state}, {}, {}, {}, str(folder))
-    return weights.materialise(checkpoint, name, device=torch.device("cpu"), dtype=torch.float32)
+    return residence.materialise(checkpoint, name, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import audioldm2
-from audioldm2 import checks, convert, files, weights
+from audioldm2 import checks, convert, files, residence, weights
 from audioldm2.audio import CLAP_MEL
 from audioldm2.convert import hifigan
 from audioldm2.errors import WeightsError
@@ -367,7 +367,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path):
     for folder in (tmp_path, str(tmp_path)):
         assert message(folder) == (
             f"{tmp_path} is not a checkpoint: it has neither a model_index.json (diffusers layout) "
-            "nor a config.json of a converted model. "
+            "nor a config.json of a converted model, nor a single original .pth file. "
             "Give the folder that holds 'unet', 'vae' and the others, or a hub id."
         )
 
@@ -382,10 +382,7 @@ def test_a_folder_of_one_network(diffusers: Path):
 
 def test_a_file_instead_of_a_folder(converted: Path):
     path = converted / "unet.safetensors"
-    assert message(path) == (
-        f"'{path}' is a file; a checkpoint is a folder (converted, or in the diffusers layout) "
-        "or a hub id such as 'cvssp/audioldm2'."
-    )
+    assert message(path).startswith(f"{path} is not an original AudioLDM 2 checkpoint: it has no 'unet', ")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -406,7 +403,7 @@ def test_a_network_has_no_weights(diffusers: Path, folder: str):
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", checkpoints.networks())
 def test_a_converted_folder_misses_a_file(converted: Path, name: str):
     (converted / f"{name}.safetensors").unlink()
     assert message(converted) == f"{converted / name}.safetensors is missing; the checkpoint is not complete."
@@ -633,13 +630,13 @@ OTHER_ARCHITECTURES = [
     ("model_index.json", "_class_name", "StableDiffusionPipeline"),
     ("unet/config.json", "_class_name", "UNet2DConditionModel"),
     ("unet/config.json", "resnet_time_scale_shift", "scale_shift"),
-    ("unet/config.json", "class_embed_type", "simple_projection"),
+    ("unet/config.json", "class_embed_type", "timestep"),
     ("unet/config.json", "out_channels", 6),
     ("text_encoder_2/config.json", "feed_forward_proj", "relu"),
-    ("text_encoder_2/config.json", "model_type", "vits"),
+    ("text_encoder_2/config.json", "model_type", "bert"),
     ("language_model/config.json", "activation_function", "gelu"),
     ("language_model/config.json", "n_inner", 7),
-    ("projection_model/config.json", "use_learned_position_embedding", True),
+    ("projection_model/config.json", "use_learned_position_embedding", False),
     ("vae/config.json", "_class_name", "AutoencoderTiny"),
     ("vae/config.json", "use_quant_conv", False),
     ("vocoder/config.json", "model_type", "univnet"),
@@ -800,16 +797,16 @@ def test_a_front_end_that_ranks_otherwise_is_told(diffusers: Path):
         audioldm2.load(diffusers, device="cpu")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1], 1.5])
+@pytest.mark.parametrize("version", [0, 3, "1", None, [1], 1.5])
 def test_another_format_version(converted: Path, version: object):
     checkpoints.change_json(converted / "config.json", audioldm2_format=version)
     assert message(converted) == (
-        f"{converted / 'config.json'} has format {version!r}; this version reads format 1. "
+        f"{converted / 'config.json'} has format {version!r}; this version reads format 2. "
         "Convert the source again with 'audioldm2 convert', or install the version that wrote it."
     )
 
 
-@pytest.mark.parametrize("field", ["source", "revision", "schedule", "clap_mel", "networks"])
+@pytest.mark.parametrize("field", ["source", "revision", "schedule", "clap_mel", "symbols", "networks"])
 def test_a_converted_config_lacks_a_field(converted: Path, field: str):
     checkpoints.change_json(converted / "config.json", **{field: ...})
     assert message(converted) == (
@@ -861,19 +858,45 @@ def test_a_network_of_a_converted_config_that_cannot_work(converted: Path, chang
     assert words.format(path) in message(converted)
 
 
-@pytest.mark.parametrize("networks", [{}, {"gpt2": {}}, {"gpt3": {}}])
-def test_a_converted_config_with_other_networks(converted: Path, networks: dict):
-    checkpoints.change_json(converted / "config.json", networks=networks)
-    assert f"describes the networks {sorted(networks)}; this version needs ['clap_audio'," in message(
-        converted
-    )
+def test_a_converted_config_with_an_unknown_network(converted: Path):
+    checkpoints.change_json(converted / "config.json", networks={"gpt3": {}})
+    assert "describes the networks ['gpt3']; this version knows ['clap_audio'," in message(converted)
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "hifigan", "t5", "clap_text", "projection", "gpt2"])
+def test_a_converted_config_without_a_network_that_is_needed(converted: Path, name: str):
+    path = converted / "config.json"
+    networks = json.loads(path.read_text())["networks"]
+    del networks[name]
+    checkpoints.change_json(path, networks=networks)
+    assert message(converted).startswith(f"{path} lacks the networks '{name}', which its denoiser needs.")
+
+
+def test_without_clap_s_audio_branch_sounds_are_made_and_not_ranked(converted: Path):
+    path = converted / "config.json"
+    networks = json.loads(path.read_text())["networks"]
+    del networks["clap_audio"]
+    checkpoints.change_json(path, networks=networks)
+    model = audioldm2.load(converted)
+    assert model.generate("dog", audio_length_in_s=0.32, num_inference_steps=1).audio.isfinite().all()
+    with pytest.raises(ValueError, match=r"it has no clap_audio\. Ask for one waveform a prompt"):
+        model.generate("dog", audio_length_in_s=0.32, num_waveforms_per_prompt=2)
+
+
+def test_a_folder_of_format_1_still_loads(converted: Path, states):
+    path = converted / "config.json"
+    content = json.loads(path.read_text()) | {"audioldm2_format": 1}
+    del content["symbols"], content["networks"]["unet"]["film_dim"]
+    del content["networks"]["projection"]["positions"]
+    checkpoints.write_json(path, content)
+    assert_same(loaded_states(converted), states)
 
 
 def test_every_network_has_rules():
     assert set(checks.RULES) == {*NETWORKS, "schedule", "clap_mel"}
     for name, (_, kind) in NETWORKS.items():
         checks.check(name, kind(), "the published model")
-    published = {name: kind() for name, (_, kind) in NETWORKS.items()}
+    published = {name: NETWORKS[name][1]() for name in checkpoints.networks()}
     checks.check_together(published, "the published model")
     checks.check_hearing(published["clap_audio"], CLAP_MEL, "the published model")
 
@@ -942,7 +965,7 @@ def test_any_damage_to_a_header_gives_tensors_or_a_sentence(converted: Path, nam
         path.unlink()  # a file that is mapped must not change
         path.write_bytes(mutated(content[:header], rng) + content[header:])
         try:
-            weights.materialise(checkpoint, name, device=CPU, dtype=torch.float32)
+            residence.materialise(checkpoint, name, device=CPU, dtype=torch.float32)
         except WeightsError as error:
             assert str(path) in str(error)
 
@@ -959,7 +982,7 @@ def test_any_damage_to_a_bin_gives_tensors_or_a_sentence(diffusers: Path, zipped
         path.with_suffix(".bin").unlink()
         path.with_suffix(".bin").write_bytes(mutated(content, rng))
         try:
-            weights.materialise(checkpoint, "projection", device=CPU, dtype=torch.float32)
+            residence.materialise(checkpoint, "projection", device=CPU, dtype=torch.float32)
         except WeightsError as error:
             assert str(diffusers / "projection_model") in str(error)
 
@@ -967,7 +990,7 @@ def test_any_damage_to_a_bin_gives_tensors_or_a_sentence(diffusers: Path, zipped
 ODD = [None, True, "x", -1, 0, 3, 0.5, 1e308, 10**30, [], [1], [0, -3], [[1]], {"a": 1}]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", checkpoints.networks())
 def test_any_value_of_any_field_gives_a_model_or_a_sentence(converted: Path, name: str):
     path = converted / "config.json"
     config = json.loads(path.read_text())
@@ -993,7 +1016,11 @@ CONFIGURATIONS = {
     "unet": dict(
         latent_channels=small, channels=lists(st.sampled_from([2, 4, 6, 8, 9])), heads=lists(small),
         transformers=lists(ROLES), depth=st.integers(1, 2), layers=st.integers(1, 2), gpt2_dim=small,
-        t5_dim=small, norm_groups=st.sampled_from([1, 2]), eps=st.just(1e-5),
+        t5_dim=small, film_dim=st.integers(0, 3), norm_groups=st.sampled_from([1, 2]), eps=st.just(1e-5),
+    ),
+    "phonemes": dict(
+        vocabulary=small, dim=small, depth=st.integers(1, 2), heads=small, ff_dim=small,
+        ff_kernel=st.integers(1, 5), window=st.integers(1, 4), eps=st.just(1e-5),
     ),
     "vae": dict(
         mel_channels=st.integers(1, 2), latent_channels=small, channels=lists(small),
@@ -1035,14 +1062,15 @@ def test_a_config_that_passes_the_rules_builds_and_runs(name: str, data: st.Data
     if name == "unet":
         gpt2, t5 = torch.randn(2, 3, config.gpt2_dim), torch.randn(2, 4, config.t5_dim)
         x = torch.randn(2, config.latent_channels, 5, 3)
-        assert network(x, torch.tensor(7.0), gpt2, t5, torch.ones(2, 4, dtype=torch.bool)).shape == x.shape
+        mask, film = torch.ones(2, 4, dtype=torch.bool), torch.randn(2, config.film_dim)
+        assert network(x, torch.tensor(7.0), gpt2, t5, mask, film).shape == x.shape
     elif name == "vae":
         scale, z = config.downsampling, torch.randn(1, config.latent_channels, 3, 2)
         assert network.decode(z).shape == (1, 1, 3 * scale, 2 * scale)
         assert network.encode(torch.randn(1, 1, 3 * scale, 2 * scale))[0].shape == z.shape
     elif name == "hifigan":
         assert network(torch.randn(2, 3, config.mels)).shape[1] >= 3 * config.hop
-    elif name == "t5":
+    elif name in ("t5", "phonemes"):
         ids = torch.zeros(2, 12, dtype=torch.int64)
         assert network(ids, torch.ones(2, 12, dtype=torch.bool)).shape == (2, 12, config.dim)
     else:
@@ -1059,9 +1087,8 @@ def left(folder: Path) -> list[str]:
 
 
 def test_a_converted_folder_holds_what_it_needs_and_no_more(converted: Path):
-    assert left(converted) == sorted(
-        ["config.json", "clap_tokenizer", "t5_tokenizer", *(f"{name}.safetensors" for name in NETWORKS)]
-    )
+    networks = [f"{name}.safetensors" for name in checkpoints.networks()]
+    assert left(converted) == sorted(["config.json", "clap_tokenizer", "t5_tokenizer", *networks])
     modes = {path.stat().st_mode & 0o777 for path in converted.iterdir() if path.is_file()}
     assert len(modes) == 1  # one reader can read all
 
@@ -1194,7 +1221,7 @@ weights.write(weights.read(Path(sys.argv[1])), Path(sys.argv[2]), on_network=wai
     assert not out.exists()
     (draft,) = (name for name in left(tmp_path) if name != "converted")
     assert draft.startswith(".audioldm2-")
-    assert "clap_tokenizer must hold tokenizer.json" in message(tmp_path / draft)  # written last
+    assert "is not a checkpoint" in message(tmp_path / draft)  # what says so is written last
 
 
 def test_of_two_writers_at_once_one_wins_with_a_whole_folder(converted: Path, states, tmp_path: Path):

@@ -185,15 +185,15 @@ def test_neither_a_folder_nor_a_hub_id(source: str):
 
 
 def test_a_file_is_no_checkpoint(tmp_path: Path):
-    path = tmp_path / "audioldm2.ckpt"
+    path = tmp_path / "audioldm2.zip"
     path.write_bytes(b"")
-    with pytest.raises(WeightsError, match=r"audioldm2.ckpt' is a file; a checkpoint is a folder"):
+    with pytest.raises(WeightsError, match=r"audioldm2.zip' is a file; a checkpoint is a folder"):
         hub.find(path)
 
 
 @pytest.mark.parametrize("source", [None, 3, b"folder", ["cvssp/audioldm2"]])
 def test_a_source_that_is_no_name(source: object):
-    with pytest.raises(ValueError, match=r"^source is .*; it has to be a folder or a hub id, such as"):
+    with pytest.raises(ValueError, match=r"^source is .*; it has to be a folder, an original .* or a hub id"):
         hub.find(source)
 
 

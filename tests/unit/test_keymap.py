@@ -139,7 +139,7 @@ def test_a_dropped_key_is_no_target():
 # ---- backwards
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", checkpoints.networks())
 def test_rows_read_backwards_and_forwards_give_every_bit_back(name: str):
     """Of every network: also transposed (GPT-2) and pointwise (UNet, VAE) weights."""
     config = checkpoints.networks()[name]

@@ -1,0 +1,70 @@
+"""The networks of a checkpoint, filled, and where their weights are while others run.
+
+Networks are built without memory, and the mapped tensors are put in their place, strictly.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from audioldm2.models import build_on_meta
+from audioldm2.weights import Checkpoint, cast
+
+
+def materialise(checkpoint: Checkpoint, name: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """One network, filled and ready to run, without gradients. No tensor is copied that can stay mapped.
+
+    What opens the tensors has checked that they are the network's (see `demand_fit`).
+    """
+    network = build_on_meta(name, checkpoint.configs[name])
+    state = {
+        key: cast(name, key, tensor, dtype).to(device) for key, tensor in checkpoint.states[name]().items()
+    }
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.requires_grad_(False)
+
+
+class Networks:
+    """The networks of a checkpoint, and where their weights are while others run.
+
+    residence: "device"  all on the device, always (the default);
+               "offload" in the computer's memory, on the device only while running;
+               "disk"    read for their stage and let go after it.
+    Every network's keys and shapes are checked here, at once, whatever the residence.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, residence: str = "device"
+    ) -> None:
+        self.configs, self.device, self.dtype, self.residence = checkpoint.configs, device, dtype, residence
+        self._checkpoint = checkpoint
+        home = device if residence == "device" else torch.device("cpu")
+        self._loaded = {}
+        for name in checkpoint.configs:
+            network = materialise(checkpoint, name, device=home, dtype=dtype)
+            if residence != "disk":
+                self._loaded[name] = network
+
+    @contextmanager
+    def running(self, name: str) -> Iterator[nn.Module]:
+        """The network called `name`, on the device while the block lasts."""
+        if self.residence == "device":
+            yield self._loaded[name]
+        elif self.residence == "disk":
+            network = materialise(self._checkpoint, name, device=self.device, dtype=self.dtype)
+            try:
+                yield network
+            finally:
+                network.to("meta")  # frees the weights, even while a caller's variable holds the network
+        else:
+            network = self._loaded[name]
+            home = {key: tensor for key, tensor in network.state_dict().items()}
+            network.load_state_dict(
+                {key: tensor.to(self.device) for key, tensor in home.items()}, assign=True
+            )
+            try:
+                yield network
+            finally:
+                network.load_state_dict(home, assign=True)

@@ -1,0 +1,205 @@
+"""The diffusers layout: a folder a network, each with its config.json. (`export` writes it.)
+
+CLAP's two branches share a folder; the second text encoder's is T5's or, in speech models, the phonemes'.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from audioldm2 import weights
+from audioldm2.errors import WeightsError
+from audioldm2.weights import Checkpoint, check, read_json
+
+from . import clap, gpt2, hifigan, keymap, phonemes, projection, t5, unet, vae
+from .configs import demand, field
+from .sources import Opened, Reading, is_diffusers_layout, read_config, read_state
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of our networks in the diffusers layout."""
+
+    folder: str
+    config_from: Callable[[dict], Any]
+    rows: Callable[[Any], list[keymap.Row]]
+    prepare: Callable[[State], State] = dict  # before the rows: what rows cannot say
+    finish: Callable[[State, Any], State] = lambda state, config: state  # the same on the way back
+
+
+PARTS: dict[str, Part] = {
+    "clap_text": Part("text_encoder", clap.text_config_from, clap.text_rows, finish=clap.with_text_buffers),
+    "t5": Part("text_encoder_2", t5.config_from, t5.rows),
+    "phonemes": Part("text_encoder_2", phonemes.config_from, phonemes.rows),
+    "projection": Part("projection_model", projection.config_from, projection.rows),
+    "gpt2": Part("language_model", gpt2.config_from, gpt2.rows, gpt2.without_prefix, gpt2.with_language_head),
+    "unet": Part("unet", unet.config_from, unet.rows),
+    "vae": Part("vae", vae.config_from, vae.rows),
+    "hifigan": Part("vocoder", hifigan.config_from, hifigan.rows, hifigan.fold_weight_norm),
+    "clap_audio": Part(
+        "text_encoder", clap.audio_config_from, clap.audio_rows, finish=clap.with_audio_buffers
+    ),
+}
+
+
+def read_diffusers(
+    folder: Path,
+    *,
+    source: str | None = None,
+    revision: str | None = None,
+    heads: str = "config",
+    prefer_half: bool = False,
+) -> Checkpoint:
+    """A folder in the diffusers layout as a Checkpoint of our networks, memory-mapped; nothing is written.
+
+    source, revision: what to call the checkpoint's origin (default: the folder's path).
+    heads:            "config": the UNet's heads as its config says and the reference reads; "trained": 32
+                      wide, as the published weights were trained (see "Differences from the reference" in
+                      the README).
+    prefer_half:      take the fp16 variant where there is one.
+    Raises WeightsError, naming the folder and the first offending keys.
+    """
+    if not is_diffusers_layout(folder):
+        raise WeightsError(
+            f"{folder} is not a checkpoint: it has neither a model_index.json (diffusers layout) "
+            "nor a config.json of a converted model, nor a single original .pth file. "
+            "Give the folder that holds 'unet', 'vae' and the others, or a hub id."
+        )
+    if heads not in ("config", "trained"):
+        raise ValueError(f"heads is {heads!r}; it has to be 'config' or 'trained'.")
+    index = folder / "model_index.json"
+    with _named(index):
+        demand(read_json(index), "_class_name", "AudioLDM2Pipeline")
+
+    spoken = read_config(folder / "text_encoder_2", "text_encoder_2").get("model_type") == "vits"
+    configs, states = {}, {}
+    for name, part in PARTS.items():
+        if name == ("t5" if spoken else "phonemes"):
+            continue
+        theirs = read_config(folder / part.folder, part.folder)
+        with _named(folder / part.folder / "config.json"):
+            config = unet.config_from(theirs, heads) if name == "unet" else part.config_from(theirs)
+        configs[name] = config
+        opener = partial(_open, name, config, folder / part.folder, prefer_half)
+        states[name] = Reading(name, config, str(folder / part.folder), opener)
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    with _named(schedule):
+        schedule = schedule_from(read_json(schedule))
+    hearing = folder / "feature_extractor" / "preprocessor_config.json"
+    with _named(hearing):
+        hearing = clap_mel_from(hearing)
+    tokenizers = {"clap_tokenizer": folder / "tokenizer", "t5_tokenizer": folder / "tokenizer_2"}
+    symbols = None
+    if spoken:
+        vocabulary = folder / "tokenizer_2" / "vocab.json"
+        with _named(vocabulary):
+            symbols = phonemes.symbols_from(read_json(vocabulary), configs["phonemes"].vocabulary)
+    checkpoint = Checkpoint(
+        configs=configs,
+        states=states,
+        schedule=schedule,
+        clap_mel=hearing,
+        tokenizers={name: tokenizers[name] for name in weights.tokenizers_of(configs)},
+        source=source or str(folder),
+        revision=revision,
+        symbols=symbols,
+    )
+    check(checkpoint, str(folder))
+    return checkpoint
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the name of the file before what is wrong with its contents."""
+    try:
+        yield
+    except WeightsError as error:
+        if str(path) in str(error):
+            raise
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _open(name: str, config: Any, folder: Path, prefer_half: bool) -> Opened:
+    return open_state(name, config, read_state(folder, prefer_half), str(folder))
+
+
+def open_state(name: str, config: Any, state: Mapping[str, Tensor], where: str) -> Opened:
+    """One network's tensors under the source's keys, and where each goes."""
+    part = PARTS[name]
+    with _named(Path(where)):
+        state = part.prepare(dict(state))
+    return state, keymap.plan(state, part.rows(config), where)
+
+
+def convert_state(name: str, config: Any, state: Mapping[str, Tensor], where: str) -> State:
+    """One network's tensors under our keys, checked against the network that its config describes."""
+    return Reading(name, config, where, partial(open_state, name, config, state, where))()
+
+
+def schedule_from(source: dict) -> dict[str, Any]:
+    """The fields of `samplers.NoiseSchedule` in a scheduler's config, whichever scheduler it is for."""
+    demand(source, "prediction_type", "epsilon")
+    demand(source, "trained_betas", None)
+    demand(source, "rescale_betas_zero_snr", False)
+    demand(source, "beta_schedule", "scaled_linear", "linear")
+    _tell_unfollowed(
+        source,
+        {
+            "timestep_spacing": "leading",
+            "set_alpha_to_one": False,
+            "clip_sample": False,
+            "thresholding": False,
+        },
+        "sounds are sampled",
+    )
+    return {
+        "kind": field(source, "beta_schedule", str),
+        "beta_start": field(source, "beta_start", float),
+        "beta_end": field(source, "beta_end", float),
+        "steps": field(source, "num_train_timesteps", int),
+        "steps_offset": field(source, "steps_offset", int, 1),  # not every scheduler has it; 1 as published
+    }
+
+
+CLAP_MEL = (  # ours, theirs, kind
+    ("sample_rate", "sampling_rate", int),
+    ("n_fft", "fft_window_size", int),
+    ("hop", "hop_length", int),
+    ("mels", "feature_size", int),
+    ("f_min", "frequency_min", float),
+    ("f_max", "frequency_max", float),
+)
+
+
+def clap_mel_from(path: Path) -> dict[str, Any]:
+    """The fields of `audio.MelSettings` in the config of CLAP's feature extractor; none without a file."""
+    if not path.is_file():
+        return {}
+    source = read_json(path)
+    demand(source, "feature_extractor_type", "ClapFeatureExtractor")
+    _tell_unfollowed(
+        source,
+        {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None},
+        "candidates are ranked",
+    )
+    return {ours: field(source, theirs, kind) for ours, theirs, kind in CLAP_MEL if theirs in source}
+
+
+def _tell_unfollowed(source: dict, published: dict[str, Any], what: str) -> None:
+    """Warn about settings of the source that differ from the published ones, which alone are followed."""
+    other = {name: source[name] for name, value in published.items() if source.get(name, value) != value}
+    if other:
+        kept = {name: published[name] for name in other}
+        warnings.warn(
+            f"the checkpoint says {other}; {what} as with the published models: {kept}.", stacklevel=2
+        )
