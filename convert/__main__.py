@@ -159,6 +159,8 @@ def _is_ours_to_replace(folder: Path) -> bool:
 
 
 def _overrides(path: Path) -> dict:
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file.")
     found = weights.read_json(path)
     return {name: typed(f"'{name}' in {path}", fields, dict) for name, fields in found.items()}
 

@@ -278,28 +278,28 @@ def original_audio_rows(config: ClapAudioConfig) -> list[Row]:
 def original_text_config(shapes: Mapping[str, Size]) -> ClapTextConfig:
     """From the shapes of the original's tensors; heads are 64 wide there."""
     table = "text_branch.embeddings"
-    vocabulary, dim = need(shapes, f"{table}.word_embeddings.weight")
+    vocabulary, dim = need(shapes, f"{table}.word_embeddings.weight", 2)
     return ClapTextConfig(
         vocabulary=vocabulary,
         dim=dim,
         depth=count(shapes, "text_branch.encoder.layer.*"),
         heads=max(dim // 64, 1),
-        ff_dim=need(shapes, "text_branch.encoder.layer.0.intermediate.dense.weight")[0],
-        max_positions=need(shapes, f"{table}.position_embeddings.weight")[0],
-        token_types=need(shapes, f"{table}.token_type_embeddings.weight")[0],
-        projection_dim=need(shapes, "text_projection.2.weight")[0],
+        ff_dim=need(shapes, "text_branch.encoder.layer.0.intermediate.dense.weight", 2)[0],
+        max_positions=need(shapes, f"{table}.position_embeddings.weight", 2)[0],
+        token_types=need(shapes, f"{table}.token_type_embeddings.weight", 2)[0],
+        projection_dim=need(shapes, "text_projection.2.weight", 2)[0],
     )
 
 
 def original_audio_config(shapes: Mapping[str, Size]) -> ClapAudioConfig:
     """The side of the spectrogram's image leaves no trace in the shapes; it is the published 256."""
-    dim, in_channels, patch_size, _ = need(shapes, "audio_branch.patch_embed.proj.weight")
+    dim, in_channels, patch_size, _ = need(shapes, "audio_branch.patch_embed.proj.weight", 4)
     tables = [
-        need(shapes, f"audio_branch.layers.{stage}.blocks.0.attn.relative_position_bias_table")
+        need(shapes, f"audio_branch.layers.{stage}.blocks.0.attn.relative_position_bias_table", 2)
         for stage in range(count(shapes, "audio_branch.layers.*"))
     ]
     return ClapAudioConfig(
-        mels=need(shapes, "audio_branch.bn0.weight")[0],
+        mels=need(shapes, "audio_branch.bn0.weight", 1)[0],
         in_channels=in_channels,
         patch_size=patch_size,
         patch_stride=patch_size,
@@ -307,8 +307,8 @@ def original_audio_config(shapes: Mapping[str, Size]) -> ClapAudioConfig:
         depths=tuple(count(shapes, f"audio_branch.layers.{stage}.blocks.*") for stage in range(len(tables))),
         heads=tuple(heads for _, heads in tables),
         window=(math.isqrt(tables[0][0]) + 1) // 2 if tables else 1,
-        ff_ratio=need(shapes, "audio_branch.layers.0.blocks.0.mlp.fc1.weight")[0] / dim,
-        projection_dim=need(shapes, "audio_projection.2.weight")[0],
+        ff_ratio=need(shapes, "audio_branch.layers.0.blocks.0.mlp.fc1.weight", 2)[0] / dim,
+        projection_dim=need(shapes, "audio_projection.2.weight", 2)[0],
     )
 
 

@@ -47,8 +47,12 @@ def count(shapes: Mapping[str, Size], pattern: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def need(shapes: Mapping[str, Size], key: str) -> Size:
-    """A tensor's shape; WeightsError, which names the key, where it is not there."""
+def need(shapes: Mapping[str, Size], key: str, dimensions: int) -> Size:
+    """A tensor's shape; WeightsError, which names the key, where it is not there or of other dimensions."""
     if key not in shapes:
         raise WeightsError(f"'{key}' is missing, from which the architecture is read.")
+    if len(shapes[key]) != dimensions or 0 in shapes[key]:
+        raise WeightsError(
+            f"'{key}' is of shape {tuple(shapes[key])}; it has to have {dimensions} dimensions."
+        )
     return shapes[key]

@@ -7,7 +7,7 @@ from torch import Size, Tensor
 
 from audioldm2.models.gpt2 import GPT2Config
 
-from .configs import count, demand, field
+from .configs import count, demand, field, need
 from .keymap import Row, nest, transpose
 
 CONV1D = "the source's Conv1D stores (in, out)"
@@ -85,7 +85,7 @@ def with_language_head(state: dict[str, Tensor], config: GPT2Config) -> dict[str
 
 def original_config(shapes: Mapping[str, Size], new_vectors: int) -> GPT2Config:
     """From the shapes of the original's tensors, whose names are those above; heads are 64 wide there."""
-    positions, dim = shapes["wpe.weight"]
+    positions, dim = need(shapes, "wpe.weight", 2)
     return GPT2Config(
         dim=dim,
         depth=count(shapes, "h.*"),

@@ -125,10 +125,10 @@ def original_config(shapes: Mapping[str, Size]) -> HiFiGANConfig:
     """Raises WeightsError for a vocoder whose rates are not known; a config file can tell them."""
     stages = count(shapes, "ups.*")
     branches = count(shapes, "resblocks.*") // max(stages, 1)
-    channels, mels, _ = need(shapes, "conv_pre.weight")
-    kernels = tuple(need(shapes, f"ups.{stage}.weight")[2] for stage in range(stages))
+    channels, mels, _ = need(shapes, "conv_pre.weight", 3)
+    kernels = tuple(need(shapes, f"ups.{stage}.weight", 3)[2] for stage in range(stages))
     branch_kernels = tuple(
-        need(shapes, f"resblocks.{branch}.convs1.0.weight")[2] for branch in range(branches)
+        need(shapes, f"resblocks.{branch}.convs1.0.weight", 3)[2] for branch in range(branches)
     )
     rates, sample_rate = KNOWN.get(kernels, ((), 0))
     pairs = [count(shapes, f"resblocks.{branch}.convs1.*") for branch in range(branches)]

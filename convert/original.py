@@ -32,6 +32,7 @@ from audioldm2.models import NETWORKS
 from audioldm2.samplers import NoiseSchedule
 
 from . import clap, gpt2, hifigan, keymap, phonemes, projection, t5, unet, vae
+from .configs import need
 from .keymap import Move, Row, nest
 from .sources import Opened, Reading, read_file
 
@@ -187,7 +188,8 @@ def _configs(
         if spoken:
             encoder = found["phonemes"][0]
             made["phonemes"] = phonemes.original_config(_below(tensors, f"{encoder}.text_encoder"))
-            positions = tensors[f"{encoder}.learnable_positional_embedding"].shape[2]
+            table = "learnable_positional_embedding"
+            positions = need(_below(tensors, encoder), table, 3)[2]
         if "projection" in shapes:
             made["projection"] = projection.original_config(shapes["projection"], positions)
         if "gpt2" in shapes:
@@ -202,8 +204,8 @@ def _configs(
             f"{path}: {error} Is this an original AudioLDM 2 checkpoint, and whole?"
         ) from error
     for name, fields in given.items():
-        if name not in (known := (*NETWORKS, "schedule", "clap_mel")):
-            raise WeightsError(f"the config file speaks of '{name}'; known are {', '.join(known)}.")
+        if name not in (known := (*made, "schedule", "clap_mel")):
+            raise WeightsError(f"the config file speaks of '{name}'; {path} has {', '.join(known)}.")
         if name in made:
             kind, what = NETWORKS[name][1], f"'{name}' of the config file"
             made[name] = checks.build(kind, fields, what, made[name])
@@ -296,7 +298,7 @@ def _with_average(tensors: Mapping[str, Tensor], place: str, path: Path) -> dict
 def _schedule(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """The fields of `samplers.NoiseSchedule` that make the file's betas; none, with a warning, if none do."""
     betas = tensors.get("betas")
-    if betas is None:
+    if betas is None or betas.numel() < 2:
         return {}
     betas = betas.double().flatten()
     for kind in ("scaled_linear", "linear"):

@@ -96,9 +96,9 @@ def original_rows(config: PhonemesConfig) -> list[Row]:
 
 
 def original_config(shapes: Mapping[str, Size]) -> PhonemesConfig:
-    vocabulary, dim = need(shapes, "emb.weight")
-    _, distances, head_dim = need(shapes, "encoder.attn_layers.0.emb_rel_k")
-    ff_dim, _, kernel = need(shapes, "encoder.ffn_layers.0.conv_1.weight")
+    vocabulary, dim = need(shapes, "emb.weight", 2)
+    _, distances, head_dim = need(shapes, "encoder.attn_layers.0.emb_rel_k", 3)
+    ff_dim, _, kernel = need(shapes, "encoder.ffn_layers.0.conv_1.weight", 3)
     return PhonemesConfig(
         vocabulary=vocabulary,
         dim=dim,

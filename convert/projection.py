@@ -62,7 +62,7 @@ ORIGINAL_ROWS = [
 
 
 def original_config(shapes: Mapping[str, Size], positions: int) -> ProjectionConfig:
-    gpt2_dim, clap_dim = need(shapes, "input_sequence_embed_linear.0.weight")
+    gpt2_dim, clap_dim = need(shapes, "input_sequence_embed_linear.0.weight", 2)
     return ProjectionConfig(
-        clap_dim, need(shapes, "input_sequence_embed_linear.1.weight")[1], gpt2_dim, positions
+        clap_dim, need(shapes, "input_sequence_embed_linear.1.weight", 2)[1], gpt2_dim, positions
     )

@@ -77,15 +77,15 @@ def config_to(config: T5Config) -> dict:
 
 def original_config(shapes: Mapping[str, Size]) -> T5Config:
     """From the shapes of the original's tensors, whose names are those above."""
-    vocabulary, dim = need(shapes, "shared.weight")
+    vocabulary, dim = need(shapes, "shared.weight", 2)
     block = "encoder.block.0.layer"
-    buckets, heads = need(shapes, f"{block}.0.SelfAttention.relative_attention_bias.weight")
+    buckets, heads = need(shapes, f"{block}.0.SelfAttention.relative_attention_bias.weight", 2)
     return T5Config(
         vocabulary=vocabulary,
         dim=dim,
         depth=count(shapes, "encoder.block.*"),
         heads=heads,
-        head_dim=need(shapes, f"{block}.0.SelfAttention.q.weight")[0] // heads,
-        ff_dim=need(shapes, f"{block}.1.DenseReluDense.wi_0.weight")[0],
+        head_dim=need(shapes, f"{block}.0.SelfAttention.q.weight", 2)[0] // heads,
+        ff_dim=need(shapes, f"{block}.1.DenseReluDense.wi_0.weight", 2)[0],
         buckets=buckets,
     )

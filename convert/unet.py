@@ -286,13 +286,13 @@ def original_config(shapes: Mapping[str, Size], gpt2_dim: int | None, t5_dim: in
     channels: list[int] = []
     transformers: list[tuple[str, ...]] = []
     layers = [0]
-    latent_channels = need(shapes, "input_blocks.0.0.weight")[1]
+    latent_channels = need(shapes, "input_blocks.0.0.weight", 4)[1]
     for place in range(1, count(shapes, "input_blocks.*")):
         block = f"input_blocks.{place}"
         if f"{block}.0.op.weight" in shapes:
             layers.append(0)
             continue
-        width = need(shapes, f"{block}.0.out_layers.3.weight")[0]
+        width = need(shapes, f"{block}.0.out_layers.3.weight", 4)[0]
         roles = _original_roles(shapes, block, width, gpt2_dim, t5_dim)
         if not layers[-1]:
             channels.append(width)
@@ -302,7 +302,7 @@ def original_config(shapes: Mapping[str, Size], gpt2_dim: int | None, t5_dim: in
             raise WeightsError(f"'{block}' differs from the layer before it at the same resolution.")
     if len(set(layers)) != 1:
         raise WeightsError(f"its levels have {layers} layers; an AudioLDM 2 UNet has as many in each.")
-    film = shapes.get("film_emb.weight")
+    film_dim = need(shapes, "film_emb.weight", 2)[1] if "film_emb.weight" in shapes else 0
     return UNetConfig(
         latent_channels=latent_channels,
         channels=tuple(channels),
@@ -312,7 +312,7 @@ def original_config(shapes: Mapping[str, Size], gpt2_dim: int | None, t5_dim: in
         layers=layers[0],
         gpt2_dim=gpt2_dim or UNetConfig.gpt2_dim,
         t5_dim=t5_dim or UNetConfig.t5_dim,
-        film_dim=0 if film is None else film[1],
+        film_dim=film_dim,
     )
 
 
@@ -326,7 +326,7 @@ def _original_roles(
         key = f"{block}.{place}.transformer_blocks.0.attn2.to_k.weight"
         if key not in shapes:
             continue
-        dim = shapes[key][1]
+        dim = need(shapes, key, 2)[1]
         context = [role for role, each in known.items() if each == dim and role not in roles and roles]
         selfish = LAST_SELF if SELF in roles else SELF
         if not context and dim != width:

@@ -149,10 +149,10 @@ def original_rows(config: VAEConfig) -> list[Row]:
 def original_config(shapes: Mapping[str, Size], scaling_factor: float) -> VAEConfig:
     levels = count(shapes, "encoder.down.*")
     return VAEConfig(
-        mel_channels=need(shapes, "encoder.conv_in.weight")[1],
-        latent_channels=need(shapes, "post_quant_conv.weight")[0],
+        mel_channels=need(shapes, "encoder.conv_in.weight", 4)[1],
+        latent_channels=need(shapes, "post_quant_conv.weight", 4)[0],
         channels=tuple(
-            need(shapes, f"encoder.down.{level}.block.0.conv2.weight")[0] for level in range(levels)
+            need(shapes, f"encoder.down.{level}.block.0.conv2.weight", 4)[0] for level in range(levels)
         ),
         layers=count(shapes, "encoder.down.0.block.*"),
         scaling_factor=scaling_factor,
