@@ -21,8 +21,9 @@ from .sources import Reading
 class Tally:
     """Of one network, or of what belongs to none: how many tensors went which way."""
 
-    read: int = 0
-    size: int = 0  # bytes of them
+    read: int = 0  # tensors that they became: one may be cut into several
+    size: int = 0  # bytes of them in the source
+    sources: set[str] = field(default_factory=set)
     renamed: int = 0
     changed: Counter[str] = field(default_factory=Counter)  # name of the transform -> tensors
     dropped: Counter[str] = field(default_factory=Counter)  # reason -> tensors
@@ -34,7 +35,8 @@ class Tally:
             self.dropped_size[move.row.note] += tensor.nbytes
             return
         self.read += 1
-        self.size += tensor.nbytes
+        self.size += tensor.nbytes if move.source not in self.sources else 0
+        self.sources.add(move.source)
         self.renamed += move.source != move.target
         change = move.row.transform
         if change is not None and change.forward(tensor) is not tensor:  # what it is not for passes
