@@ -1,37 +1,49 @@
-"""Long sounds in little memory: the decoder and the vocoder in pieces, with the result of the whole clip.
+"""Long sounds in little memory: the decoder and the vocoder in pieces.
 
-Both functions give what the network gives when it sees everything at once, up to the rounding of sums that
-are added in another order. They differ in what has to stay in memory:
+    vocode_in_pieces   A sample depends on a few dozen frames: pieces are independent, memory is flat, and the
+                       result is that of the whole.
+    decode_in_pieces   Group norms and the attention see the whole clip. Up to 30 s the result is that of the
+                       whole: one feature map of the clip is kept, and all else is a piece at a time. From
+                       there on memory is flat too, and the norms' statistics are an approximation.
 
-    vocode_in_pieces   A sample depends on a few dozen frames: pieces are independent, and memory is flat.
-    decode_in_pieces   Group norms and the attention see the whole clip: one feature map of it is kept, and
-                       all else is a piece at a time. Memory grows three times slower than the whole's.
+"That of the whole" is up to the rounding of sums that are added in another order. Rows of a batch run one
+after the other: memory does not grow with the batch, and a row is the same in any.
 
-Rows of a batch run one after the other: memory does not grow with the batch, and a row is the same in any.
+How a longer clip is decoded. Convolutions see 17 latent frames to either side, so a window with as many
+around it gives what the whole gives, if only its norms scale by the statistics of the whole clip, and its
+attention hears the whole clip. The attention does: its keys are computed anew for each window, a block at a
+time. The statistics come from digests: the clip is dealt like cards, in excerpts of 3 s, to as few clips of
+at most 30 s as hold it; each is decoded by its own statistics, and those of all are pooled. All windows scale
+alike, so there is nothing to fade, and where one ends cannot be heard. What it costs: the clip is decoded
+once more, for the digests, and the front of the decoder again for each window.
 
-Why the decoder is not cut into tiles that overlap and are cross-faded: a tile's norms see other statistics
-than the clip's, and its attention sees less. With random weights and sounds that change, the error was only
-16 to 18 dB below the spectrogram, the worst where a silence ends; 22 to 28 dB with statistics of all tiles.
+The error at 60 s, with random weights: 61 dB below the spectrogram where the sound stays the same, 55 to 57
+where it changes (`scripts/memory_curve.py --error`). Windows of 30 s that are decoded alone and cross-faded,
+the usual way, came to 38 dB and to 8: one with a silence in it scales by other statistics than the next. In
+excerpts of 1 s the cuts weigh more (38 dB against 47 at 100 s), and one digest alone misses too much (34).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from math import ceil
+from math import ceil, inf
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2.models.hifigan import HiFiGAN, HiFiGANConfig
-from audioldm2.models.vae import VAE, Decoder, ResidualBlock
+from audioldm2.models.vae import VAE, Decoder, ResidualBlock, SelfAttention, VAEConfig
 
 VOCODER_FRAMES = 512  # mel frames to a piece: 5.12 s; the context adds 9 % of work
-DECODER_FRAMES = (
-    64  # latent frames to a piece: 2.56 s; on the CPU, longer ones took more memory and no less time
-)
-DECODER_WHOLE = 256  # latent frames that are decoded whole: 10.24 s, as in training
+# In mel frames too, so that they are the same seconds for a decoder of any depth.
+DECODER_FRAMES = 256  # to a piece: 2.56 s; on the CPU, longer ones took more memory and no less time
+DECODER_WHOLE = 1024  # that are decoded whole: 10.24 s, as in training
+DECODER_EXACT = 3000  # up to which the result is exact, and in a digest of a longer sound: 30 s
+DIGEST_EXCERPT = 75  # latent frames, 3 s: several times what convolutions see across its ends
 
 Layer = Callable[[Tensor], Tensor]
+Affine = tuple[Tensor, Tensor]  # scale and shift of each channel
+Norms = dict[nn.GroupNorm, tuple[Tensor, Tensor]]  # variance and mean of each group
 
 
 @torch.no_grad()
@@ -91,61 +103,173 @@ def vocoder_samples(config: HiFiGANConfig, time: int) -> int:
 
 @torch.no_grad()
 def decode_in_pieces(
-    vae: VAE, z: Tensor, *, frames: int = DECODER_FRAMES, whole_up_to: int = DECODER_WHOLE
+    vae: VAE,
+    z: Tensor,
+    *,
+    frames: int = DECODER_FRAMES,
+    whole_up_to: int = DECODER_WHOLE,
+    exact_up_to: float = DECODER_EXACT,
 ) -> Tensor:
-    """Log-mel spectrograms of scaled latents: `vae.decode(z)`, with one feature map of the clip in memory.
+    """Log-mel spectrograms of scaled latents: `vae.decode(z)`, in memory that stops growing with the sound.
 
     z:            (batch, latent_channels, time, mel).
-    frames:       latent frames to a piece at most, 3 or more.
-    whole_up_to:  latent frames up to which `vae.decode` sees the clip at once, which takes less time.
+    frames:       mel frames to a piece at most, 3 latent frames or more.
+    whole_up_to:  mel frames up to which `vae.decode` sees the clip at once, which takes less time.
+    exact_up_to:  mel frames up to which the result is exact and one feature map of the clip is in memory;
+                  `math.inf` for any clip. A longer one has its statistics from digests as long (above).
     Returns       (batch, 1, time, mel), both `config.downsampling` times larger, without gradients.
 
-    The largest map is that of the finest level as it begins, still `channels[1]` wide: 6.6 MB a second of
-    sound in float32. A convolution between two norms runs twice, first for the statistics of the second: a
-    third more work. The attention of the middle costs the square of the length, here as in the whole.
+    The largest map is that of the finest level as it begins, still `channels[1]` wide: 6.6 MB a second in
+    float32. The attention of the middle costs the square of the length, here as in the whole.
     """
-    if frames < 3:  # then the smallest of equal pieces has 2: a residual block sees that far into the next
-        raise ValueError(f"frames is {frames}; the decoder needs pieces of 3 latent frames or more.")
     config, (batch, _, time, bands) = vae.config, z.shape
-    larger = config.downsampling
+    larger, context = config.downsampling, decoder_context(config)
+    if frames < 3 * larger:  # then the smallest of equal pieces has 2 latent frames: a residual block sees 2
+        raise ValueError(f"frames is {frames}; this decoder needs pieces of {3 * larger} mel frames or more.")
+    least = frames + 2 * context * larger
+    if exact_up_to < least:
+        raise ValueError(f"exact_up_to is {exact_up_to}; this decoder needs {least} mel frames or more.")
     mel = z.new_empty(batch, config.mel_channels, time * larger, bands * larger)
     for row in range(batch):
-        if time <= whole_up_to:
-            mel[row] = vae.decode(z[row : row + 1])[0]
-            continue
-        end = 0
-        for piece in _decode(vae.decoder, z[row : row + 1] / config.scaling_factor, ceil(time / frames)):
-            start, end = end, end + piece.shape[2]
-            mel[row, :, start:end] = piece[0]
+        x = z[row : row + 1] / config.scaling_factor
+        if time * larger <= whole_up_to:
+            mel[row] = vae.decoder(x)[0]
+        elif time * larger <= exact_up_to:
+            mel[row] = _decode(vae.decoder, x, frames // larger, {})[0]
+        else:
+            end = 0
+            for window in _windows(vae.decoder, x, frames // larger, int(exact_up_to) // larger, context):
+                start, end = end, end + window.shape[2]
+                mel[row, :, start:end] = window[0]
     return mel
 
 
-def _decode(decoder: Decoder, z: Tensor, count: int) -> Iterator[Tensor]:
-    """`Decoder.forward` of one row (1, latent_channels, time, mel) in `count` pieces."""
-    x = decoder.middle(decoder.conv_in(decoder.latent_in(z)))  # (1, channels, time, mel): coarse, so whole
-    pieces = list(x.tensor_split(count, dim=2))
-    del x  # from here on the list owns the map, and each step replaces it piece by piece
+def decoder_context(config: VAEConfig) -> int:
+    """Latent frames before and after a piece that its convolutions see: 17 for the published decoder.
+
+    Walks from the spectrogram back to the latent, as `vocoder_context` does: a convolution, always of kernel
+    3, sees 1 frame on either side; a doubling, half as far in frames twice as long.
+    """
+    first, last = -1, config.downsampling - 1 + 1  # conv_out, around the mel frames of one latent frame
+    for level in range(len(config.channels)):
+        if level:  # the doubling into the level before, and its convolution
+            first, last = (first - 1) // 2, (last + 1) // 2
+        first, last = first - 2 * (config.layers + 1), last + 2 * (config.layers + 1)
+    return max(-first, last) + 4 + 1  # the two residual blocks of the middle, conv_in
+
+
+def _windows(decoder: Decoder, z: Tensor, frames: int, longest: int, context: int) -> Iterator[Tensor]:
+    """The result for one row that is longer than `longest` latent frames, in even windows."""
+    norms = _shared_norms(decoder, _digests(z, longest), frames)
+
+    def heard() -> Iterator[Tensor]:
+        for start, end, around in _evenly(z, frames, context=3):  # conv_in and a residual block see 3
+            yield _before_attention(decoder, around, around.shape[2], norms)[0][:, :, start:end]
+
+    larger = 2 ** (len(decoder.levels) - 1)
+    for start, end, around in _evenly(z, longest - 2 * context, context):
+        window = _decode(decoder, around, frames, norms, heard())
+        yield window[:, :, start * larger : end * larger]
+
+
+def _evenly(z: Tensor, frames: int, context: int) -> Iterator[tuple[int, int, Tensor]]:
+    """z in windows of `frames` at most: where each starts and ends in a cut with `context` more around it."""
+    time, count = z.shape[2], ceil(z.shape[2] / frames)
+    for i in range(count):
+        start, end = i * time // count, (i + 1) * time // count
+        low = max(start - context, 0)
+        yield start - low, end - low, z[:, :, low : end + context]
+
+
+def _digests(z: Tensor, frames: int) -> list[Tensor]:
+    """z dealt, an excerpt at a time, to as few clips of `frames` at most: each is a digest of the whole."""
+    length = min(DIGEST_EXCERPT, frames)
+    excerpts = z.split(length, dim=2)
+    count = ceil(len(excerpts) / (frames // length))
+    return [torch.cat(excerpts[i::count], dim=2) for i in range(count)]
+
+
+def _shared_norms(decoder: Decoder, digests: list[Tensor], frames: int) -> Norms:
+    """The statistics of all digests together, each decoded by its own."""
+    found: list[Norms] = [{} for _ in digests]
+    for digest, norms in zip(digests, found, strict=True):
+        _decode(decoder, digest, frames, norms)
+    sizes = [digest.shape[2] for digest in digests]
+    return {norm: _pooled(sizes, *zip(*(norms[norm] for norms in found), strict=True)) for norm in found[0]}
+
+
+def _decode(
+    decoder: Decoder, z: Tensor, frames: int, norms: Norms, heard: Iterable[Tensor] | None = None
+) -> Tensor:
+    """`Decoder.forward` of one row (1, latent_channels, time, mel) in pieces of `frames` at most.
+
+    norms:  the statistics of each norm; those that are missing are taken from this row and added.
+    heard:  what the attention attends to, a block of the map before it at a time; without it, this row.
+    """
+    pieces = _before_attention(decoder, z, frames, norms)
+    _attend(decoder.middle.attn, pieces, norms, pieces if heard is None else heard)
+    _residual(decoder.middle.resnet_out, pieces, norms)
     for level in decoder.levels:
         for block in level.resnets:
-            _residual(block, pieces)
+            _residual(block, pieces, norms)
         if level.resample is not None:
             _replace(pieces, partial(_double, level.resample), context=1)
-    norm = _affine(decoder.norm_out, pieces)
-    yield from _run(pieces, lambda x: decoder.conv_out(_norm_silu(x, norm)), context=1)
+    norm = _affine(decoder.norm_out, pieces, norms)
+    return torch.cat(list(_run(pieces, lambda x: decoder.conv_out(_norm_silu(x, norm)), context=1)), dim=2)
+
+
+def _before_attention(decoder: Decoder, z: Tensor, frames: int, norms: Norms) -> list[Tensor]:
+    """The map that the attention is given, in even pieces of `frames` at most."""
+    x = decoder.conv_in(decoder.latent_in(z))  # (1, channels, time, mel)
+    pieces = list(x.tensor_split(ceil(z.shape[2] / frames), dim=2))
+    _residual(decoder.middle.resnet_in, pieces, norms)
+    return pieces
+
+
+def _attend(attn: SelfAttention, pieces: list[Tensor], norms: Norms, heard: Iterable[Tensor]) -> None:
+    """`SelfAttention.forward` of all pieces to all blocks of `heard`, in place.
+
+    A softmax over blocks needs the largest score so far, and scales what it summed before when that grows
+    (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
+    """
+    norm = _affine(attn.norm, pieces, norms)
+
+    def seq(x: Tensor) -> Tensor:
+        return _normed(x, norm)[0].flatten(1).T  # (time * mel, channels)
+
+    queries = [_wide(attn.query(seq(x))) / x.shape[1] ** 0.5 for x in pieces]
+    mixed = [torch.zeros_like(query) for query in queries]  # (queries, channels): sums of weights * values
+    total = [query.new_zeros(len(query), 1) for query in queries]  # of weights
+    largest = [query.new_full((len(query), 1), -inf) for query in queries]  # score
+    for block in heard:
+        keys, values = _wide(attn.key(seq(block))), _wide(attn.value(seq(block)))  # (keys, channels) both
+        for i, query in enumerate(queries):
+            scores = query @ keys.T  # (queries, keys)
+            top = torch.maximum(largest[i], scores.amax(dim=1, keepdim=True))
+            weights, fewer = scores.sub_(top).exp_(), (largest[i] - top).exp()
+            mixed[i].mul_(fewer).addmm_(weights, values)
+            total[i].mul_(fewer).add_(weights.sum(dim=1, keepdim=True))
+            largest[i] = top
+    for i, piece in enumerate(pieces):
+        y = attn.out(mixed[i].div_(total[i]).to(piece.dtype))
+        pieces[i] = piece + y.T.unflatten(1, piece.shape[2:])
 
 
 def _double(conv: nn.Module, x: Tensor) -> Tensor:
     return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _residual(block: ResidualBlock, pieces: list[Tensor]) -> None:
-    """`ResidualBlock.forward` of the whole map, in place."""
-    norm_in = _affine(block.norm_in, pieces)
+def _residual(block: ResidualBlock, pieces: list[Tensor], norms: Norms) -> None:
+    """`ResidualBlock.forward` of the whole map, in place.
+
+    Where the statistics of the second norm are not known, the first convolution runs twice: once for them.
+    """
+    norm_in = _affine(block.norm_in, pieces, norms)
 
     def hidden(x: Tensor) -> Tensor:
         return block.conv_in(_norm_silu(x, norm_in))
 
-    norm_out = _affine(block.norm_out, _run(pieces, hidden, context=1))
+    norm_out = _affine(block.norm_out, _run(pieces, hidden, context=1), norms)
 
     def out(x: Tensor) -> Tensor:
         return block.shortcut(x) + block.conv_out(_norm_silu(hidden(x), norm_out))
@@ -175,31 +299,51 @@ def _run(pieces: list[Tensor], layer: Layer, *, context: int) -> Iterator[Tensor
         yield y[:, :, skip : skip + piece.shape[2] * larger]
 
 
-def _affine(norm: nn.GroupNorm, pieces: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """The group norm of a whole map as scale and shift of each channel, both (channels, 1, 1).
+def _affine(norm: nn.GroupNorm, pieces: Iterable[Tensor], norms: Norms) -> Affine:
+    """A group norm as scale and shift of each channel, both (channels, 1, 1).
 
-    The variance is the mean of the pieces' variances plus the variance of their means, weighted by size (the
-    law of total variance): sums of squares over a clip would lose in float32 what a large mean hides.
+    Its statistics are those in `norms`; if they are missing, those of the whole map, and they are added.
     """
-    sizes, variances, means = [], [], []
-    for piece in pieces:
-        groups = piece[0].unflatten(0, (norm.num_groups, -1))  # (groups, channels of a group, time, mel)
-        # As PyTorch's own group norm, which sums in float32 whatever the dtype.
-        wide = torch.promote_types(piece.dtype, torch.float32)
-        variance, mean = torch.var_mean(groups.to(wide), dim=(1, 2, 3), correction=0)  # (groups,) both
-        sizes.append(groups[0].numel())
-        variances.append(variance)
-        means.append(mean)
-    share = torch.tensor(sizes).to(means[0]).unsqueeze(1) / sum(sizes)  # (pieces, 1)
-    means = torch.stack(means)  # (pieces, groups)
-    mean = (share * means).sum(0)  # (groups,)
-    variance = (share * (torch.stack(variances) + (means - mean) ** 2)).sum(0)
+    if norm not in norms:
+        sizes, variances, means = [], [], []
+        for piece in pieces:
+            groups = _wide(piece[0]).unflatten(0, (norm.num_groups, -1))  # (groups, channels, time, mel)
+            variance, mean = torch.var_mean(groups, dim=(1, 2, 3), correction=0)  # (groups,) both
+            sizes.append(piece.shape[2])
+            variances.append(variance)
+            means.append(mean)
+        norms[norm] = _pooled(sizes, variances, means)
+    variance, mean = norms[norm]
     each = norm.num_channels // norm.num_groups
     scale = norm.weight * torch.rsqrt(variance + norm.eps).repeat_interleave(each)
     shift = norm.bias - scale * mean.repeat_interleave(each)
     return scale[:, None, None], shift[:, None, None]
 
 
-def _norm_silu(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:
+def _pooled(
+    sizes: Sequence[int], variances: Sequence[Tensor], means: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Variance and mean of each group, all (groups,), over parts of such sizes.
+
+    The variance is the mean of the parts' variances plus the variance of their means, weighted by size (the
+    law of total variance): sums of squares over a clip would lose in float32 what a large mean hides.
+    """
+    share = torch.tensor(sizes).to(means[0]).unsqueeze(1) / sum(sizes)  # (parts, 1)
+    of_parts = torch.stack(tuple(means))  # (parts, groups)
+    mean = (share * of_parts).sum(0)
+    variance = (share * (torch.stack(tuple(variances)) + (of_parts - mean) ** 2)).sum(0)
+    return variance, mean
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least in float32, where PyTorch's own norms and softmax sum too, whatever the dtype."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _normed(x: Tensor, affine: Affine) -> Tensor:
     scale, shift = affine
-    return F.silu(torch.addcmul(shift, x, scale).to(x.dtype), inplace=True)
+    return torch.addcmul(shift, x, scale).to(x.dtype)
+
+
+def _norm_silu(x: Tensor, affine: Affine) -> Tensor:
+    return F.silu(_normed(x, affine), inplace=True)
