@@ -1,7 +1,9 @@
-"""Measure the peak memory and the time of the decoder and the vocoder over the length of a sound, on the CPU.
+"""Measure the peak memory and the time of each stage over the length of a sound, on the CPU.
 
     python scripts/memory_curve.py
-    python scripts/memory_curve.py --seconds 10 30 --stages decode --ways pieces --threads 1
+    python scripts/memory_curve.py --stages denoise --seconds 10 30 60
+    python scripts/memory_curve.py --stages decode --ways pieces --seconds 10 30 --threads 1
+    python scripts/memory_curve.py --error --seconds 60 100
 
 The networks have the published sizes and random weights: neither memory nor time depends on their values.
 Every measurement is made in a process of its own. The columns:
@@ -12,8 +14,14 @@ Every measurement is made in a process of its own. The columns:
     wall      seconds on the clock, one run, its first
     CPU       seconds of all threads: less sensitive to what else the machine does
 
-`whole` is one call of the network, `pieces` is audioldm2.pieces with its defaults. What both return is small:
-0.03 MB of spectrogram and 0.06 MB of samples a second of sound.
+The stages: `denoise` is one call of the UNet with guidance, which makes two rows of a sound; `decode` the
+VAE's decoder; `vocode` HiFi-GAN; `rank` CLAP's vector of the sound. The ways: `whole` is one call of the
+network, `pieces` is what a request does, with its defaults. There is no denoising in pieces, and no ranking
+but that. What decoding and vocoding return is small: 0.03 MB of spectrogram and 0.06 MB of samples a second.
+
+--error tells how far the decoder's result in pieces is from the exact one, whose memory grows with the
+sound: 8 MB a second. It does depend on the weights, and on the sound. Here every weight is random, and so are
+three sounds: "steady", "swells" and "sections"; see `sounds`.
 
 On Linux the peak counts holes in glibc's heap, which differ from run to run by up to a hundred MB. With
 MALLOC_MMAP_THRESHOLD_=1000000 in the environment they go, for a fifth to a third more time.
@@ -21,20 +29,35 @@ MALLOC_MMAP_THRESHOLD_=1000000 in the environment they go, for a fifth to a thir
 
 import argparse
 import json
+import math
 import resource  # not on Windows
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from audioldm2 import ranking
+from audioldm2.audio import CLAP_MEL
+from audioldm2.models.clap_audio import ClapAudio, ClapAudioConfig
 from audioldm2.models.hifigan import HiFiGAN, HiFiGANConfig
+from audioldm2.models.unet import UNet, UNetConfig
 from audioldm2.models.vae import VAE, VAEConfig
 from audioldm2.pieces import decode_in_pieces, vocode_in_pieces
 
-STAGES, WAYS = ("decode", "vocode"), ("whole", "pieces")
+WAYS = {
+    "denoise": ("whole",),
+    "decode": ("whole", "pieces"),
+    "vocode": ("whole", "pieces"),
+    "rank": ("pieces",),
+}
+DEFAULT_STAGES = ("decode", "vocode", "rank")
 UNITS_IN_A_MB = 1e6 if sys.platform == "darwin" else 1e3  # of ru_maxrss: bytes on macOS, kB on Linux
+VOCODER, VAE_CONFIG = HiFiGANConfig(), VAEConfig()
 
 
 def main() -> int:
@@ -42,8 +65,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, nargs="+", default=[10, 30, 100, 300], help="of sound")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--stages", nargs="+", choices=WAYS, default=DEFAULT_STAGES)
+    parser.add_argument("--ways", nargs="+", choices=("whole", "pieces"), default=("whole", "pieces"))
     parser.add_argument(
         "--whole-up-to",
         type=float,
@@ -53,8 +76,12 @@ def main() -> int:
     )
     parser.add_argument("--batch", type=int, default=1, help="sounds at once; default 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's")
+    parser.add_argument("--error", action="store_true", help="tell the error of decoding, not memory")
     parser.add_argument("--one", action="store_true", help="measure one case in this process; print JSON")
     options = parser.parse_args()
+    if options.error:
+        torch.set_num_threads(options.threads)
+        return tell_errors(options.seconds)
     if options.one:
         torch.set_num_threads(options.threads)
         case = (options.stages[0], options.ways[0], options.seconds[0], options.batch)
@@ -63,69 +90,134 @@ def main() -> int:
     columns = ("sound, s", "weights", "peak", "run, MB", "wall, s", "CPU, s")
     print(f"{'stage':8}{'way':8}" + "".join(f"{column:>9}" for column in columns))
     for stage in options.stages:
-        for way in options.ways:
+        for way in WAYS[stage]:
             for seconds in options.seconds:
-                if way == "pieces" or seconds <= options.whole_up_to:
-                    case = ["--stages", stage, "--ways", way, "--seconds", str(seconds)]
-                    case += ["--batch", str(options.batch), "--threads", str(options.threads)]
-                    command = [sys.executable, __file__, "--one", *case]
-                    found = subprocess.run(command, capture_output=True, text=True)
-                    print(f"{stage:8}{way:8}{seconds:9g}", end="")
-                    if found.returncode:
-                        lines = found.stderr.strip().splitlines()
-                        print(
-                            f"  failed: {lines[-1] if lines else f'exit code {found.returncode}'}", flush=True
-                        )
-                        continue
-                    before, peak, wall, cpu = json.loads(found.stdout)
-                    print(f"{before:9.0f}{peak:9.0f}{peak - before:9.0f}{wall:9.1f}{cpu:9.1f}", flush=True)
+                if way in options.ways and (way == "pieces" or seconds <= options.whole_up_to):
+                    print(f"{stage:8}{way:8}{seconds:9g}", end="", flush=True)
+                    print(row_of_a_process(stage, way, seconds, options), flush=True)
     return 0
+
+
+def row_of_a_process(stage: str, way: str, seconds: float, options: argparse.Namespace) -> str:
+    case = ["--stages", stage, "--ways", way, "--seconds", str(seconds)]
+    case += ["--batch", str(options.batch), "--threads", str(options.threads)]
+    found = subprocess.run([sys.executable, __file__, "--one", *case], capture_output=True, text=True)
+    if found.returncode:
+        lines = found.stderr.strip().splitlines()
+        return f"  failed: {lines[-1] if lines else f'exit code {found.returncode}'}"
+    before, peak, wall, cpu = json.loads(found.stdout)
+    return f"{before:9.0f}{peak:9.0f}{peak - before:9.0f}{wall:9.1f}{cpu:9.1f}"
 
 
 @torch.no_grad()
 def measure(stage: str, way: str, seconds: float, batch: int) -> tuple[float, float, float, float]:
     """MB resident before the run, MB at its peak, seconds on the clock, seconds of all threads."""
-    vocoder = HiFiGANConfig()
-    frames = round(seconds * vocoder.sample_rate / vocoder.hop)  # of the spectrogram
-    if stage == "decode":
-        config = VAEConfig()
-        with torch.device("meta"):
-            network = VAE(config)
-        del network.encoder  # its weights are not used
-        shape = (
-            batch,
-            config.latent_channels,
-            frames // config.downsampling,
-            vocoder.mels // config.downsampling,
-        )
-        run = network.decode if way == "whole" else lambda z: decode_in_pieces(network, z)
-    else:
-        with torch.device("meta"):
-            network = HiFiGAN(vocoder)
-        shape = (batch, frames, vocoder.mels)
-        run = network if way == "whole" else lambda mel: vocode_in_pieces(network, mel)
-    fill(network)
-    given = torch.randn(shape)
+    run = PREPARE[stage](way, seconds, batch)
     before, start, cpu = peak(), time.perf_counter(), time.process_time()
-    made = run(given)
+    made = run()
     result = (before, peak(), time.perf_counter() - start, time.process_time() - cpu)
     if not made.isfinite().all():
         raise ValueError(f"{stage} {way}: the result is not finite.")
     return result
 
 
-def fill(network: nn.Module) -> None:
-    """Random weights for sums of about unit variance, made in place: no copy counts as peak."""
+# A stage's network and what it is given; returned is the run.
+
+
+def denoise(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
+    config = UNetConfig()
+    unet, z = filled(UNet, config), torch.randn(latents(seconds, 2 * batch))
+    gpt2_context, t5_context = (
+        torch.randn(2 * batch, 8, config.gpt2_dim),
+        torch.randn(2 * batch, 16, config.t5_dim),
+    )
+    return lambda: unet(z, torch.tensor(500.0), gpt2_context, t5_context)
+
+
+def decode(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
+    vae, z = filled(VAE, VAE_CONFIG), torch.randn(latents(seconds, batch))
+    return lambda: vae.decode(z) if way == "whole" else decode_in_pieces(vae, z)
+
+
+def vocode(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
+    vocoder, mel = filled(HiFiGAN, VOCODER), torch.randn(batch, mel_frames(seconds), VOCODER.mels)
+    return lambda: vocoder(mel) if way == "whole" else vocode_in_pieces(vocoder, mel)
+
+
+def rank(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
+    clap = filled(ClapAudio, ClapAudioConfig())
+    wave = 0.1 * torch.randn(batch, round(seconds * VOCODER.sample_rate))
+    networks = SimpleNamespace(
+        device=torch.device("cpu"), dtype=torch.float32, running=lambda name: nullcontext(clap)
+    )
+    return lambda: ranking.embed_sounds(networks, CLAP_MEL, wave, VOCODER.sample_rate)
+
+
+PREPARE = {"denoise": denoise, "decode": decode, "vocode": vocode, "rank": rank}
+
+
+def mel_frames(seconds: float) -> int:
+    return round(seconds * VOCODER.sample_rate / VOCODER.hop)
+
+
+def latents(seconds: float, batch: int) -> tuple[int, ...]:
+    smaller = VAE_CONFIG.downsampling
+    return (batch, VAE_CONFIG.latent_channels, mel_frames(seconds) // smaller, VOCODER.mels // smaller)
+
+
+def filled(kind: type[nn.Module], config: object) -> nn.Module:
+    """Every parameter random, for sums of unit variance; made in place, so that no copy counts as peak."""
+    with torch.device("meta"):
+        network = kind(config)
+    if kind is VAE:
+        del network.encoder  # its weights are not used
     network.to_empty(device="cpu")
-    for tensor in network.state_dict().values():
-        if tensor.ndim == 1:
-            tensor.fill_(1.0)
-        else:
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim > 1:
             tensor.normal_(std=tensor[0].numel() ** -0.5)
+        elif name.endswith(("bias", "mean")):
+            tensor.normal_(std=0.2)
+        else:
+            tensor.uniform_(0.5, 1.5)
+    return network.eval()
 
 
 def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / UNITS_IN_A_MB
+
+
+# The error of decoding in pieces --------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def tell_errors(lengths: list[float]) -> int:
+    """Signal-to-error in dB of spectrograms in pieces: over all of a sound, and over its worst second."""
+    torch.manual_seed(0)
+    vae = filled(VAE, VAE_CONFIG)
+    print(f"{'sound':10}{'s':>6}{'dB':>8}{'worst second, dB':>19}")
+    for seconds in lengths:
+        for name, z in sounds(seconds):
+            exact = decode_in_pieces(vae, z, exact_up_to=math.inf)
+            squares = (decode_in_pieces(vae, z) - exact).square().mean(dim=(0, 1, 3))  # (time,)
+            worst = max(second.mean() for second in squares.split(mel_frames(1.0)))
+            signal = exact.var()
+            overall, worst = (10 * math.log10(signal / error) for error in (squares.mean(), worst))
+            print(f"{name:10}{seconds:6g}{overall:8.1f}{worst:19.1f}", flush=True)
+    return 0
+
+
+def sounds(seconds: float) -> Iterator[tuple[str, Tensor]]:
+    """Latents of three sounds: one that stays the same, one with beats, swells and changes, one of four
+    loudnesses, the first silence."""
+    shape = latents(seconds, 1)
+    noise, time = torch.randn(shape), torch.arange(shape[2]).view(1, 1, -1, 1)
+    yield "steady", noise
+    t = time * seconds / shape[2]  # seconds
+    loudness = 0.6 + 0.4 * torch.sin(2 * math.pi * t / 17) + 0.5 * (t % 4 < 1)
+    colours = torch.randn(1, shape[1], 8, shape[3])  # one after the other
+    yield "music", 0.7 * colours[:, :, (8 * time // shape[2]).flatten()] + loudness * noise
+    loudness = torch.tensor([0.0, 0.3, 2.0, 0.7])[4 * time // shape[2]]
+    yield "sections", torch.randn(1, shape[1], 1, shape[3]) + loudness * noise
 
 
 if __name__ == "__main__":
