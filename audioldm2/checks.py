@@ -104,11 +104,13 @@ def needed(unet: UNetConfig) -> set[str]:
 
 def check_together(configs: Mapping[str, Any], where: str) -> None:
     """Raise WeightsError unless all networks are there that are needed, and they fit each other."""
-    unet = configs.get("unet", UNetConfig())
-    missing = sorted(needed(unet) - set(configs))
-    if missing or (GPT2 in unet.roles and not {"t5", "phonemes"} & set(configs)):
+    unet = configs.get("unet")
+    missing = sorted(needed(unet) - set(configs)) if unet else ["unet"]
+    if not missing and GPT2 in unet.roles and not {"t5", "phonemes"} & set(configs):
+        missing = ["t5"]
+    if missing:
         raise WeightsError(
-            f"{where} lacks the networks {some(missing or ['t5'])}, which its denoiser needs. "
+            f"{where} lacks the networks {some(missing)}, without which there is no sound. "
             "Download or convert the checkpoint again."
         )
     second = "phonemes" if "phonemes" in configs else "t5"

@@ -129,7 +129,7 @@ def open_checkpoint(
         return convert.read_original(
             path, source=str(source), heads=heads or "trained", tokenizers=found, **of_original
         )
-    if any(of_original.values()):
+    if any(value not in (None, False) for value in of_original.values()):
         raise ValueError(f"--ema and --config are for an original file, and {source} is not one.")
     if weights.is_converted(path):
         checkpoint = weights.read(path)

@@ -200,6 +200,7 @@ def write(
             state = ready(name, open_state(), dtype, checkpoint.source)
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
             save(state, draft / f"{name}.safetensors", folder, network=name)
+            del state  # before the next is read
         for name, source in checkpoint.tokenizers.items():
             copy_tokenizer(name, source, draft / name)
         config = {

@@ -107,6 +107,8 @@ def run(arguments: Sequence[str]) -> int:
             stacklevel=1,
         )
     if options.dry_run:
+        for open_state in checkpoint.states.values():
+            open_state()  # which checks that every tensor fits
         return 0
     write = write_diffusers if options.to == "diffusers" else weights.write
     dtype = options.dtype and weights.DTYPES[options.dtype]
@@ -129,8 +131,7 @@ def run_info(arguments: Sequence[str]) -> int:
     made.add_argument("--revision", help="branch, tag or commit of a hub repository")
     options = made.parse_args(arguments)
     checkpoint = open_checkpoint(options.source, revision=options.revision, with_weights=False)
-    for line in report.describe(checkpoint, opened=Path(options.source).expanduser().exists()):
-        print(line)
+    print(*report.describe(checkpoint, opened=Path(options.source).expanduser().exists()), sep="\n")
     return 0
 
 

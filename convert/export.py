@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from audioldm2 import weights
-from audioldm2.errors import WeightsError
+from audioldm2.errors import WeightsError, some
 from audioldm2.files import folder_written_whole
 from audioldm2.models import NETWORKS
 from audioldm2.text import ClapTokenizer, T5Tokenizer
@@ -42,6 +42,12 @@ def demand_exportable(checkpoint: Checkpoint) -> None:
         raise WeightsError(
             f"{checkpoint.source} has the networks {sorted(checkpoint.configs)}; the diffusers layout is "
             f"that of AudioLDM2Pipeline, which needs {sorted(whole)}. Keep it in the converted format."
+        )
+    absent = [name for name in weights.TOKENIZERS if name not in checkpoint.tokenizers]
+    if absent:
+        raise WeightsError(
+            f"{checkpoint.source} has no {some(absent)}, which the diffusers layout needs. "
+            "Give a folder with them: --tokenizers FOLDER."
         )
 
 
@@ -82,6 +88,7 @@ def write_diffusers(
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
             stem = "diffusion_pytorch_model" if name in OF_DIFFUSERS else "model"
             weights.save(state, draft / name / f"{stem}.safetensors", folder)
+            del state  # before the next is read
         _write_json(
             draft / "scheduler" / "scheduler_config.json",
             {

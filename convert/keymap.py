@@ -42,12 +42,14 @@ once_pointwise = Transform("1x1 convolution to linear", _flat, lambda w: w)  # n
 
 def share(index: int, count: int) -> Transform:
     """One of so many equal shares, stacked in the source."""
-    return Transform("cut from a stack", lambda w: w.chunk(count)[index])
+    return Transform(
+        "cut from a stack", lambda w: w.chunk(count)[index] if w.ndim and len(w) % count == 0 else w
+    )
 
 
 def row(index: int) -> Transform:
     """One row of a table in the source."""
-    return Transform("row of a table", lambda w: w[index])
+    return Transform("row of a table", lambda w: w[index] if w.ndim == 2 and index < len(w) else w)
 
 
 @dataclass(frozen=True)

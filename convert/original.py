@@ -34,7 +34,7 @@ from audioldm2.samplers import NoiseSchedule
 from . import clap, gpt2, hifigan, keymap, phonemes, projection, t5, unet, vae
 from .configs import need
 from .keymap import Move, Row, nest
-from .sources import Opened, Reading, read_file
+from .sources import Opened, Reading, is_table, read_file
 
 SIGNATURES = {  # the key by which a network is known, below wherever it lies
     "clap": "text_branch.embeddings.word_embeddings.weight",
@@ -48,6 +48,7 @@ SIGNATURES = {  # the key by which a network is known, below wherever it lies
 }
 EMA = "model_ema"
 EMA_NOTE = "the running average of the UNet's weights; --ema takes it"
+EMA_COUNTERS = "how the running average was made"
 SCHEDULE = (  # of which the first alone is looked at
     *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),
     *("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod"),
@@ -98,7 +99,7 @@ def read_original(
     configs = _configs(tensors, found, path, config or {})
     if heads == "config":
         configs["unet"] = replace(configs["unet"], heads=(8,) * len(configs["unet"].channels))
-    rows = _rows(configs, found)
+    rows = _rows(configs, found, ema)
     moves = keymap.plan(tensors, rows, str(path))
     states = {}
     for name in configs:
@@ -128,20 +129,16 @@ def differing_copies(checkpoint: Original) -> list[str]:
     sentences = []
     for name, places in checkpoint.copies.items():
         for place in places[1:]:
-            tensors = checkpoint.tensors
-            ours = {
-                key.removeprefix(f"{places[0]}."): key for key in tensors if key.startswith(f"{places[0]}.")
-            }
+            taken, left = (_tensors_below(checkpoint.tensors, each) for each in (places[0], place))
             differ = [
                 key
-                for key in ours
-                if f"{place}.{key}" in tensors
-                and not torch.equal(tensors[ours[key]], tensors[f"{place}.{key}"])
+                for key in {**taken, **left}
+                if key not in taken or key not in left or not torch.equal(taken[key], left[key])
             ]
             if differ:
                 sentences.append(
                     f"the file holds two copies of {name.upper()} that differ, at '{places[0]}' (taken) and "
-                    f"'{place}' (left): {some(differ)} of {len(ours)} tensors."
+                    f"'{place}' (left): {some(differ)} of {len(taken)} tensors."
                 )
     return sentences
 
@@ -149,7 +146,7 @@ def differing_copies(checkpoint: Original) -> list[str]:
 def _unwrapped(tensors: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The table of tensors, which training wraps with its counters."""
     table = tensors.get("state_dict", tensors)
-    if not isinstance(table, Mapping) or not all(isinstance(each, Tensor) for each in table.values()):
+    if not is_table(table):
         raise WeightsError(
             f"{path} does not hold a table of tensors under 'state_dict'; it is another kind of file. "
             "Give an original AudioLDM 2 checkpoint, such as 'audioldm2-full.pth'."
@@ -163,12 +160,16 @@ def _places(tensors: Mapping[str, Tensor], signature: str) -> list[str]:
     return sorted(found, key=lambda place: place.count("."))
 
 
-def _below(tensors: Mapping[str, Tensor], place: str) -> dict[str, Size]:
+def _tensors_below(tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
     return {
-        key.removeprefix(f"{place}."): tensor.shape
+        key.removeprefix(f"{place}."): tensor
         for key, tensor in tensors.items()
         if key.startswith(f"{place}.")
     }
+
+
+def _below(tensors: Mapping[str, Tensor], place: str) -> dict[str, Size]:
+    return {key: tensor.shape for key, tensor in _tensors_below(tensors, place).items()}
 
 
 def _configs(
@@ -220,19 +221,19 @@ def _configs(
 
 def _scaling_factor(tensors: Mapping[str, Tensor]) -> float:
     factor = tensors.get("scale_factor")
-    if factor is None or factor.numel() != 1:
+    if factor is None or factor.numel() != 1 or not factor.is_floating_point():
         raise WeightsError("'scale_factor' is not there, or no number: what latents are scaled by.")
     return float(factor)
 
 
-def _rows(configs: Mapping[str, Any], found: Mapping[str, list[str]]) -> list[Row]:
+def _rows(configs: Mapping[str, Any], found: Mapping[str, list[str]], ema: bool) -> list[Row]:
     """The rows of the whole file: those of each network under its place, and what is dropped."""
     first = {name: places[0] for name, places in found.items() if places}
     rows = [
         *nest(first["unet"], "unet", unet.original_rows(configs["unet"])),
         *nest(first["vae"], "vae", vae.original_rows(configs["vae"])),
         *nest(first["hifigan"], "hifigan", hifigan.original_rows(configs["hifigan"])),
-        Row(EMA, None, note=EMA_NOTE, optional=True),
+        Row(EMA, None, note=EMA_COUNTERS if ema else EMA_NOTE, optional=True),
         Row("scale_factor", None, note="becomes the VAE's scaling_factor"),
         Row("logvar", None, note="a weight of the training loss", optional=True),
         *(Row(name, None, note="follows from the noise schedule", optional=True) for name in SCHEDULE),
@@ -292,7 +293,8 @@ def _with_average(tensors: Mapping[str, Tensor], place: str, path: Path) -> dict
             f"{path} has no running average of its UNet ({some(missing or list(names))} missing); "
             "convert it without --ema."
         )
-    return {**tensors, **{key: tensors[name] for key, name in names.items()}}
+    others = {key: tensor for key, tensor in tensors.items() if key not in names.values()}
+    return others | {key: tensors[name] for key, name in names.items()}
 
 
 def _schedule(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -84,12 +85,9 @@ def check_by_value(converted: Checkpoint, source: Checkpoint, folder: Path) -> i
 
     Raises WeightsError, naming the first that differ.
     """
-    if converted.configs != source.configs:
-        other = [
-            name
-            for name in sorted({*converted.configs, *source.configs})
-            if converted.configs.get(name) != source.configs.get(name)
-        ]
+    ours, theirs = (_settings(each) for each in (converted, source))
+    other = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    if other:
         raise WeightsError(
             f"{folder} and {source.source} differ in the configs of {some(other)}. "
             "Was it converted from another checkpoint, or with other --heads?"
@@ -105,6 +103,15 @@ def check_by_value(converted: Checkpoint, source: Checkpoint, folder: Path) -> i
             )
         count += len(ours)
     return count
+
+
+def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All that a checkpoint says beside its weights."""
+    return checkpoint.configs | {
+        "schedule": weights.schedule_of(checkpoint, checkpoint.source),
+        "clap_mel": weights.hearing_of(checkpoint, checkpoint.source),
+        "symbols": checkpoint.symbols,
+    }
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:

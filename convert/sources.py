@@ -2,7 +2,8 @@
 
 import pickle
 import re
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,16 @@ def read_state(folder: Path, prefer_half: bool = False) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a PyTorch file, never running code from it; memory-mapped where the file allows it."""
     state = read_file(path)
-    if not all(map(_is_plain, state.keys(), state.values())):
+    if not is_table(state):
         raise WeightsError(NO_TABLE.format(path))
     return {key: tensor.detach() for key, tensor in state.items()}
+
+
+def is_table(content: object) -> bool:
+    """Whether something out of a file is a table of tensors by name."""
+    return isinstance(content, Mapping) and all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in content.items()
+    )
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -90,33 +98,51 @@ def read_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            state = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is not a plain file of tensors: it is damaged, or holds objects that would run code "
-            f"when read, which is refused ({_first_line(error)}). Use a safetensors file."
+            f"when read, which is refused{_reason(error)}. Use a safetensors file."
         ) from error
     except Exception as error:  # one wrong byte leads an unpickler to KeyError, IndexError, struct.error, ...
         raise WeightsError(
             f"{path} is truncated or damaged ({_first_line(error)}). Copy or download it again."
         ) from error
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not all(map(_has_its_data, _tensors(state))):
         raise WeightsError(NO_TABLE.format(path))
     return state
 
 
-def _is_plain(key: object, tensor: object) -> bool:
-    """Whether this is a name and a dense tensor with its data."""
-    return (
-        isinstance(key, str)
-        and isinstance(tensor, Tensor)
-        and (tensor.layout, tensor.device.type) == (torch.strided, "cpu")
-    )
+def _can_be_mapped(path: Path) -> bool:
+    """Whether the bytes of a file's tensors stand in it as they are: not in a packed archive, nor in one from
+    before PyTorch 1.6."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # no archive, or a damaged one
+        return False
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    """Every tensor in nested tables."""
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, dict):
+        for value in content.values():
+            yield from _tensors(value)
+
+
+def _has_its_data(tensor: Tensor) -> bool:
+    return (tensor.layout, tensor.device.type) == (torch.strided, "cpu")
+
+
+def _reason(error: Exception) -> str:
+    """Of the page that PyTorch writes, the line that says what was found."""
+    for line in str(error).splitlines():
+        _, marker, reason = line.partition("WeightsUnpickler error:")
+        if marker:
+            return f" ({reason.strip()})"
+    return ""
 
 
 def _first_line(error: Exception) -> str:
