@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from audioldm2.models import build_on_meta
+from audioldm2.onednn import through_onednn
 from audioldm2.weights import Checkpoint, cast
 
 
@@ -23,7 +24,7 @@ def materialise(checkpoint: Checkpoint, name: str, *, device: torch.device, dtyp
         key: cast(name, key, tensor, dtype).to(device) for key, tensor in checkpoint.states[name]().items()
     }
     network.load_state_dict(state, strict=True, assign=True)
-    return network.requires_grad_(False)
+    return through_onednn(network.requires_grad_(False))
 
 
 class Networks:
