@@ -185,15 +185,15 @@ def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
     # Output n*up + phase lies at input time n*down + phase*down/up. One convolution does a run of phases that
     # look at almost the same inputs, for every n at once.
     run = max(1, 2 * half * up // down)
-    outputs = []
+    output = work.new_empty(work.shape[0], periods, up)
     for first in range(0, up, run):
         kernel, start = _kernel(down, up, range(first, min(first + run, up)), half)  # (phases, taps)
         kernel = kernel.to(work)
         taps = kernel.shape[1]
         span = work[..., start : start + (periods - 1) * down + taps]
-        outputs.append(F.conv1d(span, kernel.unsqueeze(1), stride=down))  # (batch, phases, periods)
-    output = torch.cat(outputs, dim=1).transpose(1, 2).flatten(1)  # (batch, periods * up)
-    return output[:, :length].reshape(*wave.shape[:-1], length).to(wave.dtype)
+        phases = F.conv1d(span, kernel.unsqueeze(1), stride=down)  # (batch, phases, periods)
+        output[:, :, first : first + run] = phases.transpose(1, 2)
+    return output.flatten(1)[:, :length].reshape(*wave.shape[:-1], length).to(wave.dtype)
 
 
 def _kernel_half_width(down: int, up: int) -> int:

@@ -35,13 +35,16 @@ def embed_sounds(networks: Networks, hearing: MelSettings, audio: Tensor, sample
     hearing: the log-mel front end that the network was trained with.
     audio:   (sounds, samples) at `sample_rate` Hz.
     """
-    wave = resample(audio.float().to(networks.device), sample_rate, hearing.sample_rate)
+    vectors = []
     with networks.running("clap_audio") as clap_audio:
-        vectors = [
-            clap_audio(clap_log_mel(window, hearing).to(networks.dtype)).float()
-            for window in clap_crops(wave, 10 * hearing.sample_rate)
-        ]
-    return F.normalize(torch.stack(vectors).mean(dim=0), dim=-1).cpu()
+        for sound in audio.split(1):  # one by one: a long sound at CLAP's rate is large
+            wave = resample(sound.float().to(networks.device), sample_rate, hearing.sample_rate)
+            windows = clap_crops(wave, 10 * hearing.sample_rate)
+            heard = [
+                clap_audio(clap_log_mel(window, hearing).to(networks.dtype)).float() for window in windows
+            ]
+            vectors.append(torch.stack(heard).mean(dim=0))  # (1, clap_dim)
+    return F.normalize(torch.cat(vectors), dim=-1).cpu()
 
 
 def score(
