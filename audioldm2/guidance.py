@@ -20,7 +20,7 @@ def guided(
     eps = eps_negative + scale * (eps_prompt - eps_negative)      (Ho and Salimans 2022, "Classifier-free
     guidance")
 
-    Both are one batch of the network, negative rows first. A scale up to 1 leaves the prompt's prediction as
+    Both are one call of the network, negative rows first, which computes what they share once. A scale up to 1 leaves the prompt's prediction as
     it is, and so does a sigma outside of `interval`: lo < sigma <= hi is guided (Kynkaanniemi et al. 2024).
     `rescale` moves the spread of eps towards that of eps_prompt (Lin et al. 2023, eq. 15 and 16; 0 = not at
     all). The sampler's x stays float32; the network runs in the dtype of the conditioning.
@@ -41,7 +41,7 @@ def guided(
     def denoiser(x: Tensor, t: float) -> Tensor:
         if both is None or not lo < schedule.sigma_of(t) <= hi:
             return predict(x, t, conditioning)
-        eps_negative, eps_prompt = predict(torch.cat([x, x]), t, both).chunk(2)
+        eps_negative, eps_prompt = predict(x, t, both).chunk(2)
         eps = eps_negative + scale * (eps_prompt - eps_negative)
         if rescale:
             spread = eps_prompt.std(dim=(1, 2, 3), keepdim=True) / eps.std(dim=(1, 2, 3), keepdim=True)

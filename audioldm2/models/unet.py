@@ -125,6 +125,11 @@ class Transformer(nn.Module):
         return x + seq.transpose(1, 2).unflatten(2, x.shape[2:])  # (batch, channels, time, mel)
 
 
+def for_each(x: Tensor, rows: Tensor) -> Tensor:
+    """x (batch, ...) again and again until it has as many rows as `rows` has."""
+    return x if len(x) == len(rows) else x.repeat(len(rows) // len(x), *[1] * (x.ndim - 1))
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions with the diffusion time (and CLAP's vector, where there is one) added between them."""
 
@@ -141,7 +146,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         hidden = self.conv_in(F.silu(self.norm_in(x)))  # (batch, channels_out, time, mel)
-        hidden = hidden + self.time_proj(F.silu(time))[:, :, None, None]
+        time = self.time_proj(F.silu(time))[:, :, None, None]  # (1 or batch, channels_out, 1, 1)
+        hidden = hidden + (time if len(time) == 1 else for_each(time, hidden))
         hidden = self.conv_out(F.silu(self.norm_out(hidden)))
         return self.shortcut(x) + hidden  # (batch, channels_out, time, mel)
 
@@ -166,7 +172,8 @@ class Layer(nn.Module):
     ) -> Tensor:
         x = self.resnet(x, time)
         for role in self.roles:
-            x = getattr(self, role)(x, *contexts[role])
+            context, mask = contexts[role]
+            x = getattr(self, role)(x if context is None else for_each(x, context), context, mask)
         return x
 
 
@@ -245,18 +252,21 @@ class UNet(nn.Module):
     ) -> Tensor:
         """Predict the noise in x.
 
-        x:            (batch, latent_channels, time, mel) noisy latent.
-        t:            () or (batch,) diffusion time, 0 to 999, whole or fractional.
+        x:            (batch, latent_channels, time, mel) noisy latent; or, where contexts for several prompts
+                      about each latent are given, one after the other, as many times fewer rows: what does
+                      not depend on the prompt is then computed once.
+        t:            () or (rows of x,) diffusion time, 0 to 999, whole or fractional.
         gpt2_context: (batch, tokens, gpt2_dim), used by the transformers called "gpt2_attn".
         t5_context:   (batch, tokens, t5_dim), used by the transformers called "t5_attn".
         t5_mask:      (batch, tokens) bool, True where there is a real token; None means all.
         clap_vector:  (batch, film_dim), used where the config has one.
         Returns       (batch, latent_channels, time, mel).
         """
-        time = timestep_embedding(t.expand(x.shape[0]), self.config.channels[0])  # (batch, channels[0])
-        time = self.time_out(F.silu(self.time_in(time.to(x.dtype))))  # (batch, time_dim)
+        time = timestep_embedding(t.reshape(-1), self.config.channels[0])  # (1 or batch, channels[0])
+        time = self.time_out(F.silu(self.time_in(time.to(x.dtype))))  # (1 or batch, time_dim)
         if self.film is not None:
-            time = torch.cat([time, self.film(clap_vector)], dim=-1)  # (batch, 2 * time_dim)
+            time = torch.cat([for_each(time, clap_vector), self.film(clap_vector)], dim=-1)
+            x = for_each(x, clap_vector)
         contexts = {
             SELF: (None, None),
             GPT2: (gpt2_context, None),
@@ -279,7 +289,7 @@ class UNet(nn.Module):
 
         for level in self.up:
             for layer in level.layers:
-                x = torch.cat([x, skips.pop()], dim=1)  # (batch, channels + skip, time, mel)
+                x = torch.cat([x, for_each(skips.pop(), x)], dim=1)  # (batch, channels + skip, time, mel)
                 x = layer(x, time, contexts)  # (batch, channels, time, mel)
             if level.upsample is not None:
                 x = F.interpolate(

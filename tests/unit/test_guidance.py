@@ -27,10 +27,10 @@ def noise(tiny_model) -> Tensor:
 
 @contextmanager
 def watched(model: AudioLDM2) -> Iterator[list[tuple[int, float]]]:
-    """The rows and the time of every call of the denoising network."""
+    """The rows that every call of the denoising network answers with, and its time."""
     calls: list[tuple[int, float]] = []
     with model.networks.running("unet") as unet:
-        hook = unet.register_forward_pre_hook(lambda _, given: calls.append((len(given[0]), given[1].item())))
+        hook = unet.register_forward_hook(lambda _, given, made: calls.append((len(made), given[1].item())))
         try:
             yield calls
         finally:
@@ -196,3 +196,18 @@ def test_only_false_stops(tiny_model, conditioning, noise):
 
         tiny_model.denoise(conditioning, noise, num_inference_steps=3, on_step=on_step)
         assert steps == [1, 2, 3]
+
+
+# What prompts share -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("t", [torch.tensor(700.0), torch.tensor([700.0, 20.0])])
+def test_a_latent_for_several_prompts_is_answered_as_if_it_stood_there_for_each(
+    tiny_model, conditioning, noise, t
+):
+    both = Conditioning.cat([conditioning.negative, conditioning]).tensors
+    with tiny_model.networks.running("unet") as unet:
+        shared = unet(noise, t, **both)
+        repeated = unet(torch.cat([noise, noise]), t if t.ndim == 0 else torch.cat([t, t]), **both)
+    torch.testing.assert_close(shared, repeated, rtol=0, atol=1e-5)
