@@ -14,6 +14,8 @@ LEAVES = {"errors", "files"}  # anyone may import them
 REFERENCE = {"diffusers", "transformers", "librosa", "scipy", "einops", "torchaudio", "accelerate"}
 MAY_COMPARE = ("compare", "reference", "benchmark")  # in the name of a script whose job it is
 
+STAGE = ("training.losses", "training.recipe", "training.stage")  # what each stage of training stands on
+
 # What each module may import of ours, besides LEAVES. A new module gets a line here, or is imported by none.
 TABLE = {
     "errors": set(),
@@ -30,7 +32,8 @@ TABLE = {
     "memory": {"models.*"},
     "checks": {"models.*", "audio"},
     "weights": {"models", "text", "audio", "samplers", "checks"},
-    "residence": {"models", "weights"},
+    "onednn": set(),
+    "residence": {"models", "onednn", "weights"},
     "request": {"samplers"},
     "ranking": {"text", "audio", "residence"},
     "conditioning": set(),
@@ -48,6 +51,24 @@ TABLE = {
     "__main__": {"cli"},
     "convert": {"models", "models.*", "samplers", "text", "weights", "hub", "checks"},
     "convert.__main__": {"convert", "loading", "weights", "cli", "flags", "checks"},
+    "training.chance": set(),
+    "training.data": {"audio", "training.chance"},
+    "training.losses": {"audio"},
+    "training.discriminators": set(),
+    "training.initialise": {"models", "training.chance"},
+    "training.scratch": {"checks", "models", "models.*", "samplers", "training.initialise", "weights"},
+    "training.recipe": {"checks", "training.data"},
+    "training.descent": {"training.recipe"},
+    "training.stage": {
+        *("audio", "models.*", "pipeline", "residence", "weights"),
+        *("training.chance", "training.descent", "training.recipe"),
+    },
+    "training.vae": {"pipeline", "weights", *STAGE, "training.discriminators"},
+    "training.vocoder": {"pipeline", *STAGE, "training.discriminators"},
+    "training.clap": {"audio", "pipeline", "text", "weights", *STAGE},
+    "training.ldm": {"conditioning", "encoding", "models.*", "pipeline", "weights", *STAGE},
+    "training": {"training.vae", "training.vocoder", "training.clap", "training.ldm", "training.stage"},
+    "training.loop": {"audio", "loading", "plot", "training.data", "training.stage", "weights"},
 }
 
 

@@ -1,0 +1,87 @@
+"""Stage 3: CLAP's two branches learn to put a sound and its caption at the same place.
+
+In a batch every sound has to find its caption among all captions, and every caption its sound. Captions
+that are equal are equally right. AudioLDM 2 needs the text branch to be told a prompt, and both to rank
+candidates.
+
+Source: Wu et al. 2023, "Large-scale contrastive language-audio pretraining" (arXiv 2211.06687); Radford et
+al. 2021, "CLIP" (arXiv 2103.00020).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from audioldm2.audio import clap_log_mel, resample
+from audioldm2.pipeline import AudioLDM2
+from audioldm2.text import ClapTokenizer, pad
+from audioldm2.training.losses import contrastive
+from audioldm2.training.recipe import Recipe
+from audioldm2.training.stage import Sample, Stage
+from audioldm2.weights import Checkpoint, hearing_of
+
+SHARPEST = math.log(100)  # of the logarithmic factor on cosines, as in CLIP, section 2.5
+
+
+@dataclass(frozen=True)
+class ClapRecipe(Recipe):
+    """Defaults: LAION's, but for the batch of 2,304, which is several GPUs' work."""
+
+    batch: int = 64  # the more, the harder the choice
+    seconds: float = 10.0  # at most, for CLAP hears no more
+    learning_rate: float = 1e-4
+    warmup: int = 3200
+    cosine: bool = True
+    betas: tuple[float, ...] = (0.99, 0.9)
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seconds > 10:
+            raise ValueError(f"seconds is {self.seconds}; CLAP hears 10 at most.")
+
+
+class ClapStage(Stage):
+    name = "clap"
+    captioned = True
+    recipes: ClassVar = {
+        "published": ClapRecipe(),
+        "small": ClapRecipe(seconds=2.56, steps=5000, learning_rate=5e-4, warmup=200, betas=(0.9, 0.99)),
+    }
+    recipe: ClapRecipe
+
+    def __init__(self, checkpoint: Checkpoint, recipe: ClapRecipe, device: torch.device, seed: int = 0):
+        super().__init__(checkpoint, recipe, device, seed)
+        self.tokenizer = ClapTokenizer.from_folder(checkpoint.tokenizers["clap_tokenizer"])
+        self.hearing = hearing_of(checkpoint, checkpoint.source)
+
+    def trains(self) -> tuple[str, ...]:
+        return ("clap_text", "clap_audio")
+
+    def losses(self, wave: Tensor, captions: list[str], drawn: torch.Generator) -> dict[str, Tensor]:
+        text, audio = self.trained["clap_text"], self.trained["clap_audio"]
+        log_mel = clap_log_mel(
+            resample(wave, self.front_end.sample_rate, self.hearing.sample_rate), self.hearing
+        )
+        tokens = pad([self.tokenizer.encode(caption) for caption in captions], self.tokenizer.pad_id)
+        with self.autocast():
+            sounds = audio(log_mel)  # (batch, dim)
+            texts = text(tokens.ids.to(self.device), tokens.mask.to(self.device))  # (batch, dim)
+        sounds, texts = sounds.float(), texts.float()
+        same = torch.tensor([[one == other for other in captions] for one in captions], device=self.device)
+        loss = contrastive(sounds, texts, audio.logit_scale, text.logit_scale, same)
+        gradient = self.descent.step(loss, self.done)
+        with torch.no_grad():
+            for branch in (text, audio):
+                branch.logit_scale.clamp_(max=SHARPEST)
+            found = (sounds @ texts.T).argmax(dim=1)  # the caption that each sound chooses
+            right = same.gather(1, found[:, None]).float().mean()
+        return {"loss": loss, "right": right, "scale": audio.logit_scale.exp(), "gradient": gradient}
+
+    def samples(self, model: AudioLDM2, wave: Tensor, captions: list[str]) -> Iterator[Sample]:
+        """Nothing to hear: "right" in the metrics is the part of sounds that find their captions."""
+        return iter(())

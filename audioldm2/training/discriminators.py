@@ -1,0 +1,109 @@
+"""The adversaries of the vocoder and of the VAE: networks that tell what was made from what is true.
+
+They are thrown away after training.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+Judgement = tuple[Tensor, list[Tensor]]  # scores, and what each layer before them sees
+
+
+class PeriodDiscriminator(nn.Module):
+    """Sees a wave as an image whose rows are `period` samples long, column by column.
+
+    Source: Kong et al. 2020, "HiFi-GAN" (arXiv 2010.05646), section 2.3, with width 32.
+    """
+
+    def __init__(self, period: int, width: int):
+        super().__init__()
+        self.period = period
+        channels = [1, width, 4 * width, 16 * width, 32 * width, 32 * width]
+        self.convs = nn.ModuleList(
+            weight_norm(nn.Conv2d(inputs, outputs, (5, 1), (stride, 1), padding=(2, 0)))
+            for inputs, outputs, stride in zip(channels[:-1], channels[1:], (3, 3, 3, 3, 1), strict=True)
+        )
+        self.score = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, wave: Tensor) -> Judgement:
+        x = F.pad(wave, (0, -wave.shape[1] % self.period), mode="reflect")
+        x = x.unflatten(1, (1, -1, self.period))  # (batch, 1, rows, period)
+        return _judge(self.convs, self.score, x)
+
+
+class ScaleDiscriminator(nn.Module):
+    """Sees a wave at one resolution, through long grouped convolutions.
+
+    Source: Kumar et al. 2019, "MelGAN" (arXiv 1910.06711), in the sizes of HiFi-GAN, with width 32.
+    """
+
+    def __init__(self, width: int, normalised):
+        super().__init__()
+        sizes = [  # channels, kernel, stride, groups
+            (4 * width, 15, 1, 1), (4 * width, 41, 2, 4), (8 * width, 41, 2, 16), (16 * width, 41, 4, 16),
+            (32 * width, 41, 4, 16), (32 * width, 41, 1, 16), (32 * width, 5, 1, 1),
+        ]  # fmt: skip
+        self.convs = nn.ModuleList()
+        inputs = 1
+        for outputs, kernel, stride, groups in sizes:
+            conv = nn.Conv1d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
+            self.convs.append(normalised(conv))
+            inputs = outputs
+        self.score = normalised(nn.Conv1d(inputs, 1, 3, padding=1))
+
+    def forward(self, wave: Tensor) -> Judgement:
+        return _judge(self.convs, self.score, wave.unsqueeze(1))  # (batch, 1, samples)
+
+
+class WaveDiscriminators(nn.Module):
+    """All that judge a wave: one for each period, and one for each of three halvings of the rate.
+
+    width: of their first layers, a multiple of 4; 32 in the paper. Their size grows with its square.
+    """
+
+    def __init__(self, width: int = 32, periods: tuple[int, ...] = (2, 3, 5, 7, 11), scales: int = 3):
+        super().__init__()
+        self.periods = nn.ModuleList(PeriodDiscriminator(period, width) for period in periods)
+        # The first sees the raw wave, and is held in by its spectral norm, as in HiFi-GAN.
+        self.scales = nn.ModuleList(
+            ScaleDiscriminator(width, weight_norm if halvings else spectral_norm)
+            for halvings in range(scales)
+        )
+
+    def forward(self, wave: Tensor) -> list[Judgement]:
+        """What each makes of waves (batch, samples)."""
+        judgements = [judge(wave) for judge in self.periods]
+        for scale in self.scales:
+            judgements.append(scale(wave))
+            wave = F.avg_pool1d(wave.unsqueeze(1), 4, 2, padding=2).squeeze(1)  # (batch, samples / 2)
+        return judgements
+
+
+class PatchDiscriminator(nn.Sequential):
+    """A score for every patch of a log-mel spectrogram: (batch, 1, time, mel) to (batch, 1, less, less).
+
+    Source: Isola et al. 2017, "pix2pix" (arXiv 1611.07004), as in Rombach et al. 2022, with width 64.
+    """
+
+    def __init__(self, width: int = 64):
+        layers = [nn.Conv2d(1, width, 4, 2, padding=1), nn.LeakyReLU(0.2)]
+        for inputs, outputs, stride in ((1, 2, 2), (2, 4, 2), (4, 8, 1)):
+            conv = nn.Conv2d(inputs * width, outputs * width, 4, stride, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(outputs * width), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+def _judge(convs: nn.ModuleList, score: nn.Module, x: Tensor) -> Judgement:
+    seen = []
+    for conv in convs:
+        x = F.leaky_relu(conv(x), 0.1)
+        seen.append(x)
+    x = score(x)
+    return torch.flatten(x, 1), [*seen, x]

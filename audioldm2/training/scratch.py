@@ -1,0 +1,123 @@
+"""A whole model to train from nothing: sizes, vocabularies trained on the captions, untrained networks."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor
+
+from audioldm2 import checks, weights
+from audioldm2.errors import some
+from audioldm2.models import NETWORKS
+from audioldm2.models.clap_audio import ClapAudioConfig
+from audioldm2.models.clap_text import ClapTextConfig
+from audioldm2.models.gpt2 import GPT2Config
+from audioldm2.models.hifigan import HiFiGANConfig
+from audioldm2.models.projection import ProjectionConfig
+from audioldm2.models.t5 import T5Config
+from audioldm2.models.unet import GPT2, SELF, T5, UNetConfig
+from audioldm2.models.vae import VAEConfig
+from audioldm2.samplers import NoiseSchedule
+from audioldm2.training.initialise import initialise
+
+# The published geometry (16 kHz, 64 bands, latents of 8 x time x 16) at widths that a CPU can train: 8
+# million parameters in all.
+SMALL: dict[str, Any] = {
+    "clap_text": ClapTextConfig(dim=128, depth=2, heads=4, ff_dim=256, max_positions=514, projection_dim=128),
+    "t5": T5Config(dim=128, depth=2, heads=4, head_dim=32, ff_dim=256),
+    "projection": ProjectionConfig(clap_dim=128, t5_dim=128, gpt2_dim=128),
+    "gpt2": GPT2Config(dim=128, depth=2, heads=4, max_positions=160),
+    "unet": UNetConfig(
+        channels=(32, 64, 96), heads=(1, 2, 3), transformers=((), (SELF, GPT2, T5), (SELF, GPT2, T5)),
+        layers=1, gpt2_dim=128, t5_dim=128, norm_groups=8,
+    ),
+    "vae": VAEConfig(channels=(16, 32, 64), layers=1, norm_groups=8, scaling_factor=1.0),
+    "hifigan": HiFiGANConfig(channels=128, branch_kernels=(3, 7), branch_dilations=((1, 3, 5), (1, 3, 5))),
+    "clap_audio": ClapAudioConfig(
+        dim=32, depths=(1, 1, 2), heads=(2, 4, 8), patch_size=8, patch_stride=8, ff_ratio=2.0,
+        projection_dim=128,
+    ),
+}  # fmt: skip
+PUBLISHED = {name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"}
+SIZES = {"small": SMALL, "published": PUBLISHED}
+
+CLAP_PIECES, T5_PIECES = 1000, 500  # the most that a vocabulary trained here has
+
+
+def configs_from(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The config of each network from a JSON object of sizes {network: {field: value}}.
+
+    A field that is not given is as in "small", and so is a whole network.
+    Raises ValueError for a network that is not known, WeightsError for a field or value that cannot be.
+    """
+    unknown = [name for name in values if name not in SMALL]
+    if unknown:
+        raise ValueError(f"{where} has {some(unknown)}; the networks are {', '.join(SMALL)}.")
+    return {
+        name: checks.build(type(config), values.get(name, {}), f"'{name}' in {where}", default=config)
+        for name, config in SMALL.items()
+    }
+
+
+def from_scratch(
+    configs: Mapping[str, Any], captions: Sequence[str], folder: Path, *, seed: int = 0
+) -> weights.Checkpoint:
+    """A checkpoint of untrained networks, with vocabularies trained on captions.
+
+    configs: of each network; the sizes of the vocabularies in them give way to what is trained.
+    folder:  for the tokenizers' files; it must exist.
+    Raises ValueError when there are too few captions to make a vocabulary of, WeightsError for configs that
+    cannot be built, or do not fit each other.
+    """
+    train_vocabularies(captions, folder)
+    sizes = {
+        name: kind.from_folder(folder / name).splitter.get_vocab_size()
+        for name, kind in weights.TOKENIZERS.items()
+    }
+    configs = dict(configs) | {
+        weights.TEXT_ENCODERS[name]: replace(configs[weights.TEXT_ENCODERS[name]], vocabulary=size)
+        for name, size in sizes.items()
+    }
+    checkpoint = weights.Checkpoint(
+        configs=configs,
+        states={name: partial(_untrained, name, config, seed) for name, config in configs.items()},
+        schedule=asdict(NoiseSchedule()),
+        clap_mel={},
+        tokenizers={name: folder / name for name in sizes},
+        source="trained from scratch",
+    )
+    weights.check(checkpoint, "the sizes asked for")
+    return checkpoint
+
+
+def _untrained(name: str, config: Any, seed: int) -> dict[str, Tensor]:
+    return initialise(name, config, seed).state_dict()
+
+
+def train_vocabularies(captions: Sequence[str], folder: Path) -> None:
+    """Byte-level BPE for CLAP and SentencePiece for T5, in the files of the published ones."""
+    if not any(caption.strip() for caption in captions):
+        raise ValueError(
+            "there are no captions to train vocabularies on; add captions to the data, or begin with --model."
+        )
+    bpe = ByteLevelBPETokenizer()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe.train_from_iterator(captions, vocab_size=CLAP_PIECES, show_progress=False, special_tokens=specials)
+    (folder / "clap_tokenizer").mkdir()
+    bpe.save_model(str(folder / "clap_tokenizer"))
+
+    pieces = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(captions), model_writer=pieces, vocab_size=T5_PIECES,
+            hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise ValueError(f"{len(captions)} captions make no vocabulary for T5: {error}") from error
+    (folder / "t5_tokenizer").mkdir()
+    (folder / "t5_tokenizer" / "spiece.model").write_bytes(pieces.getvalue())

@@ -1,0 +1,128 @@
+"""Stage 2: the vocoder learns to make waves of log-mel spectrograms.
+
+What it is told: have the same mel spectrogram (L1), the same magnitudes at three resolutions, and, from a
+step on, deceive discriminators that look at periods and scales of the wave, and look the same to their
+layers.
+
+Source: Kong et al. 2020, "HiFi-GAN" (arXiv 2010.05646), section 2.4; Yamamoto et al. 2020, "Parallel WaveGAN"
+(arXiv 1910.11480), for the magnitudes.
+
+Trap: a sound from the vocoder is a little longer than its spectrogram; the end is not compared.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from audioldm2.pipeline import AudioLDM2
+from audioldm2.training import losses
+from audioldm2.training.discriminators import WaveDiscriminators
+from audioldm2.training.recipe import Recipe
+from audioldm2.training.stage import Sample, Stage
+
+
+@dataclass(frozen=True)
+class VocoderRecipe(Recipe):
+    """Defaults: HiFi-GAN's, with clips of 8,192 samples at 16 kHz."""
+
+    seconds: float = 0.512
+    steps: int = 500_000
+    learning_rate: float = 2e-4
+    betas: tuple[float, ...] = (0.8, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 1000.0  # HiFi-GAN clips nothing; this only stops an explosion
+    mel_weight: float = 45.0
+    stft_weight: float = 1.0
+    adversary_from: int | None = 0  # the first step against the discriminators; null: never
+    adversary_weight: float = 1.0
+    matching_weight: float = 2.0  # of the features that the discriminators see
+    adversary_width: int = 32  # channels of their first layers, a multiple of 4
+    through_vae: bool = False  # learn from what the VAE makes of a spectrogram, as it will be in use
+
+
+class VocoderStage(Stage):
+    name = "vocoder"
+    captioned = False
+    recipes: ClassVar = {
+        "published": VocoderRecipe(),
+        "small": VocoderRecipe(
+            steps=20_000,
+            learning_rate=5e-4,
+            warmup=200,
+            cosine=True,
+            adversary_from=10_000,
+            adversary_width=8,
+        ),
+    }
+    recipe: VocoderRecipe
+
+    def trains(self) -> tuple[str, ...]:
+        return ("hifigan",)
+
+    def reads(self) -> tuple[str, ...]:
+        return ("vae",) if self.recipe.through_vae else ()
+
+    def make_adversary(self) -> nn.Module | None:
+        recipe = self.recipe
+        return None if recipe.adversary_from is None else WaveDiscriminators(recipe.adversary_width)
+
+    def losses(self, wave: Tensor, captions: list[str], drawn: torch.Generator) -> dict[str, Tensor]:
+        recipe = self.recipe
+        mel = self.mel(wave)
+        true = wave[:, : mel.shape[1] * self.front_end.hop]  # (batch, samples)
+        if recipe.through_vae:
+            mel = self.reconstruct(mel)
+        with self.autocast():
+            made = self.trained["hifigan"](mel)[:, : true.shape[1]]
+        made = made.float()
+        against = recipe.adversary_from is not None and self.done >= recipe.adversary_from
+        parts = {}
+        if against:
+            self.adversary.requires_grad_(True)
+            with self.autocast():
+                of_true, of_made = self.adversary(true), self.adversary(made.detach())
+            parts["tell"] = losses.least_squares_discriminator(_scores(of_true), _scores(of_made))
+            self.adversary_descent.step(parts["tell"], self.done)
+
+        parts |= {"mel": losses.mel_loss(made, true, self.front_end), "stft": losses.stft_loss(made, true)}
+        loss = recipe.mel_weight * parts["mel"] + recipe.stft_weight * parts["stft"]
+        if against:
+            self.adversary.requires_grad_(False)
+            with self.autocast():
+                with torch.no_grad():
+                    of_true = self.adversary(true)
+                of_made = self.adversary(made)
+            parts["deceive"] = losses.least_squares_generator(_scores(of_made))
+            parts["matching"] = losses.feature_matching(_features(of_true), _features(of_made))
+            loss = loss + recipe.adversary_weight * parts["deceive"]
+            loss = loss + recipe.matching_weight * parts["matching"]
+        parts["gradient"] = self.descent.step(loss, self.done)
+        return {"loss": loss} | parts
+
+    @torch.no_grad()
+    def reconstruct(self, mel: Tensor) -> Tensor:
+        """What the VAE makes of log-mels (batch, frames, mels)."""
+        vae = self.network("vae")
+        mean, _ = vae.encode(mel.unsqueeze(1))
+        return vae.decode(mean).squeeze(1)
+
+    @torch.no_grad()
+    def samples(self, model: AudioLDM2, wave: Tensor, captions: list[str]) -> Iterator[Sample]:
+        """Each clip, and what the vocoder makes of its spectrogram."""
+        mel = self.mel(wave)
+        made = model.vocode(mel).float().cpu()[:, : wave.shape[1]]
+        made_mel = self.mel(made)
+        for i in range(len(wave)):
+            yield Sample(f"{i}-true", wave[i], mel[i])
+            yield Sample(f"{i}-vocoded", made[i], made_mel[i])
+
+
+def _scores(judgements: list) -> list[Tensor]:
+    return [score.float() for score, _ in judgements]
+
+
+def _features(judgements: list) -> list[list[Tensor]]:
+    return [features for _, features in judgements]

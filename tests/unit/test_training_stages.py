@@ -1,0 +1,313 @@
+"""Each stage learns, teaches what it should and nothing else, and is told what the model is told in use."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from audioldm2 import AudioLDM2, weights
+from audioldm2.audio import VAE_MEL
+from audioldm2.models.hifigan import HiFiGANConfig
+from audioldm2.models.unet import SELF, T5
+from audioldm2.training import STAGES, Stage
+from audioldm2.training.clap import SHARPEST
+from audioldm2.training.descent import Average, Descent
+from audioldm2.training.initialise import initialise
+from audioldm2.training.recipe import Recipe, changed
+from audioldm2.training.scratch import SMALL, configs_from
+from audioldm2.training.stage import VAE_MEL_48K, front_end
+from audioldm2.weights import Checkpoint
+from tests.training import clips, untrained
+
+CPU = torch.device("cpu")
+QUICK = {  # recipes that show every part of each stage in a few steps
+    "vae": {"learning_rate": 3e-3, "warmup": 0, "adversary_from": 2, "adversary_width": 8},
+    "vocoder": {"learning_rate": 3e-3, "warmup": 0, "adversary_from": 2, "adversary_width": 4},
+    "clap": {"learning_rate": 1e-3, "warmup": 0},
+    "ldm": {"learning_rate": 3e-3, "warmup": 0, "min_snr": None},
+}
+
+
+def stage_of(name: str, checkpoint: Checkpoint, **values) -> Stage:
+    recipe = changed(STAGES[name].recipes["small"], QUICK[name] | values, "the test's recipe")
+    return STAGES[name](checkpoint, recipe, CPU)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory) -> Checkpoint:
+    return untrained(tmp_path_factory.mktemp("vocabularies"))
+
+
+@pytest.fixture(scope="module")
+def random(tiny_folder: Path) -> Checkpoint:
+    """With every parameter random, so that a gradient reaches each at once."""
+    return weights.read(tiny_folder)
+
+
+def copies(networks: dict[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    return {
+        name: {key: tensor.detach().clone() for key, tensor in network.named_parameters()}
+        for name, network in networks.items()
+    }
+
+
+# Learning ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, count, seconds, steps, rate, of, factor",
+    [
+        ("vae", 2, 0.32, 40, 1e-2, "l1", 0.2),
+        ("vocoder", 2, 0.256, 30, 2e-3, "mel", 0.5),
+        ("clap", 6, 0.8, 40, 3e-3, "loss", 0.5),
+        ("ldm", 4, 0.32, 60, 3e-3, "loss", 0.65),
+    ],
+)
+def test_a_stage_learns_a_few_clips_by_heart(
+    name, count, seconds, steps, rate, of, factor, scratch: Checkpoint
+):
+    never = {"adversary_from": None} if "adversary_from" in QUICK[name] else {}
+    stage = stage_of(name, scratch, steps=steps, learning_rate=rate, cosine=False, **never)
+    found = [stage.step(*clips(count, seconds))[of] for _ in range(steps)]
+    last = sum(found[-10:]) / 10
+    assert last < factor * found[0], f"{of} went from {found[0]:.3f} to {last:.3f}"
+
+
+@pytest.mark.parametrize("name", ["vae", "vocoder"])
+def test_adversaries_enter_at_their_step_and_learn(name: str, scratch: Checkpoint):
+    stage = stage_of(name, scratch)
+    before = copies({"adversary": stage.adversary})["adversary"]
+    batch = clips(2, 0.256)
+    assert not any({"tell", "deceive"} & stage.step(*batch).keys() for _ in range(2))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in stage.adversary.named_parameters())
+    tells = [stage.step(*batch)["tell"] for _ in range(6)]
+    assert not any(torch.equal(tensor, before[key]) for key, tensor in stage.adversary.named_parameters())
+    assert tells[-1] < tells[0]
+
+
+@pytest.mark.parametrize(
+    "name, values, learns, reads",
+    [
+        ("vae", {}, {"vae"}, set()),
+        ("vocoder", {}, {"hifigan"}, set()),
+        ("vocoder", {"through_vae": True}, {"hifigan"}, {"vae"}),
+        ("clap", {}, {"clap_text", "clap_audio"}, set()),
+        ("ldm", {"train_t5": False}, {"unet", "projection", "gpt2"}, {"vae", "clap_text", "t5"}),
+        ("ldm", {"train_t5": True}, {"unet", "projection", "gpt2", "t5"}, {"vae", "clap_text"}),
+    ],
+)
+def test_gradients_reach_what_learns_and_nothing_else(name, values, learns, reads, random: Checkpoint):
+    stage = stage_of(name, random, **values)
+    everything = {each: stage.network(each) for each in learns | reads}
+    assert set(stage.trained) == learns and set(stage.reads()) == reads
+    before = copies(everything)
+    stage.step(*clips(4, 0.8))
+    for each, network in everything.items():
+        for key, parameter in network.named_parameters():
+            same = torch.equal(parameter, before[each][key])
+            assert same == (each in reads), f"{each}.{key} {'stayed' if same else 'changed'}"
+            assert parameter.requires_grad == (each in learns)
+    stored = {each: random.states[each]() for each in learns}
+    assert all(torch.equal(stored[each][key], before[each][key]) for each in learns for key in before[each])
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_bfloat16_learns_too(name: str, random: Checkpoint):
+    losses = []
+    for bf16 in (False, True):
+        stage = stage_of(name, random, bf16=bf16)
+        losses.append([stage.step(*clips(2, 0.256))["loss"] for _ in range(3)][-1])
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_clap_hears_with_dropout_and_learns_the_level_of_each_band(random: Checkpoint):
+    stage = stage_of("clap", random)
+    audio = stage.trained["clap_audio"]
+    before = audio.band_norm.running_mean.clone()
+    assert audio.stages[0].blocks[0].dropout.training
+    with torch.no_grad():
+        audio.logit_scale.fill_(SHARPEST + 1)
+    stage.step(*clips(4))
+    assert not torch.equal(audio.band_norm.running_mean, before)
+    assert audio.logit_scale <= SHARPEST
+
+
+def test_the_scaling_factor_gives_latents_of_unit_variance(scratch: Checkpoint):
+    stage = stage_of("vae", scratch)
+    for _ in range(3):
+        stage.step(*clips(4))
+    batches = [clips(4)[0], clips(8)[0][4:]]
+    stage.measure(batches)
+    vae = stage.trained["vae"]
+    vae.config = stage.checkpoint().configs["vae"]
+    with torch.no_grad():
+        mean, std = vae.encode(stage.mel(torch.cat(batches)).unsqueeze(1))
+    z = mean + std * torch.randn(mean.shape)
+    assert float(z.std()) == pytest.approx(1, abs=0.02)
+
+
+# What the denoiser is told ----------------------------------------------------------------------------------
+
+
+def test_a_caption_is_told_as_in_use_and_a_dropped_one_as_guidance_tells_nothing(
+    random: Checkpoint, tiny_model: AudioLDM2
+):
+    stage = stage_of("ldm", random)
+    captions = ["rain", "a dog barks while the rain falls on the roof", "a bell"]
+    expected = tiny_model.encode_prompt(captions)
+    for dropped in ([False] * 3, [True] * 3, [True, False, True]):
+        told = stage.encode(captions, torch.tensor(dropped))
+        for name, tensor in told.tensors.items():
+            rows = zip(dropped, expected.negative.tensors[name], expected.tensors[name], strict=True)
+            wanted = torch.stack([nothing if drop else caption for drop, nothing, caption in rows])
+            torch.testing.assert_close(tensor.detach(), wanted, atol=1e-5, rtol=1e-5)
+        assert told.gpt2_context.requires_grad
+
+
+@pytest.mark.parametrize("part, fewest, most", [(0.0, 0, 0), (1.0, 96, 96), (0.25, 12, 36)])
+def test_so_many_captions_are_dropped(part, fewest, most, random: Checkpoint, monkeypatch):
+    stage = stage_of("ldm", random, prompt_dropout=part)
+    encode, seen = stage.encode, []
+    monkeypatch.setattr(
+        stage, "encode", lambda captions, dropped: seen.append(dropped) or encode(captions, dropped)
+    )
+    for _ in range(4):
+        stage.step(torch.zeros(24, 1600), ["rain"] * 24)
+    assert fewest <= int(torch.cat(seen).sum()) <= most
+
+
+@pytest.mark.parametrize(
+    "unet, learns",
+    [
+        ({"transformers": ((), (SELF, T5))}, {"unet"}),
+        ({"transformers": ((), (SELF,)), "film_dim": 32}, {"unet"}),
+    ],
+)
+def test_denoisers_that_hear_less_learn_too(unet: dict, learns: set[str], scratch: Checkpoint):
+    config = replace(scratch.configs["unet"], **unet)
+    state = initialise("unet", config).state_dict()
+    other = replace(
+        scratch, configs=scratch.configs | {"unet": config}, states=scratch.states | {"unet": lambda: state}
+    )
+    stage = stage_of("ldm", other, train_t5=False)
+    assert set(stage.trained) == learns
+    losses = [stage.step(*clips(2, 0.32))["loss"] for _ in range(4)]
+    assert losses[-1] < losses[0]
+    assert state["conv_out.weight"].abs().max() == 0  # what was given stays as it was
+
+
+# What they share --------------------------------------------------------------------------------------------
+
+
+def test_the_average_follows_its_formula():
+    network = nn.BatchNorm1d(1)
+    average = Average(network, decay=0.9)
+    expected = 1.0
+    for n in range(1, 101):
+        with torch.no_grad():
+            network.weight.fill_(1.0 + n)
+            network.running_mean.fill_(n)
+            network.num_batches_tracked.fill_(n)
+        average.update(n)
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * (1.0 + n)
+    assert float(average.state["weight"]) == pytest.approx(expected, rel=1e-5)
+    assert average.state["running_mean"] == 100  # no parameter: taken as it is
+
+
+def test_the_average_is_what_is_written(random: Checkpoint):
+    stage = stage_of("ldm", random)
+    for _ in range(2):
+        stage.step(*clips(2))
+    written = stage.checkpoint().states["unet"]()
+    assert torch.equal(written["conv_out.weight"], stage.averages["unet"].state["conv_out.weight"])
+    assert not torch.equal(written["conv_out.weight"], stage.trained["unet"].conv_out.weight)
+    assert stage.checkpoint().states["vae"] is random.states["vae"]
+
+
+def test_learning_rates_rise_stay_and_fall():
+    recipe = Recipe(learning_rate=1.0, warmup=4, steps=104)
+    assert [recipe.learning_rate_at(step) for step in (0, 1, 3, 4, 103)] == [0.25, 0.5, 1, 1, 1]
+    falling = replace(recipe, cosine=True)
+    assert [falling.learning_rate_at(step) for step in (3, 4, 54)] == pytest.approx([1, 1, 0.5])
+    assert falling.learning_rate_at(103) < 1e-3
+    assert Recipe(learning_rate=1.0, warmup=4, steps=20).learning_rate_at(1) == 1  # a tenth of the steps
+
+
+def test_gradients_are_clipped_and_vectors_do_not_decay():
+    network = nn.Linear(2, 1)
+    descent = Descent([network], Recipe(clip=1e-3, learning_rate=0.1, weight_decay=0.5))
+    norm = descent.step(1000 * (network.weight.sum() + network.bias.sum()), 0)
+    assert norm > 1000
+    assert nn.utils.get_total_norm([p.grad for p in network.parameters()]) == pytest.approx(1e-3, rel=1e-3)
+    assert [group["weight_decay"] for group in descent.optimiser.param_groups] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"batch": 0}, "batch is 0; it has to be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0; it has to be above 0"),
+        ({"pad": "mirror"}, "pad is 'mirror'; it has to be one of silence, repeat"),
+        ({"betas": [0.9]}, "betas is"),
+        ({"steps": "many"}, "steps of the recipe is 'many'; it has to be a whole number"),
+        ({"adversary": 3}, "has 'adversary'; this stage knows batch, "),
+        ({"prompt_dropout": 2}, "prompt_dropout is 2; it has to be from 0 to 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_in_a_sentence(values: dict, said: str):
+    with pytest.raises((ValueError, weights.WeightsError), match=said.replace("(", r"\(")):
+        changed(STAGES["ldm"].recipes["small"], values, "the recipe")
+
+
+def test_clips_longer_than_clap_hears_are_refused():
+    with pytest.raises((ValueError, weights.WeightsError), match="CLAP hears 10 at most"):
+        changed(STAGES["clap"].recipes["small"], {"seconds": 12.0}, "the recipe")
+
+
+def test_what_a_checkpoint_lacks_is_told(random: Checkpoint):
+    less = replace(random, configs={n: c for n, c in random.configs.items() if n != "clap_audio"})
+    with pytest.raises(ValueError, match="has no 'clap_audio', which the stage 'clap' needs"):
+        stage_of("clap", less)
+
+
+def test_front_ends_are_upstreams():
+    assert front_end(HiFiGANConfig()) == VAE_MEL
+    wide = HiFiGANConfig(mels=256, sample_rate=48_000, upsample_rates=(6, 5, 4, 2, 2))
+    assert front_end(wide) == VAE_MEL_48K
+    with pytest.raises(ValueError, match="24000 Hz"):
+        front_end(HiFiGANConfig(sample_rate=24_000))
+
+
+# Beginning --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_a_seed_gives_the_same_beginning_each_time(name: str, scratch: Checkpoint):
+    config = scratch.configs[name]
+    before = torch.get_rng_state()
+    one, same, other = (initialise(name, config, seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+    assert all(tensor.isfinite().all() for tensor in one.values())
+
+
+def test_the_denoiser_begins_with_no_noise_and_the_vocoder_audible(scratch: Checkpoint):
+    unet = initialise("unet", scratch.configs["unet"])
+    contexts = torch.randn(1, 4, 32), torch.randn(1, 3, 32)
+    assert unet(torch.randn(1, 8, 16, 16), torch.tensor(500.0), *contexts).abs().max() == 0
+    for channels in (64, 512):
+        vocoder = initialise("hifigan", replace(scratch.configs["hifigan"], channels=channels))
+        assert 0.03 < vocoder(3 * torch.randn(1, 20, 64) - 5).std() < 0.3
+
+
+def test_sizes_say_what_differs_from_small():
+    configs = configs_from({"unet": {"depth": 2}}, "sizes.json")
+    assert configs == SMALL | {"unet": replace(SMALL["unet"], depth=2)}
+    with pytest.raises(ValueError, match=r"sizes\.json has 'phonemes'; the networks are"):
+        configs_from({"phonemes": {}}, "sizes.json")
+    with pytest.raises(weights.WeightsError, match=r"depth of 'unet' in sizes\.json is 'two'"):
+        configs_from({"unet": {"depth": "two"}}, "sizes.json")
