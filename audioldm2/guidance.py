@@ -20,10 +20,11 @@ def guided(
     eps = eps_negative + scale * (eps_prompt - eps_negative)      (Ho and Salimans 2022, "Classifier-free
     guidance")
 
-    Both are one call of the network, negative rows first, which computes what they share once. A scale up to 1 leaves the prompt's prediction as
-    it is, and so does a sigma outside of `interval`: lo < sigma <= hi is guided (Kynkaanniemi et al. 2024).
-    `rescale` moves the spread of eps towards that of eps_prompt (Lin et al. 2023, eq. 15 and 16; 0 = not at
-    all). The sampler's x stays float32; the network runs in the dtype of the conditioning.
+    Both are one call of the network, negative rows first, which computes what they share once. A scale up to
+    1 leaves the prompt's prediction as it is, and so does a sigma outside of `interval`: lo < sigma <= hi is
+    guided (Kynkaanniemi et al. 2024). `rescale` moves the spread of eps towards that of eps_prompt (Lin et
+    al. 2023, eq. 15 and 16; 0 = not at all). The sampler's x stays float32; the network runs in the dtype of
+    the conditioning.
     """
     if scale > 1 and conditioning.negative is None:
         raise ValueError(

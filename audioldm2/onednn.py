@@ -13,17 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, asked of oneDNN where it may: in float32, on a CPU, without gradients."""
+    if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled() and is_here():
+        return _linear(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
 class Linear(nn.Linear):
-    """An `nn.Linear` that asks oneDNN where it may: on the CPU, in float32, without gradients."""
+    """An `nn.Linear` that asks oneDNN where it may."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
-            return _linear(x, self.weight, self.bias)
-        return super().forward(x)
+        return linear(x, self.weight, self.bias)
 
 
 def through_onednn(network: nn.Module) -> nn.Module:
-    """The same network, whose linear layers are asked of oneDNN where this PyTorch can."""
+    """The same network, whose linear layers ask oneDNN where this PyTorch can."""
     if is_here():
         for module in network.modules():
             if type(module) is nn.Linear:

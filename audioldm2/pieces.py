@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from audioldm2.models.hifigan import HiFiGAN, HiFiGANConfig
 from audioldm2.models.vae import VAE, Decoder, ResidualBlock, SelfAttention, VAEConfig
+from audioldm2.onednn import linear
 
 VOCODER_FRAMES = 512  # mel frames to a piece: 5.12 s; the context adds 9 % of work
 # In mel frames too, so that they are the same seconds for a decoder of any depth.
@@ -244,10 +245,10 @@ def _attend(attn: SelfAttention, pieces: list[Tensor], norms: Norms, heard: Iter
     for block in heard:
         keys, values = _wide(attn.key(seq(block))), _wide(attn.value(seq(block)))  # (keys, channels) both
         for i, query in enumerate(queries):
-            scores = query @ keys.T  # (queries, keys)
+            scores = linear(query, keys)  # (queries, keys)
             top = torch.maximum(largest[i], scores.amax(dim=1, keepdim=True))
             weights, fewer = scores.sub_(top).exp_(), (largest[i] - top).exp()
-            mixed[i].mul_(fewer).addmm_(weights, values)
+            mixed[i].mul_(fewer).add_(linear(weights, values.T))
             total[i].mul_(fewer).add_(weights.sum(dim=1, keepdim=True))
             largest[i] = top
     for i, piece in enumerate(pieces):

@@ -76,7 +76,8 @@ CONFIGS = {  # the config.json of each folder of the diffusers layout
 
 def networks() -> dict[str, object]:
     """The config of each of our networks."""
-    return {name: part.config_from(CONFIGS[part.folder]) for name, part in convert.PARTS.items() if name != "phonemes"}
+    parts = {name: part for name, part in convert.PARTS.items() if name != "phonemes"}
+    return {name: part.config_from(CONFIGS[part.folder]) for name, part in parts.items()}
 
 
 def random_state(name: str, config: object) -> dict[str, Tensor]:

@@ -337,9 +337,7 @@ def test_widths_are_compared_only_where_the_unet_attends(tiny_model, monkeypatch
     unet, cond = tiny_model.networks.configs["unet"], tiny_model.encode_prompt("rain")
     noise = torch.randn(tiny_model.sound.latents(1, 4))
     monkeypatch.setitem(tiny_model.networks.configs, "unet", replace(unet, gpt2_dim=999))
-    with pytest.raises(
-        ValueError, match=r"gpt2_context 24 wide, .*; this model needs gpt2_context 999 wide"
-    ):
+    with pytest.raises(ValueError, match=r"gpt2_context 24 wide, .*; this model needs gpt2_context 999 wide"):
         tiny_model.denoise(cond, noise, num_inference_steps=1)
     t5_alone = replace(unet, gpt2_dim=999, transformers=((), (), (SELF, T5)))
     monkeypatch.setitem(tiny_model.networks.configs, "unet", t5_alone)

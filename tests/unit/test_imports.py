@@ -28,7 +28,7 @@ TABLE = {
     "audio": set(),
     "plot": set(),
     "hub": set(),
-    "pieces": {"models.*"},
+    "pieces": {"models.*", "onednn"},
     "memory": {"models.*"},
     "checks": {"models.*", "audio"},
     "weights": {"models", "text", "audio", "samplers", "checks"},
