@@ -99,12 +99,13 @@ def read_file(path: Path) -> dict[str, Any]:
         return read_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is not a plain file of tensors: it is damaged, or holds objects that would run code "
-            f"when read, which is refused{_reason(error)}. Use a safetensors file."
-        ) from error
     except Exception as error:  # one wrong byte leads an unpickler to KeyError, IndexError, struct.error, ...
+        # Older versions wrap what the archive's reader says; it is a damaged file all the same.
+        if isinstance(error, pickle.UnpicklingError) and "PytorchStreamReader" not in str(error):
+            raise WeightsError(
+                f"{path} is not a plain file of tensors: it is damaged, or holds objects that would run code "
+                f"when read, which is refused{_reason(error)}. Use a safetensors file."
+            ) from error
         raise WeightsError(
             f"{path} is truncated or damaged ({_first_line(error)}). Copy or download it again."
         ) from error
