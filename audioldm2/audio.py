@@ -156,6 +156,7 @@ def _mel_to_hz(mel: Tensor) -> Tensor:
 # aliases and images are down by STOP_DB. Both are soxr's in its "HQ" setting, which the reference uses.
 PASS_BAND = 0.913
 STOP_DB = 120.0
+_PERIODS = 1 << 16  # to a convolution, which holds several times its result
 
 
 def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -183,16 +184,18 @@ def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
     work = F.pad(work, (half, periods * down + half + 1 - samples))
 
     # Output n*up + phase lies at input time n*down + phase*down/up. One convolution does a run of phases that
-    # look at almost the same inputs, for every n at once.
+    # look at almost the same inputs, for a block of n at once.
     run = max(1, 2 * half * up // down)
     output = work.new_empty(work.shape[0], periods, up)
     for first in range(0, up, run):
         kernel, start = _kernel(down, up, range(first, min(first + run, up)), half)  # (phases, taps)
         kernel = kernel.to(work)
         taps = kernel.shape[1]
-        span = work[..., start : start + (periods - 1) * down + taps]
-        phases = F.conv1d(span, kernel.unsqueeze(1), stride=down)  # (batch, phases, periods)
-        output[:, :, first : first + run] = phases.transpose(1, 2)
+        for begin in range(0, periods, _PERIODS):
+            end = min(begin + _PERIODS, periods)
+            span = work[..., start + begin * down : start + (end - 1) * down + taps]
+            phases = F.conv1d(span, kernel.unsqueeze(1), stride=down)  # (batch, phases, periods)
+            output[:, begin:end, first : first + run] = phases.transpose(1, 2)
     return output.flatten(1)[:, :length].reshape(*wave.shape[:-1], length).to(wave.dtype)
 
 

@@ -148,6 +148,14 @@ def test_resample_keeps_the_passband(from_rate, to_rate, part):
     )  # dB: no images, no shift in time
 
 
+@pytest.mark.parametrize("from_rate, to_rate", [(16_000, 48_000), (44_100, 16_000), (48_000, 16_000)])
+def test_resample_in_blocks_is_the_same(monkeypatch, from_rate, to_rate):
+    wave = torch.randn(2, 5001)
+    whole = resample(wave, from_rate, to_rate)
+    monkeypatch.setattr("audioldm2.audio._PERIODS", 7)
+    torch.testing.assert_close(resample(wave, from_rate, to_rate), whole, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("from_rate", "to_rate"), [(48_000, 16_000), (44_100, 16_000), (22_050, 16_000)])
 @pytest.mark.parametrize("part", [1.0, 1.02, 1.1, 1.3])
 def test_resample_keeps_aliases_out(from_rate, to_rate, part):
