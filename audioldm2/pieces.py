@@ -17,10 +17,10 @@ at most 30 s as hold it; each is decoded by its own statistics, and those of all
 alike, so there is nothing to fade, and where one ends cannot be heard. What it costs: the clip is decoded
 once more, for the digests, and the front of the decoder again for each window.
 
-The error at 60 s, with random weights: 61 dB below the spectrogram where the sound stays the same, 55 to 57
-where it changes (`scripts/memory_curve.py --error`). Windows of 30 s that are decoded alone and cross-faded,
-the usual way, came to 38 dB and to 8: one with a silence in it scales by other statistics than the next. In
-excerpts of 1 s the cuts weigh more (38 dB against 47 at 100 s), and one digest alone misses too much (34).
+The error at 60 and 100 s, with random weights, is 60 dB below the spectrogram where the sound stays the same
+and 51 to 63 dB where it changes (`scripts/memory_curve.py --error`). Windows of 30 s, each decoded alone and
+cross-faded, the usual way, came to 38 dB and to 8: one with a silence in it scales by other statistics than
+the next. In excerpts of 1 s the cuts weigh more (38 dB against 47), and one digest alone misses much (34).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -20,7 +20,7 @@ network, `pieces` is what a request does, with its defaults. There is no denoisi
 but that. What decoding and vocoding return is small: 0.03 MB of spectrogram and 0.06 MB of samples a second.
 
 --error tells how far the decoder's result in pieces is from the exact one, whose memory grows with the
-sound: 8 MB a second. It does depend on the weights, and on the sound. Here every weight is random, and so are
+sound: 7 MB a second. It does depend on the weights, and on the sound. Here every weight is random, and so are
 three sounds: "steady", "swells" and "sections"; see `sounds`.
 
 On Linux the peak counts holes in glibc's heap, which differ from run to run by up to a hundred MB. With
