@@ -21,6 +21,8 @@ from audioldm2.files import written_whole
 # What the networks work with --------------------------------------------------------------------------------
 
 SAMPLE_RATE = 16_000  # Hz, of the vocoder's waves
+USUAL_SECONDS = 10.0  # of a sound, where neither the caller nor the checkpoint says
+LONGEST_SECONDS = 86_400  # a day; what fits into memory is far less
 CLAP_SAMPLE_RATE = 48_000  # Hz, of the waves that CLAP was trained on
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 import audioldm2
+from audioldm2 import hub
 from audioldm2.audio import SOUND_FORMATS, VAE_MEL
 from audioldm2.files import safe_name, written_whole
 from audioldm2.flags import FLAG_OF, generate_parser
@@ -86,8 +87,13 @@ def generate(arguments: Sequence[str]) -> int:
     Request.check(PUBLISHED, NoiseSchedule(), prompt=[job.prompt for job in jobs], latents=None, **settings)
     if options.plot:
         demand_matplotlib()
+    if options.model is None:
+        say(
+            f"this is the small demo model, of simple sounds; the published one is --model {hub.PUBLISHED} "
+            "(4.5 GB, fetched once)"
+        )
     model = audioldm2.load(
-        options.model,
+        options.model or hub.DEMO,
         device=options.device,
         dtype=options.dtype,
         heads=options.heads,

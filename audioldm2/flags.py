@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from audioldm2.request import DEFAULT_SECONDS
+from audioldm2.hub import DEMO, PUBLISHED
 from audioldm2.result import package_version
 
 USAGE = """\
@@ -88,8 +88,8 @@ def generate_parser() -> argparse.ArgumentParser:
     add("--prompts", type=Path, metavar="FILE",
         help="a text file with one prompt a line, in place of PROMPT; -o is then a folder")
     add("--negative-prompt", metavar="TEXT", help="what not to hear")
-    add("--duration", type=number, default=DEFAULT_SECONDS, metavar="S",
-        help="how long it lasts, in seconds (default: %(default)g)")
+    add("--duration", type=number, metavar="S",
+        help="how long it lasts, in seconds (default: as the model was trained; 10 for those published)")
     add("--seed", type=seed, default=0, metavar="N",
         help="the same seed gives the same sound; 'random' draws one (default: %(default)s)")
     add("--candidates", type=whole_number, default=1, metavar="N",
@@ -118,7 +118,8 @@ def generate_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("the model")
     add = group.add_argument
-    add("--model", default="cvssp/audioldm2", metavar="NAME", help="folder or hub id (default: %(default)s)")
+    add("--model", metavar="NAME",
+        help=f"folder, .pth file or hub id, such as {PUBLISHED} (default: {DEMO}, which comes along)")
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
     add("--heads", choices=["config", "trained"],
         help="attention heads of a model in the diffusers layout: as its config says, or 32 wide as the "

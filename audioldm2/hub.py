@@ -24,6 +24,8 @@ TOKENIZERS = {  # a tokenizer -> what its folder may be called
     "t5_tokenizer": ("t5_tokenizer", "tokenizer_2", "t5"),
 }
 PUBLISHED = "cvssp/audioldm2"  # where those of all published models can be had
+DEMO = "demo"  # the name of the model that comes with the package
+DEMO_FOLDER = Path(__file__).parent / "assets" / DEMO
 OF_THE_DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # errors that no network has
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/([\w.-]+\.(?:pth|ckpt|pt|safetensors)))?")
 
@@ -61,7 +63,8 @@ def find(
 ) -> Path:
     """Where a checkpoint lies: a local folder or original file, or a snapshot of the hub repository so named.
 
-    A repository with several original files wants one of them named: 'owner/name/file.pth'.
+    "demo" is the model in the package, whatever lies here; a folder of that name is "./demo". A repository
+    with several original files wants one of them named: 'owner/name/file.pth'.
     with_weights: fetch the weights too; without, only what tells the architecture.
     Raises ValueError when it is no name at all, WeightsError when nothing is there. With HF_HUB_OFFLINE=1, or
     without a network, only the cache is asked.
@@ -71,6 +74,8 @@ def find(
             f"source is {source!r:.80}; it has to be a folder, an original .pth file or a hub id, "
             "such as 'cvssp/audioldm2'."
         )
+    if source == DEMO:
+        return DEMO_FOLDER
     name = os.path.expanduser(source)
     if os.path.isdir(name):
         return _only_original(Path(name)) or Path(name)

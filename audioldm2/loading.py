@@ -27,9 +27,9 @@ def load(
 ) -> AudioLDM2:
     """Load a model, ready to generate.
 
-    source:   a converted folder, one in the diffusers layout, an original .pth file, or a hub id such as
-              "cvssp/audioldm2". The last three are converted in memory; `audioldm2 convert` makes that
-              permanent.
+    source:   a converted folder, one in the diffusers layout, an original .pth file, a hub id such as
+              "cvssp/audioldm2", or "demo", the small model that comes with the package. What is not
+              converted yet is converted in memory; `audioldm2 convert` makes that permanent.
     device:   "auto" (CUDA, else Apple's MPS, else the CPU), or a device of PyTorch.
     dtype:    "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16" or "bfloat16".
     heads:    of the UNet: "config" (as the diffusers layout's config says and the reference reads) or
@@ -66,6 +66,7 @@ def load(
         source=str(source),
         origin=checkpoint.source,
         revision=checkpoint.revision,
+        usual_seconds=checkpoint.seconds,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from audioldm2 import checks, memory, ranking
-from audioldm2.audio import CLAP_MEL, MelSettings
+from audioldm2.audio import CLAP_MEL, USUAL_SECONDS, MelSettings
 from audioldm2.conditioning import Conditioning
 from audioldm2.encoding import encode
 from audioldm2.guidance import guided
@@ -43,6 +43,7 @@ class AudioLDM2:
         source: str = "",
         origin: str = "",
         revision: str | None = None,
+        usual_seconds: float = USUAL_SECONDS,
     ):
         vae, vocoder = networks.configs["vae"], networks.configs["hifigan"]
         self.networks = networks
@@ -53,7 +54,12 @@ class AudioLDM2:
         self.source = source  # what it was loaded from
         self.origin, self.revision = origin, revision  # what that was converted from
         self.sound = SoundShape(
-            vocoder.sample_rate, vocoder.hop, vae.downsampling, vae.latent_channels, vocoder.mels
+            vocoder.sample_rate,
+            vocoder.hop,
+            vae.downsampling,
+            vae.latent_channels,
+            vocoder.mels,
+            usual_seconds,
         )
 
     @property
@@ -88,7 +94,7 @@ class AudioLDM2:
 
         prompt:            a text or a list of texts.
         negative_prompt:   what guidance leads away from: one text for all, or one a prompt; none means "".
-        audio_length_in_s: seconds; default: the length of `latents` where given, else 10.
+        audio_length_in_s: seconds; default: the length of `latents` where given, else the model's own (10).
         guidance_scale:    how strongly the prompt is followed; up to 1, guidance is off.
         guidance_interval: guide only where lo < sigma <= hi, sigma being noise over signal
                            (Kynkaanniemi et al. 2024).

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audioldm2.audio import LONGEST_SECONDS, USUAL_SECONDS
 from audioldm2.samplers import SAMPLERS, NoiseSchedule
 
-DEFAULT_SECONDS = 10.0
-LONGEST_SECONDS = 86_400  # a day; what fits into memory is far less
 LARGEST_SEED = 2**63 - 1
 
 
@@ -31,6 +30,7 @@ class SoundShape:
     downsampling: int  # mel frames, and bands, to one latent frame or band
     latent_channels: int
     mels: int
+    usual_seconds: float = USUAL_SECONDS  # of a sound, where nobody says
 
     def latent_frames(self, seconds: float) -> int:
         """Whole mel frames in so many seconds, raised to whole latent frames; rounded as in the reference."""
@@ -243,7 +243,7 @@ def _seconds(shape: SoundShape, value: Any, latents: Any) -> float:
     if value is None and latents is not None and latents.ndim == 4 and latents.shape[2] > 0:
         return shape.seconds(latents.shape[2])
     if value is None:
-        return DEFAULT_SECONDS
+        return shape.usual_seconds
     seconds = number("audio_length_in_s", value)
     if not 0 < seconds <= LONGEST_SECONDS or shape.latent_frames(seconds) < 1:
         raise ValueError(

@@ -19,15 +19,17 @@ from safetensors.torch import save_file
 from torch import Size, Tensor
 
 from audioldm2 import checks
-from audioldm2.audio import CLAP_MEL, MelSettings
+from audioldm2.audio import CLAP_MEL, LONGEST_SECONDS, USUAL_SECONDS, MelSettings
 from audioldm2.errors import WeightsError, some
 from audioldm2.files import folder_written_whole
 from audioldm2.models import NETWORKS, build_on_meta
 from audioldm2.samplers import NoiseSchedule
 from audioldm2.text import ClapTokenizer, T5Tokenizer
 
-FORMAT = 2  # of the converted folder; raised when an old reader could not read a new folder
-TOP = {"audioldm2_format", "source", "revision", "schedule", "clap_mel", "symbols", "networks"}  # config.json
+FORMAT = 3  # of the converted folder; raised when an old reader could not read a new folder
+TOP = {  # of config.json
+    *("audioldm2_format", "source", "revision", "schedule", "clap_mel", "seconds", "symbols", "networks")
+}
 TOKENIZERS = {"clap_tokenizer": ClapTokenizer, "t5_tokenizer": T5Tokenizer}  # sub-folder -> who reads it
 TEXT_ENCODERS = {"clap_tokenizer": "clap_text", "t5_tokenizer": "t5"}  # whom they serve
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -46,6 +48,7 @@ class Checkpoint:
     tokenizers: dict[str, Path]  # of TOKENIZERS those that its text encoders need -> folder with the files
     source: str  # hub id, folder or file it came from
     revision: str | None = None
+    seconds: float = USUAL_SECONDS  # how long its sounds are, unless one asks
     symbols: tuple[str, ...] | None = None  # of a speech model: each phoneme id's symbol
 
 
@@ -89,6 +92,8 @@ def read(folder: Path) -> Checkpoint:
     config = read_json(path)
     if config.get("audioldm2_format") == 1:
         config = _from_format_1(config, path)
+    if config.get("audioldm2_format") == 2:  # its models were all of one length
+        config = config | {"audioldm2_format": FORMAT, "seconds": USUAL_SECONDS}
     if config.get("audioldm2_format") != FORMAT:
         raise WeightsError(
             f"{path} has format {config.get('audioldm2_format')!r}; this version reads format {FORMAT}. "
@@ -119,6 +124,7 @@ def read(folder: Path) -> Checkpoint:
         tokenizers={name: folder / name for name in tokenizers_of(configs)},
         source=checks.typed(f"'source' in {path}", config["source"], str),
         revision=checks.typed(f"'revision' in {path}", config["revision"], str | None),
+        seconds=checks.typed(f"'seconds' in {path}", config["seconds"], float),
         symbols=checks.typed(f"'symbols' in {path}", config["symbols"], tuple[str, ...] | None),
     )
     check(checkpoint, str(path))
@@ -132,7 +138,7 @@ def _from_format_1(config: dict, path: Path) -> dict:
         networks = networks | {
             name: {field: 0} | checks.typed(f"'{name}' in {path}", networks.get(name), dict)
         }
-    return config | {"audioldm2_format": FORMAT, "symbols": None, "networks": networks}
+    return config | {"audioldm2_format": 2, "symbols": None, "networks": networks}
 
 
 def tokenizers_of(configs: Mapping[str, Any]) -> list[str]:
@@ -157,6 +163,11 @@ def check(checkpoint: Checkpoint, where: str) -> None:
     schedule_of(checkpoint, where)
     hearing_of(checkpoint, where)
     checks.check_together(checkpoint.configs, where)
+    if not 0 < checkpoint.seconds <= LONGEST_SECONDS:
+        raise WeightsError(
+            f"'seconds' in {where} is {checkpoint.seconds}; it has to be above 0, and at most "
+            f"{LONGEST_SECONDS}."
+        )
     phonemes, symbols = checkpoint.configs.get("phonemes"), checkpoint.symbols
     if phonemes is not None and len(symbols or ()) != phonemes.vocabulary:
         raise WeightsError(
@@ -209,6 +220,7 @@ def write(
             "revision": checkpoint.revision,
             "schedule": checkpoint.schedule,
             "clap_mel": checkpoint.clap_mel,
+            "seconds": checkpoint.seconds,
             "symbols": checkpoint.symbols,
             "networks": {name: asdict(config) for name, config in checkpoint.configs.items()},
         }

@@ -27,7 +27,7 @@ SIZES = {  # the published geometry, as narrow as it goes
         "gpt2_dim": 32,
         "t5_dim": 32,
     },
-    "vae": {"channels": [8, 8, 16], "norm_groups": 4, "latent_channels": 8},
+    "vae": {"channels": [8, 8, 16], "norm_groups": 4},
     "hifigan": {"channels": 64, "branch_kernels": [3], "branch_dilations": [[1, 3]]},
     "clap_audio": {"dim": 16, "depths": [1, 2], "heads": [2, 4], "patch_size": 16, "patch_stride": 16,
                    "projection_dim": 32},
@@ -77,7 +77,5 @@ def write_sizes(path: Path) -> Path:
 
 
 def untrained(folder: Path) -> Checkpoint:
-    """A checkpoint of untrained networks, whose CLAP hears coarsely; `folder` takes its vocabularies."""
-    checkpoint = from_scratch(configs_from(SIZES, "SIZES"), CAPTIONS, folder)
-    checkpoint.clap_mel = {"sample_rate": SAMPLE_RATE, "n_fft": 512, "hop": 160, "f_max": 8000.0}
-    return checkpoint
+    """A checkpoint of untrained networks; `folder` takes its vocabularies."""
+    return from_scratch(configs_from(SIZES, "SIZES"), CAPTIONS, folder)

@@ -50,7 +50,9 @@ class ClapStage(Stage):
     captioned = True
     recipes: ClassVar = {
         "published": ClapRecipe(),
-        "small": ClapRecipe(seconds=2.56, steps=5000, learning_rate=5e-4, warmup=200, betas=(0.9, 0.99)),
+        "small": ClapRecipe(
+            seconds=2.56, pool=16_384, steps=3000, learning_rate=1e-3, warmup=100, betas=(0.9, 0.99)
+        ),
     }
     recipe: ClapRecipe
 
@@ -62,14 +64,16 @@ class ClapStage(Stage):
     def trains(self) -> tuple[str, ...]:
         return ("clap_text", "clap_audio")
 
-    def losses(self, wave: Tensor, captions: list[str], drawn: torch.Generator) -> dict[str, Tensor]:
+    def prepare(self, wave: Tensor) -> Tensor:
+        """What CLAP hears of clips: (batch, frames, mels) in dB."""
+        wave = resample(wave.to(self.device), self.front_end.sample_rate, self.hearing.sample_rate)
+        return clap_log_mel(wave, self.hearing)
+
+    def losses(self, clips: Tensor, captions: list[str], drawn: torch.Generator) -> dict[str, Tensor]:
         text, audio = self.trained["clap_text"], self.trained["clap_audio"]
-        log_mel = clap_log_mel(
-            resample(wave, self.front_end.sample_rate, self.hearing.sample_rate), self.hearing
-        )
         tokens = pad([self.tokenizer.encode(caption) for caption in captions], self.tokenizer.pad_id)
         with self.autocast():
-            sounds = audio(log_mel)  # (batch, dim)
+            sounds = audio(clips)  # (batch, dim)
             texts = text(tokens.ids.to(self.device), tokens.mask.to(self.device))  # (batch, dim)
         sounds, texts = sounds.float(), texts.float()
         same = torch.tensor([[one == other for other in captions] for one in captions], device=self.device)

@@ -8,8 +8,9 @@ captions has several lines.
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +40,37 @@ class Captioned(Protocol):
     def captions(self) -> list[str]:
         """Enough captions to train a vocabulary on."""
         ...
+
+
+class Pool:
+    """The first clips of data, made ready once and kept in memory, in an order drawn anew each time round.
+
+    ready: what is made of the waves (size, samples) of a batch: a tensor (size, ...).
+    clips: how many; they come in batches of `size`.
+    """
+
+    def __init__(self, data: Captioned, ready: Callable[[Tensor], Tensor], clips: int, size: int, seed: int):
+        self.data, self.ready, self.clips, self.size, self.seed = data, ready, clips, size, seed
+        self._kept: dict[int, tuple[Tensor, list[str]]] = {}  # of each batch of the data
+
+    def batch(self, step: int) -> tuple[Tensor, list[str]]:
+        """What is ready of the clips of a step, and their captions."""
+        places = [divmod(place, self.clips) for place in range(step * self.size, (step + 1) * self.size)]
+        clips = [self._clip(int(self._order(round_)[place])) for round_, place in places]
+        return torch.stack([clip for clip, _ in clips]), [caption for _, caption in clips]
+
+    @lru_cache(maxsize=2)  # noqa: B019 (a pool lives as long as its run)
+    def _order(self, round_: int) -> np.ndarray:
+        """The first time as they are, so that training need not wait until all are ready."""
+        return rng("pool", self.seed, round_).permutation(self.clips) if round_ else np.arange(self.clips)
+
+    def _clip(self, place: int) -> tuple[Tensor, str]:
+        batch, place = divmod(place, self.size)
+        if batch not in self._kept:
+            wave, captions = self.data.batch(batch, self.size)
+            self._kept[batch] = self.ready(wave), captions
+        clips, captions = self._kept[batch]
+        return clips[place], captions[place]
 
 
 @dataclass(frozen=True)

@@ -30,19 +30,24 @@ def _as_pytorch(network: nn.Module) -> None:
 
 
 def _transformer(network: nn.Module) -> None:
-    """Truncated normal of 0.02, biases 0: BERT (arXiv 1810.04805), GPT-2 and Swin (arXiv 2103.14030)."""
+    """Truncated normal, biases 0: BERT (arXiv 1810.04805), GPT-2 and Swin (arXiv 2103.14030).
+
+    Its width is 0.02 there. A narrow network needs more for what its layers say to be heard beside what it is
+    added to: one over the root of its own width.
+    """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            width = module.embedding_dim if isinstance(module, nn.Embedding) else min(module.weight.shape)
+            nn.init.trunc_normal_(module.weight, std=0.02 if width >= 512 else width**-0.5)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
 def _clap(network: nn.Module) -> None:
-    """A transformer with a contrastive head: its projection stays as PyTorch has it, so that texts differ."""
+    """A transformer with a contrastive head that keeps differences between inputs as large as they are."""
     _transformer(network)
     for module in (network.proj_in, network.proj_out):
-        module.reset_parameters()
+        _keep_size(module.weight, inputs=module.in_features)
     nn.init.constant_(network.logit_scale, CONTRASTIVE_SCALE)
 
 

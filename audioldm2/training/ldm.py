@@ -85,9 +85,17 @@ class LDMStage(Stage):
             *(("t5",) if {GPT2, T5} & hears.roles and not self.recipe.train_t5 else ()),
         )
 
-    def losses(self, wave: Tensor, captions: list[str], drawn: torch.Generator) -> dict[str, Tensor]:
-        batch = len(wave)
-        x0 = self.latents(wave, drawn)  # (batch, channels, time, mel)
+    @torch.no_grad()
+    def prepare(self, wave: Tensor) -> Tensor:
+        """Mean and standard deviation of the latents of clips: (batch, 2, channels, time, mel)."""
+        with self.autocast():
+            moments = self.network("vae").encode(self.mel(wave.to(self.device)).unsqueeze(1))
+        return torch.stack(moments, dim=1).float()
+
+    def losses(self, clips: Tensor, captions: list[str], drawn: torch.Generator) -> dict[str, Tensor]:
+        batch = len(clips)
+        mean, std = clips.unbind(dim=1)
+        x0 = mean + std * self.randn_like(std, drawn)  # (batch, channels, time, mel)
         eps = self.randn_like(x0, drawn)
         t = torch.randint(self.schedule.steps, (batch,), generator=drawn)
         dropped = torch.rand(batch, generator=drawn) < self.recipe.prompt_dropout
@@ -99,12 +107,9 @@ class LDMStage(Stage):
         loss = noise_loss(predicted.float(), eps, alpha_bar, self.recipe.min_snr)
         return {"loss": loss, "gradient": self.descent.step(loss, self.done)}
 
-    @torch.no_grad()
-    def latents(self, wave: Tensor, drawn: torch.Generator) -> Tensor:
-        """Clean latents of clips, drawn from what the VAE says of them."""
-        with self.autocast():
-            mean, std = self.network("vae").encode(self.mel(wave).unsqueeze(1))
-        return (mean + std * self.randn_like(std, drawn)).float()
+    def checkpoint(self) -> Checkpoint:
+        """The whole model as it is now; it makes sounds as long as the clips that it learns from."""
+        return replace(super().checkpoint(), seconds=self.recipe.seconds)
 
     def encode(self, captions: list[str], dropped: Tensor) -> Conditioning:
         """What the denoiser is told, with gradients into what learns.

@@ -19,13 +19,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from audioldm2 import weights
 from audioldm2.audio import write_wav
 from audioldm2.files import safe_name, written_whole
 from audioldm2.loading import load
 from audioldm2.plot import save_spectrogram
-from audioldm2.training.data import Captioned
+from audioldm2.training.data import Captioned, Pool
 from audioldm2.training.stage import Stage
 
 Say = Callable[[str], object]
@@ -58,16 +59,24 @@ def train(
     """
     steps, size = stage.recipe.steps, stage.recipe.batch
     progress = Progress(stage.done, steps, say)
+    pool = Pool(data, stage.prepare, stage.recipe.pool, size, stage.seed) if stage.recipe.pool else None
+
+    def clips(step: int) -> tuple[Tensor, list[str]]:
+        if pool is not None:
+            return pool.batch(step)
+        wave, captions = data.batch(step, size)
+        return stage.prepare(wave), captions
+
     with (
         ThreadPoolExecutor(1) as beside,  # prepares a batch while the device works on another
         open(folder / "metrics.jsonl", "a", encoding="utf-8") as log,
     ):
-        coming: Future = beside.submit(data.batch, stage.done, size)
+        coming: Future = beside.submit(clips, stage.done)
         while stage.done < steps:
             batch = coming.result()
             if stage.done + 1 < steps:
-                coming = beside.submit(data.batch, stage.done + 1, size)
-            metrics = stage.step(*batch)
+                coming = beside.submit(clips, stage.done + 1)
+            metrics = stage.learn(*batch)
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(

@@ -16,6 +16,7 @@ class Recipe:
     batch: int = 16  # clips a step
     seconds: float = 10.24  # of each clip
     pad: str = "silence"  # what follows a sound that is shorter: "silence", or "repeat"
+    pool: int = 0  # learn from so many clips only, kept in memory, ready for learning; 0: fresh ones always
     steps: int = 100_000
     learning_rate: float = 1e-4
     warmup: int = 0  # steps over which the learning rate rises from 0; at most a tenth of all
@@ -31,6 +32,7 @@ class Recipe:
             "batch": (self.batch >= 1, "at least 1"),
             "seconds": (self.seconds > 0, "above 0"),
             "pad": (self.pad in PADDINGS, f"one of {', '.join(PADDINGS)}"),
+            "pool": (self.pool == 0 or self.pool >= self.batch, "0, or at least the batch"),
             "steps": (self.steps >= 1, "at least 1"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "warmup": (self.warmup >= 0, "at least 0"),

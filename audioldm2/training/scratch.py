@@ -12,6 +12,7 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 
 from audioldm2 import checks, weights
+from audioldm2.audio import CLAP_MEL, SAMPLE_RATE, MelSettings
 from audioldm2.errors import some
 from audioldm2.models import NETWORKS
 from audioldm2.models.clap_audio import ClapAudioConfig
@@ -25,32 +26,36 @@ from audioldm2.models.vae import VAEConfig
 from audioldm2.samplers import NoiseSchedule
 from audioldm2.training.initialise import initialise
 
-# The published geometry (16 kHz, 64 bands, latents of 8 x time x 16) at widths that a CPU can train: 8
-# million parameters in all.
+# A whole model in 12 MB of float16 that a CPU can train; "demo" in audioldm2/assets is one. 16 kHz and 64
+# bands as published, but latents eight times smaller than the spectrogram, and with more channels for it.
 SMALL: dict[str, Any] = {
-    "clap_text": ClapTextConfig(dim=128, depth=2, heads=4, ff_dim=256, max_positions=514, projection_dim=128),
-    "t5": T5Config(dim=128, depth=2, heads=4, head_dim=32, ff_dim=256),
-    "projection": ProjectionConfig(clap_dim=128, t5_dim=128, gpt2_dim=128),
-    "gpt2": GPT2Config(dim=128, depth=2, heads=4, max_positions=160),
+    "clap_text": ClapTextConfig(dim=96, depth=2, heads=4, ff_dim=192, projection_dim=96),
+    "t5": T5Config(dim=96, depth=2, heads=3, head_dim=32, ff_dim=192),
+    "projection": ProjectionConfig(clap_dim=96, t5_dim=96, gpt2_dim=96),
+    "gpt2": GPT2Config(dim=96, depth=2, heads=3, max_positions=160),
     "unet": UNetConfig(
-        channels=(32, 64, 96), heads=(1, 2, 3), transformers=((), (SELF, GPT2, T5), (SELF, GPT2, T5)),
-        layers=1, gpt2_dim=128, t5_dim=128, norm_groups=8,
+        latent_channels=16, channels=(64, 64, 96), heads=(2, 2, 3), transformers=((), (), (SELF, GPT2, T5)),
+        layers=1, gpt2_dim=96, t5_dim=96, norm_groups=8,
     ),
-    "vae": VAEConfig(channels=(16, 32, 64), layers=1, norm_groups=8, scaling_factor=1.0),
-    "hifigan": HiFiGANConfig(channels=128, branch_kernels=(3, 7), branch_dilations=((1, 3, 5), (1, 3, 5))),
+    "vae": VAEConfig(
+        latent_channels=16, channels=(16, 32, 48, 64), layers=1, norm_groups=8, scaling_factor=1.0
+    ),
+    "hifigan": HiFiGANConfig(channels=128, branch_kernels=(3, 7), branch_dilations=((1, 3), (1, 3))),
     "clap_audio": ClapAudioConfig(
-        dim=32, depths=(1, 1, 2), heads=(2, 4, 8), patch_size=8, patch_stride=8, ff_ratio=2.0,
-        projection_dim=128,
+        spec_size=128, patch_size=8, patch_stride=8, dim=64, depths=(2, 2), heads=(2, 4), projection_dim=96
     ),
+    "clap_mel": MelSettings(SAMPLE_RATE, n_fft=1024, hop=640, mels=64, f_min=50.0, f_max=8000.0),
 }  # fmt: skip
-PUBLISHED = {name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"}
+PUBLISHED = {name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"} | {
+    "clap_mel": CLAP_MEL
+}
 SIZES = {"small": SMALL, "published": PUBLISHED}
 
 CLAP_PIECES, T5_PIECES = 1000, 500  # the most that a vocabulary trained here has
 
 
 def configs_from(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The config of each network from a JSON object of sizes {network: {field: value}}.
+    """The config of each network and of CLAP's hearing, from a JSON object {network: {field: value}}.
 
     A field that is not given is as in "small", and so is a whole network.
     Raises ValueError for a network that is not known, WeightsError for a field or value that cannot be.
@@ -69,17 +74,19 @@ def from_scratch(
 ) -> weights.Checkpoint:
     """A checkpoint of untrained networks, with vocabularies trained on captions.
 
-    configs: of each network; the sizes of the vocabularies in them give way to what is trained.
+    configs: of each network, and of "clap_mel", how CLAP's audio branch hears. The sizes of the vocabularies
+             in them give way to what is trained.
     folder:  for the tokenizers' files; it must exist.
     Raises ValueError when there are too few captions to make a vocabulary of, WeightsError for configs that
     cannot be built, or do not fit each other.
     """
     train_vocabularies(captions, folder)
+    hearing = configs["clap_mel"]
     sizes = {
         name: kind.from_folder(folder / name).splitter.get_vocab_size()
         for name, kind in weights.TOKENIZERS.items()
     }
-    configs = dict(configs) | {
+    configs = {name: config for name, config in configs.items() if name != "clap_mel"} | {
         weights.TEXT_ENCODERS[name]: replace(configs[weights.TEXT_ENCODERS[name]], vocabulary=size)
         for name, size in sizes.items()
     }
@@ -87,7 +94,7 @@ def from_scratch(
         configs=configs,
         states={name: partial(_untrained, name, config, seed) for name, config in configs.items()},
         schedule=asdict(NoiseSchedule()),
-        clap_mel={},
+        clap_mel=asdict(hearing),
         tokenizers={name: folder / name for name in sizes},
         source="trained from scratch",
     )

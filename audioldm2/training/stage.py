@@ -79,8 +79,12 @@ class Stage:
         """What judges the trained networks, and learns against them; it is not written out."""
         return None
 
-    def losses(self, wave: Tensor, captions: list[str], drawn: torch.Generator) -> dict[str, Tensor]:
-        """One optimisation on clips (batch, samples) and their captions; returns "loss" and what made it."""
+    def prepare(self, wave: Tensor) -> Tensor:
+        """What `losses` reads of clips (batch, samples): what draws nothing and does not learn, done once."""
+        return wave.to(self.device)
+
+    def losses(self, clips: Tensor, captions: list[str], drawn: torch.Generator) -> dict[str, Tensor]:
+        """One optimisation on prepared clips and their captions; returns "loss" and what made it."""
         raise NotImplementedError
 
     def measure(self, waves: Iterable[Tensor]) -> None:
@@ -98,9 +102,13 @@ class Stage:
 
     def step(self, wave: Tensor, captions: list[str]) -> dict[str, float]:
         """One step on clips (batch, samples) and their captions: what the loss was, and of what."""
+        return self.learn(self.prepare(wave), captions)
+
+    def learn(self, clips: Tensor, captions: list[str]) -> dict[str, float]:
+        """One step on clips that `prepare` has made ready."""
         here = (self.seed, self.done)
         with chance(self.device, "dropout", *here):
-            found = self.losses(wave.to(self.device), captions, generator("noise", *here))
+            found = self.losses(clips, captions, generator("noise", *here))
         self.done += 1
         for average in self.averages.values():
             average.update(self.done)

@@ -43,8 +43,8 @@ class VAEStage(Stage):
     recipes: ClassVar = {
         "published": VAERecipe(),
         "small": VAERecipe(
-            batch=8, seconds=2.56, steps=6000, learning_rate=1e-3, warmup=200, cosine=True, betas=(0.9, 0.99),
-            adversary_from=None,
+            batch=8, seconds=2.56, steps=4000, learning_rate=1.5e-3, warmup=100, cosine=True,
+            betas=(0.9, 0.99), bf16=True, adversary_from=None,
         ),
     }  # fmt: skip
     recipe: VAERecipe

@@ -40,7 +40,13 @@ class VocoderRecipe(Recipe):
     adversary_weight: float = 1.0
     matching_weight: float = 2.0  # of the features that the discriminators see
     adversary_width: int = 32  # channels of their first layers, a multiple of 4
-    through_vae: bool = False  # learn from what the VAE makes of a spectrogram, as it will be in use
+    adversary_scales: int = 3  # how many look at halvings of the rate, which on a CPU is most of a step
+    through_vae: float = 0.0  # of the clips: learn from what the VAE makes of their spectrograms, as in use
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.through_vae <= 1:
+            raise ValueError(f"through_vae is {self.through_vae}; it has to be from 0 to 1.")
 
 
 class VocoderStage(Stage):
@@ -49,12 +55,14 @@ class VocoderStage(Stage):
     recipes: ClassVar = {
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
-            steps=20_000,
-            learning_rate=5e-4,
+            steps=9000,
+            learning_rate=1e-3,
             warmup=200,
             cosine=True,
-            adversary_from=10_000,
-            adversary_width=8,
+            adversary_from=4000,
+            adversary_width=4,
+            adversary_scales=0,
+            through_vae=0.5,
         ),
     }
     recipe: VocoderRecipe
@@ -67,14 +75,19 @@ class VocoderStage(Stage):
 
     def make_adversary(self) -> nn.Module | None:
         recipe = self.recipe
-        return None if recipe.adversary_from is None else WaveDiscriminators(recipe.adversary_width)
+        return (
+            None
+            if recipe.adversary_from is None
+            else WaveDiscriminators(recipe.adversary_width, scales=recipe.adversary_scales)
+        )
 
     def losses(self, wave: Tensor, captions: list[str], drawn: torch.Generator) -> dict[str, Tensor]:
         recipe = self.recipe
         mel = self.mel(wave)
         true = wave[:, : mel.shape[1] * self.front_end.hop]  # (batch, samples)
-        if recipe.through_vae:
-            mel = self.reconstruct(mel)
+        through = round(recipe.through_vae * len(mel))
+        if through:
+            mel = torch.cat([self.reconstruct(mel[:through]), mel[through:]])
         with self.autocast():
             made = self.trained["hifigan"](mel)[:, : true.shape[1]]
         made = made.float()

@@ -797,16 +797,18 @@ def test_a_front_end_that_ranks_otherwise_is_told(diffusers: Path):
         audioldm2.load(diffusers, device="cpu")
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None, [1], 1.5])
+@pytest.mark.parametrize("version", [0, 4, "1", None, [1], 1.5])
 def test_another_format_version(converted: Path, version: object):
     checkpoints.change_json(converted / "config.json", audioldm2_format=version)
     assert message(converted) == (
-        f"{converted / 'config.json'} has format {version!r}; this version reads format 2. "
+        f"{converted / 'config.json'} has format {version!r}; this version reads format 3. "
         "Convert the source again with 'audioldm2 convert', or install the version that wrote it."
     )
 
 
-@pytest.mark.parametrize("field", ["source", "revision", "schedule", "clap_mel", "symbols", "networks"])
+@pytest.mark.parametrize(
+    "field", ["source", "revision", "schedule", "clap_mel", "seconds", "symbols", "networks"]
+)
 def test_a_converted_config_lacks_a_field(converted: Path, field: str):
     checkpoints.change_json(converted / "config.json", **{field: ...})
     assert message(converted) == (
@@ -883,13 +885,31 @@ def test_without_clap_s_audio_branch_sounds_are_made_and_not_ranked(converted: P
         model.generate("dog", audio_length_in_s=0.32, num_waveforms_per_prompt=2)
 
 
-def test_a_folder_of_format_1_still_loads(converted: Path, states):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_folder_of_an_older_format_still_loads(converted: Path, states, version: int):
     path = converted / "config.json"
-    content = json.loads(path.read_text()) | {"audioldm2_format": 1}
-    del content["symbols"], content["networks"]["unet"]["film_dim"]
-    del content["networks"]["projection"]["positions"]
+    content = json.loads(path.read_text()) | {"audioldm2_format": version}
+    del content["seconds"]
+    if version == 1:
+        del content["symbols"], content["networks"]["unet"]["film_dim"]
+        del content["networks"]["projection"]["positions"]
     checkpoints.write_json(path, content)
     assert_same(loaded_states(converted), states)
+    assert audioldm2.load(converted, device="cpu").sound.usual_seconds == 10.0
+
+
+def test_a_checkpoint_says_how_long_its_sounds_are(converted: Path):
+    checkpoints.change_json(converted / "config.json", seconds=0.5)
+    model = audioldm2.load(converted, device="cpu")
+    assert model.generate("dog", num_inference_steps=1).audio.shape[-1] == model.sample_rate // 2
+    longer = model.generate("dog", audio_length_in_s=0.8, num_inference_steps=1)
+    assert longer.audio.shape[-1] == 0.8 * model.sample_rate
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 1e6])
+def test_a_checkpoint_says_a_length_that_cannot_be(converted: Path, seconds: float):
+    checkpoints.change_json(converted / "config.json", seconds=seconds)
+    assert "it has to be above 0, and at most 86400" in message(converted)
 
 
 def test_every_network_has_rules():

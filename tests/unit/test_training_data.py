@@ -10,7 +10,7 @@ import torch
 
 from audioldm2.audio import SAMPLE_RATE
 from audioldm2.training import chance
-from audioldm2.training.data import Folder, clip
+from audioldm2.training.data import Folder, Pool, clip
 from tests.training import CAPTIONS, write_sounds
 
 
@@ -147,3 +147,42 @@ def test_chance_comes_from_its_numbers_and_leaves_the_global_generators_alone():
         for which in (("test", 1, 2), ("test", 2, 1), ("test", 1), ("other", 1, 2))
     ]
     assert all(not torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
+
+
+# What is kept ready -----------------------------------------------------------------------------------------
+
+
+class Counting:
+    """Clips that are their own number, and how often they were asked for."""
+
+    def __init__(self):
+        self.asked: list[int] = []
+
+    def batch(self, step: int, size: int) -> tuple[torch.Tensor, list[str]]:
+        self.asked.append(step)
+        numbers = range(step * size, (step + 1) * size)
+        return torch.tensor([[float(number)] for number in numbers]), [str(number) for number in numbers]
+
+
+def test_a_pool_makes_each_clip_ready_once_and_gives_each_once_a_round():
+    data, readied = Counting(), []
+
+    def ready(wave: torch.Tensor) -> torch.Tensor:
+        readied.append(len(wave))
+        return wave * 2
+
+    pool = Pool(data, ready, clips=10, size=4, seed=0)
+    batches = [pool.batch(step) for step in range(10)]  # 40 clips: four rounds of ten
+    assert data.asked == [0, 1, 2] and readied == [4, 4, 4]
+    order = [int(caption) for _, captions in batches for caption in captions]
+    rounds = [order[first : first + 10] for first in range(0, 40, 10)]
+    assert rounds[0] == list(range(10)) and all(sorted(each) == list(range(10)) for each in rounds)
+    assert rounds[1] != rounds[0] and rounds[1] != rounds[2]
+    for clips, captions in batches:
+        assert clips.flatten().tolist() == [2.0 * int(caption) for caption in captions]
+
+
+def test_a_pool_that_begins_in_the_middle_gives_the_same():
+    whole, later = (Pool(Counting(), lambda wave: wave, clips=6, size=4, seed=3) for _ in range(2))
+    expected = [whole.batch(step)[1] for step in range(8)]
+    assert [later.batch(step)[1] for step in range(5, 8)] == expected[5:]

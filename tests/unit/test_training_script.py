@@ -110,14 +110,14 @@ def test_recipes_can_be_shown(home: Path, capsys):
         (["--save-every", "0"], "save of at least 1"),
         (["--out", "sounds"], "sounds is not empty"),
         (["--device", "abacus"], "device='abacus' is not on this machine"),
-        (["--model", "wrong.json"], "do not fit: gpt2_dim of 'projection' is 128 and dim of 'gpt2' is 64"),
+        (["--model", "wrong.json"], "do not fit: gpt2_dim of 'projection' is 96 and dim of 'gpt2' is 192"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(words, said, home: Path, capsys, monkeypatch):
     monkeypatch.chdir(home)
     (home / "odd.json").write_text('{"speed": 3}')
     (home / "unlike.json").write_text('{"like": "huge"}')
-    (home / "wrong.json").write_text('{"gpt2": {"dim": 64}}')
+    (home / "wrong.json").write_text('{"gpt2": {"dim": 192}}')
     given = {"--stage": "ldm", "--data": "sounds", "--out": "new", "--model": "sizes.json"}
     given |= dict(zip(words[::2], words[1::2], strict=True))
     assert run(*(word for pair in given.items() for word in pair)) == 2

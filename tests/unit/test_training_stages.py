@@ -91,8 +91,8 @@ def test_adversaries_enter_at_their_step_and_learn(name: str, scratch: Checkpoin
     "name, values, learns, reads",
     [
         ("vae", {}, {"vae"}, set()),
-        ("vocoder", {}, {"hifigan"}, set()),
-        ("vocoder", {"through_vae": True}, {"hifigan"}, {"vae"}),
+        ("vocoder", {"through_vae": 0.0}, {"hifigan"}, set()),
+        ("vocoder", {"through_vae": 0.5}, {"hifigan"}, {"vae"}),
         ("clap", {}, {"clap_text", "clap_audio"}, set()),
         ("ldm", {"train_t5": False}, {"unet", "projection", "gpt2"}, {"vae", "clap_text", "t5"}),
         ("ldm", {"train_t5": True}, {"unet", "projection", "gpt2", "t5"}, {"vae", "clap_text"}),
@@ -284,7 +284,7 @@ def test_front_ends_are_upstreams():
 # Beginning --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(SMALL))
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "clap_mel"])
 def test_a_seed_gives_the_same_beginning_each_time(name: str, scratch: Checkpoint):
     config = scratch.configs[name]
     before = torch.get_rng_state()
@@ -298,7 +298,7 @@ def test_a_seed_gives_the_same_beginning_each_time(name: str, scratch: Checkpoin
 def test_the_denoiser_begins_with_no_noise_and_the_vocoder_audible(scratch: Checkpoint):
     unet = initialise("unet", scratch.configs["unet"])
     contexts = torch.randn(1, 4, 32), torch.randn(1, 3, 32)
-    assert unet(torch.randn(1, 8, 16, 16), torch.tensor(500.0), *contexts).abs().max() == 0
+    assert unet(torch.randn(1, 16, 16, 16), torch.tensor(500.0), *contexts).abs().max() == 0
     for channels in (64, 512):
         vocoder = initialise("hifigan", replace(scratch.configs["hifigan"], channels=channels))
         assert 0.03 < vocoder(3 * torch.randn(1, 20, 64) - 5).std() < 0.3
