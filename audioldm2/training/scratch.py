@@ -21,7 +21,7 @@ from audioldm2.models.gpt2 import GPT2Config
 from audioldm2.models.hifigan import HiFiGANConfig
 from audioldm2.models.projection import ProjectionConfig
 from audioldm2.models.t5 import T5Config
-from audioldm2.models.unet import GPT2, SELF, T5, UNetConfig
+from audioldm2.models.unet import GPT2, T5, UNetConfig
 from audioldm2.models.vae import VAEConfig
 from audioldm2.samplers import NoiseSchedule
 from audioldm2.training.initialise import initialise
@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
     "projection": ProjectionConfig(clap_dim=96, t5_dim=96, gpt2_dim=96),
     "gpt2": GPT2Config(dim=96, depth=2, heads=3, max_positions=160),
     "unet": UNetConfig(
-        latent_channels=16, channels=(64, 64, 96), heads=(2, 2, 3), transformers=((), (), (SELF, GPT2, T5)),
+        latent_channels=16, channels=(48, 64, 80), heads=(2, 2, 2), transformers=((), (T5,), (GPT2, T5)),
         layers=1, gpt2_dim=96, t5_dim=96, norm_groups=8,
     ),
     "vae": VAEConfig(
