@@ -55,11 +55,11 @@ class VocoderStage(Stage):
     recipes: ClassVar = {
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
-            steps=9000,
-            learning_rate=1e-3,
+            steps=6500,
+            learning_rate=4e-4,
             warmup=200,
             cosine=True,
-            adversary_from=4000,
+            adversary_from=3000,
             adversary_width=4,
             adversary_scales=0,
             through_vae=0.5,

@@ -1,5 +1,7 @@
 """The Python face: names, shapes and promises that users rely on, with the tiny model."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,17 @@ def test_what_is_public_is_all_there():
         "WeightsError", "load",
     }  # fmt: skip
     assert all(hasattr(audioldm2, name) for name in audioldm2.__all__)
+
+
+def test_a_sound_needs_no_compiler(tiny_folder):
+    """PyTorch's own takes longer to import than a small model takes to load; see `models.build_on_meta`."""
+    program = f"""
+import sys, audioldm2
+audioldm2.load({str(tiny_folder)!r}, device="cpu").generate("dog", audio_length_in_s=0.2, num_inference_steps=2)
+print("torch._dynamo" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
 
 
 def test_a_sound_is_ordinary(tiny_model):
