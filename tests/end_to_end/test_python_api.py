@@ -61,7 +61,8 @@ def test_a_sound_needs_no_compiler(tiny_folder):
     """PyTorch's own takes longer to import than a small model takes to load; see `models.build_on_meta`."""
     program = f"""
 import sys, audioldm2
-audioldm2.load({str(tiny_folder)!r}, device="cpu").generate("dog", audio_length_in_s=0.2, num_inference_steps=2)
+model = audioldm2.load({str(tiny_folder)!r}, device="cpu")
+model.generate("dog", audio_length_in_s=0.2, num_inference_steps=2)
 print("torch._dynamo" in sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
