@@ -48,12 +48,18 @@ def _magnitude(wave: Tensor, n_fft: int, hop: int, window: int) -> Tensor:
     return (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-7).sqrt()
 
 
-def mel_loss(made: Tensor, true: Tensor, settings: MelSettings) -> Tensor:
+def mel_loss(made: Tensor, true: Tensor, settings: MelSettings, floor: float = 0.0) -> Tensor:
     """L1 distance of the log-mel spectrograms of two waves (batch, samples).
 
-    Source: Kong et al. 2020, "HiFi-GAN" (arXiv 2010.05646), eq. 3; there its weight is 45.
+    floor: added to the magnitudes, so that what is far below it hardly counts. Where much of a sound is
+           silence, the loss is otherwise about nothing else: silence is easiest to make of every sound.
+    Source: Kong et al. 2020, "HiFi-GAN" (arXiv 2010.05646), eq. 3; there its weight is 45, without a floor.
     """
-    return F.l1_loss(vae_log_mel(made, settings), vae_log_mel(true, settings))
+    ours, theirs = (vae_log_mel(wave, settings) for wave in (made, true))
+    if floor:
+        lowest = ours.new_tensor(floor).log()
+        ours, theirs = torch.logaddexp(ours, lowest), torch.logaddexp(theirs, lowest)
+    return F.l1_loss(ours, theirs)
 
 
 # Adversaries ------------------------------------------------------------------------------------------------
