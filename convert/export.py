@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from audioldm2 import weights
@@ -111,8 +113,12 @@ def write_diffusers(
             | {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None},
         )
         for ours, theirs in (("clap_tokenizer", "tokenizer"), ("t5_tokenizer", "tokenizer_2")):
+            tokenizer = weights.TOKENIZERS[ours].from_folder(checkpoint.tokenizers[ours])
             weights.copy_tokenizer(ours, checkpoint.tokenizers[ours], draft / theirs)
-            _say_length(draft / theirs, weights.TOKENIZERS[ours].from_folder(checkpoint.tokenizers[ours]))
+            _say_length(draft / theirs, tokenizer)
+            whole = draft / theirs / "tokenizer.json"
+            if ours == "t5_tokenizer" and not whole.is_file():
+                _save_whole(tokenizer, whole)
         index = {
             "_class_name": "AudioLDM2Pipeline",
             "_diffusers_version": "0.20.0",
@@ -127,6 +133,14 @@ def _back(name: str, checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[
     moves = keymap.plan(state, keymap.reverse(part.rows(config)), checkpoint.source)
     made = part.finish(keymap.convert(state, moves), config)
     return {key: tensor.contiguous() for key, tensor in made.items()}
+
+
+def _save_whole(tokenizer: T5Tokenizer, path: Path) -> None:
+    """As tokenizer.json, beside the spiece.model that transformers reads only with protobuf installed."""
+    splitter = Tokenizer.from_str(tokenizer.splitter.to_str())
+    ends = ("</s>", tokenizer.SPECIALS["</s>"])
+    splitter.post_processor = TemplateProcessing("$A </s>", "$A </s> $B </s>", [ends])
+    splitter.save(str(path))
 
 
 def _say_length(folder: Path, tokenizer: ClapTokenizer | T5Tokenizer) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Size
 
-from audioldm2.errors import WeightsError
+from audioldm2.errors import WeightsError, some
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
 
 from .configs import count, demand, field, need
@@ -200,6 +200,13 @@ def config_to(config: UNetConfig) -> dict:
     # A level without transformers has an entry too; nothing reads it.
     deepest = config.transformers[-1]
     contexts = [[dims[role] for role in roles or deepest] for roles in config.transformers]
+    for roles in config.transformers:
+        if GPT2 in roles[2:] or T5 in roles[:2]:
+            raise WeightsError(
+                f"a layer of the UNet has the transformers {some(list(roles), 4)}; the diffusers layout has "
+                "GPT-2's context among the first two, and T5's after them, for it tells them by their place. "
+                "Keep the model in the converted format."
+            )
     crossed = [bool(roles) for roles in config.transformers]
     return {
         "_class_name": "AudioLDM2UNet2DConditionModel",

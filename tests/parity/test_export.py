@@ -19,13 +19,22 @@ from diffusers import (
     DDIMScheduler,
 )
 from torch import Tensor
-from transformers import ClapModel, GPT2LMHeadModel, SpeechT5HifiGan, T5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    ClapModel,
+    GPT2LMHeadModel,
+    SpeechT5HifiGan,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 import audioldm2
 from audioldm2 import NoiseSchedule, convert, weights
 from audioldm2.errors import WeightsError
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5
 from audioldm2.models.vae import VAEConfig
+from audioldm2.text import T5Tokenizer
+from audioldm2.training.scratch import configs_from, from_scratch
 from scripts import make_random_checkpoint, make_reference_checkpoint
 from tests import originals
 
@@ -46,6 +55,7 @@ UNETS = {
     "base": replace(BASE["unet"], transformers=((), ATTENDING, ATTENDING), layers=2),
     "large": replace(BASE["unet"], transformers=((), (), (*ATTENDING, LAST_SELF)), depth=2),
     "music": BASE["unet"],
+    "contexts that differ": replace(BASE["unet"], transformers=((SELF,), (GPT2,), ATTENDING)),
     "heads that differ": replace(BASE["unet"], transformers=(ATTENDING,) * 3, heads=(1, 6, 2)),
 }
 SETTINGS = {"audio_length_in_s": 0.97, "num_inference_steps": 10, "negative_prompt": "noise"}
@@ -179,6 +189,28 @@ def test_half_precision_keeps_what_overflows(made, tmp_path):
     model = T5EncoderModel.from_pretrained(tmp_path / "half" / "text_encoder_2", dtype=torch.float16)
     dense = model.encoder.block[0].layer[1].DenseReluDense
     assert (dense.wo.weight.dtype, dense.wi_0.weight.dtype) == (torch.float32, torch.float16)
+
+
+def test_the_reference_reads_a_vocabulary_that_was_trained_here(tmp_path):
+    """Only sentencepiece's file, for which transformers would ask for another package."""
+    captions = ["a dog barks", "rain falls on a roof", "a high beep, then rain", "wind", "one two three four"]
+    (tmp_path / "vocabularies").mkdir()
+    made = from_scratch(configs_from({}, "the test"), captions, tmp_path / "vocabularies")
+    convert.write_diffusers(made, tmp_path / "diffusers")
+    ours = T5Tokenizer.from_folder(made.tokenizers["t5_tokenizer"])
+    for kind in (AutoTokenizer, T5TokenizerFast):
+        theirs = kind.from_pretrained(tmp_path / "diffusers" / "tokenizer_2")
+        for text in ("a dog", "", "  Rain  falls. ", "zzz \u65e5", "a </s> dog"):
+            assert theirs(text).input_ids == ours.encode(text)
+
+
+@pytest.mark.parametrize("roles", [(T5,), (GPT2, T5), (SELF, T5), (T5, SELF)])
+def test_contexts_that_the_reference_would_take_for_others_are_refused(tmp_path, tokenizers, roles):
+    source = checkpoint("base", tokenizers)
+    source.configs["unet"] = replace(BASE["unet"], transformers=((), roles, ATTENDING))
+    with pytest.raises(WeightsError, match="for it tells them by their place"):
+        convert.write_diffusers(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["48k", "t5", "speech"])

@@ -1,0 +1,261 @@
+"""scripts/benchmark.py: both sides in one run, its arithmetic, and what it says of mistakes."""
+
+import importlib.util
+import json
+import math
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from audioldm2.models import build_on_meta
+from audioldm2.onednn import through_onednn
+from scripts import benchmark, benchmark_report, benchmark_runs, benchmark_worker
+from scripts.make_random_checkpoint import BASE
+
+SMALL = ["--device", "cpu", "--duration", "0.64", "--steps", "2", "--runs", "1", "--threads", "1"]
+CONSECUTIVE = ("prompt", "denoise", "decode", "vocode")
+PEER_IS_HERE = all(importlib.util.find_spec(name) for name in benchmark.PEER_NEEDS)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> SimpleNamespace:
+    """A small run of both sides with everything: what was printed, and what was found."""
+    if not PEER_IS_HERE:
+        pytest.skip("needs diffusers and transformers")
+    folder = tmp_path_factory.mktemp("benchmark")
+    words = ["--size", "tiny", "--starts", "1", "--lengths", "1.28,0.64", "--sounds", "2"]
+    with redirect_stdout(StringIO()) as printed, redirect_stderr(StringIO()) as said:
+        code = benchmark.main([*SMALL, *words, "--json", str(folder / "found.json")])
+    assert code == 0, said.getvalue()
+    found = json.loads((folder / "found.json").read_text())
+    return SimpleNamespace(found=found, printed=printed.getvalue(), said=said.getvalue(), folder=folder)
+
+
+def test_every_case_has_both_sides(both):
+    cases = both.found["cases"]
+    assert [(case["seconds"], case["sounds"]) for case in cases] == [(0.64, 1), (1.28, 1), (0.64, 2)]
+    for case in cases:
+        for role in ("ours", "peer"):
+            stages = case[role]["stages"]
+            assert set(stages) == set(benchmark_report.STAGES)
+            for entry in stages.values():
+                assert 0 < entry["least"] <= entry["median"] <= entry["most"] and len(entry["runs"]) == 1
+                assert entry["GFLOP"] > 0 and entry["percent of ceiling"] > 0
+            whole = sum(stages[stage]["median"] for stage in CONSECUTIVE)
+            assert whole == pytest.approx(stages["request"]["median"], rel=0.01)
+            assert 0 < stages["step"]["median"] < stages["denoise"]["median"]
+            assert case[role]["peak resident memory, MB"]["median"] > 50
+        for stage, ratio in case["ratio"].items():
+            ours, peer = (case[role]["stages"][stage]["median"] for role in ("ours", "peer"))
+            assert ratio == pytest.approx(ours / peer)
+
+
+def test_both_sides_do_the_same(both):
+    """The decoder and the vocoder do the same sums on both sides; twice the sound, twice the sums."""
+    short, long, two = both.found["cases"]
+    for stage in ("decode", "vocode"):
+        ours, peer = (short[role]["stages"][stage]["GFLOP"] for role in ("ours", "peer"))
+        assert ours == pytest.approx(peer, rel=0.02)
+    for role in ("ours", "peer"):
+        for more in (long, two):
+            ratio = more[role]["stages"]["step"]["GFLOP"] / short[role]["stages"]["step"]["GFLOP"]
+            assert 1.5 < ratio < 2.5
+
+
+def test_the_rest_of_what_is_found(both):
+    found = both.found
+    assert found["lengths"] == [0.64, 1.28] and found["sounds"] == [2]
+    assert math.isfinite(found["exponents"]["length"]["peer"]["step"])
+    assert found["exponents"]["sounds"]["ours"]["step"] is None  # one number of sounds has no slope
+    assert found["ceiling, GFLOP/s"]["float32"]["best"] > 1
+    assert found["machine"]["torch"] == torch.__version__ and found["machine"]["threads"] == 1
+    assert found["sides"]["ours"]["steps"] == found["sides"]["peer"]["steps"] == 2
+    for role, package in (("ours", "audioldm2"), ("peer", "diffusers")):
+        costs = found["starts"][role]
+        assert costs[f"import {package} after it, s"]["median"] > 0
+        before, after = (
+            costs[f"peak resident memory {when} load, MB"]["median"] for when in ("before", "after")
+        )
+        assert after >= before > 50
+        assert costs["all up to the first sound, s"]["median"] > costs["first sound, s"]["median"] > 0
+
+
+def test_what_is_printed(both, capsys):
+    printed = both.printed
+    tables = [part for part in printed.split("\n\n") if part.startswith("|")]
+    assert [table.split("|")[1].strip() for table in tables] == [
+        "stage", "stage", "length, s", "sounds", "starting",
+    ]  # fmt: skip
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+        assert len({len(line) for line in table.splitlines()}) == 1
+    assert "ours / diffusers" in tables[0] and "grows with the length" in printed
+    assert "diffusers: 2 steps of dpmpp_2m, float32." in printed
+    words = [str(both.folder / "found.json")]
+    plot = both.folder / "found.png"
+    if importlib.util.find_spec("matplotlib"):
+        words += ["--plot", str(plot)]
+    assert benchmark_report.main(words) == 0
+    assert capsys.readouterr().out == printed
+    if len(words) > 1:
+        assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_diffusers_and_matplotlib(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    words = ["--model", str(tiny_folder), "--starts", "0", "--plot", str(tmp_path / "none.png")]
+    assert benchmark.main([*SMALL, *words]) == 0
+    out, err = capsys.readouterr()
+    assert (
+        "diffusers and transformers not installed: ours alone" in err and "matplotlib is not installed" in err
+    )
+    assert "diffusers" not in out and "| whole request" in out
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--size", "huge"], "--size"),
+        (["--runs", "none"], "'none' is not a whole number above 0"),
+        (["--lengths", "5,-1"], "'-1' is not a number above 0"),
+        (["--sounds", "1,1.5"], "'1.5' is not a whole number above 0"),
+        (["--size", "tiny", "--model", "x"], "exclude each other"),
+        (["--peer-model", "x"], "--peer-model goes with --model"),
+        (["--low-memory", "--offload"], "exclude each other"),
+        (["--default", "--steps", "5"], "leave out what is given"),
+        (["--peer-steps", "5"], "goes with --default"),
+        (["--json", "nowhere/found.json"], "the folder nowhere does not exist"),
+        (["--device", "abacus"], "device='abacus' is not on this machine"),
+        (["--model", "./nowhere"], "nowhere"),
+        (["--model", "TINY", "--no-peer", "--dtype", "int8"], "dtype='int8' is not supported"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, said, tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.main([word if word != "TINY" else str(tiny_folder) for word in words]) == 2
+    *_, err = capsys.readouterr().err.strip().splitlines()
+    assert err.startswith("benchmark.py: error: ") and said in err and "Error: " not in err
+
+
+def test_what_ends_a_side_is_told(tiny_folder):
+    side = benchmark_runs.Side(str(tiny_folder), "float32", "dpmpp_2m", steps=2, steps_measured=2)
+    said = r"^ours failed: audio_length_in_s is 0.001"
+    with benchmark_runs.working("ours", threads=1) as worker, pytest.raises(ValueError, match=said):
+        worker.load(side, "cpu")
+        worker.request(side, (0.001, 1))
+
+
+# Arithmetic -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_floating_point_operations_of_known_layers():
+    """Through oneDNN and PyTorch's own attention too, which torch's counter does not see by itself."""
+    linear = through_onednn(nn.Sequential(nn.Linear(16, 8)))
+    convolution = nn.Conv2d(3, 5, 3, padding=1)
+    q, k = torch.randn(1, 2, 40, 8), torch.randn(1, 2, 30, 8)
+    counted = {}
+    for name, run in {
+        "linear": lambda: linear(torch.randn(2, 7, 16)),
+        "convolution": lambda: convolution(torch.randn(1, 3, 10, 20)),
+        "attention": lambda: F.scaled_dot_product_attention(q, k, k),
+    }.items():
+        with benchmark_worker.flop_counter() as counter:
+            run()
+        counted[name] = counter.get_total_flops()
+    assert counted == {
+        "linear": 2 * (2 * 7) * 16 * 8,
+        "convolution": 2 * (10 * 20) * (3 * 3) * 3 * 5,
+        "attention": 2 * (2 * 40 * 30 * 8) * 2,
+    }
+
+
+@torch.no_grad()
+def test_floating_point_operations_of_the_published_networks():
+    """10.24 s of sound, GFLOP: a guided step of the UNet, the decoder, the vocoder; nothing is computed."""
+    config = BASE["unet"]
+    unet, vae, hifigan = (build_on_meta(name, BASE[name]) for name in ("unet", "vae", "hifigan"))
+    with torch.device("meta"):
+        z, t = torch.randn(2, 8, 256, 16), torch.tensor(500.0)
+        gpt2_context, t5_context = torch.randn(2, 8, config.gpt2_dim), torch.randn(2, 16, config.t5_dim)
+        mel = torch.randn(1, 1024, 64)
+    for run, least, most in (
+        (lambda: unet(z, t, gpt2_context, t5_context), 330, 350),  # 293 and the attention
+        (lambda: vae.decode(z[:1]), 665, 675),  # 636 and the attention
+        (lambda: hifigan(mel), 1026, 1028),
+    ):
+        with benchmark_worker.flop_counter() as counter:
+            run()
+        assert least < counter.get_total_flops() / 1e9 < most
+
+
+def test_steps_that_were_not_run_are_scaled():
+    side = benchmark_runs.Side("", "float32", "ddim", steps=200, steps_measured=10)
+    run = {
+        "seconds": {"prompt": 1.0, "denoise": 5.0, "step": 0.5, "decode": 2.0, "vocode": 3.0, "request": 11.0}
+    }
+    run |= {"steps": 10, "peak resident memory, MB": 100.0}
+    found = benchmark_runs.scaled(run, side)["seconds"]
+    assert found == run["seconds"] | {"denoise": 100.0, "request": 106.0}
+    counted = {"GFLOP": {"prompt": 1.0, "denoise": 4.0, "decode": 3.0, "vocode": 2.0}, "steps": 2}
+    stages = benchmark_runs.summary([{**run, "seconds": found}], counted, side, ceiling=8.0)["stages"]
+    assert stages["step"]["GFLOP"] == 2 and stages["denoise"]["GFLOP"] == 400
+    assert stages["request"]["GFLOP"] == 406
+    assert stages["step"]["GFLOP/s"] == 4 and stages["step"]["percent of ceiling"] == 50
+
+
+def test_default_against_default():
+    words = ["--default", "--peer-steps", "10", "--low-memory"]
+    sides = benchmark.sides_of(benchmark.parser().parse_args(words), torch.device("cpu"), ("a", "b"))
+    ours, peer = sides["ours"], sides["peer"]
+    assert (ours.sampler, ours.steps, ours.steps_measured, ours.dtype) == ("dpmpp_2m", 25, 25, "float32")
+    assert (peer.sampler, peer.steps, peer.steps_measured, peer.dtype) == ("ddim", 200, 10, "float32")
+    assert ours.low_memory and not peer.low_memory and (ours.folder, peer.folder) == ("a", "b")
+
+
+def test_medians_ratios_and_exponents():
+    assert benchmark_runs.spread([3.0, 1.0, 2.0]) == {
+        "median": 2, "least": 1, "most": 3, "runs": [3, 1, 2],
+    }  # fmt: skip
+    assert benchmark_runs.ratios({"a": {"median": 1}, "b": {"median": 1}}, {"a": {"median": 4}}) == {
+        "a": 0.25
+    }
+    sizes = [5, 10, 20]
+    assert benchmark_runs.exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert benchmark_runs.exponent([5, 5], [1, 2]) is None
+
+
+def test_a_method_tells_of_itself_and_is_itself_again():
+    heard: list[str] = []
+    vae = nn.Module()
+    vae.decode = original = lambda z: heard.append("works") or z
+    owner = SimpleNamespace(vae=nn.ReLU())
+    with (
+        benchmark_worker.announcing(owner.vae, "forward", heard.append, before="before", after="after"),
+        pytest.raises(ValueError),
+    ):
+        assert owner.vae(torch.tensor(-1.0)) == 0
+        raise ValueError
+    assert heard == ["before", "after"]
+    assert owner.vae.forward.__func__ is nn.ReLU.forward and "forward" not in vars(owner.vae)
+    assert original is vae.decode
+
+
+def test_no_two_prompts_are_the_same():
+    assert len(set(benchmark_worker.prompts(11))) == 11
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells peaks anew")
+def test_a_peak_is_that_of_the_last_request():
+    large = torch.ones(50_000_000)  # 200 MB
+    while_there = benchmark_worker.peak_resident()
+    del large
+    benchmark_worker.reset_peak("cpu")
+    assert benchmark_worker.peak_resident() < while_there - 100
