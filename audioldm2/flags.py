@@ -17,8 +17,9 @@ audioldm2 PROMPT [-o FILE] [options]
 
 EPILOG = """\
 examples:
+  audioldm2 "a high beep, then rain" -o beep.wav    by the small demo model, which comes with the package
   audioldm2 "Techno music with a strong beat" --model cvssp/audioldm2 -o techno.wav
-  audioldm2 "rain on a tin roof" --negative-prompt "music" --candidates 3 -o rain.flac
+  audioldm2 "rain on a tin roof" --model ./base --negative-prompt "music" --candidates 3 -o rain.flac
   audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
   audioldm2 convert cvssp/audioldm2 ./audioldm2-base
 

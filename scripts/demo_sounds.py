@@ -176,6 +176,8 @@ def placed(n: int, starts: Sequence[int] | np.ndarray, events: Sequence[Wave]) -
     """A clip of n samples with an event at each start, taken in turn; what passes the end is cut."""
     wave = np.zeros(n)
     for i, start in enumerate(starts):
+        if start >= n:  # by chance, a beat may come as late as that
+            continue
         event = events[i % len(events)][: n - start]
         wave[start : start + len(event)] += event
     return wave
