@@ -93,8 +93,12 @@ def _hifigan(network: nn.Module) -> None:
 
     HiFi-GAN gives 0.01 to the upsampling too. With weight norm and 512 channels that is no harm; a narrow
     vocoder without it would start so quiet that hardly a gradient gets through. And too loud is as bad: where
-    the last tanh saturates there is none either. Log-mels are around -5, so the last convolution is quiet.
+    the last tanh saturates there is none either. Log-mels are around -5, so the last convolution is quiet;
+    where the network is to whiten them, it is by what sounds with pauses have.
     """
+    if network.config.normalize_before:
+        nn.init.constant_(network.mean, -7.0)
+        nn.init.constant_(network.scale, 3.5)
     for stage in network.stages:
         for module in stage.branches.modules():
             if isinstance(module, nn.Conv1d):

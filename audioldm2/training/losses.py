@@ -23,21 +23,25 @@ def kl(mean: Tensor, std: Tensor) -> Tensor:
 
 # (n_fft, hop, window) in samples, as in the paper
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
+SILENCE = 1e-2  # magnitude in the mean: noise 65 dB below full scale
 
 
 def stft_loss(
-    made: Tensor, true: Tensor, resolutions: Sequence[tuple[int, int, int]] = RESOLUTIONS
+    made: Tensor, true: Tensor, floor: float = 0.0, resolutions: Sequence[tuple[int, int, int]] = RESOLUTIONS
 ) -> Tensor:
     """Spectral convergence plus the L1 distance of log magnitudes, the mean over several resolutions.
 
     made, true: (batch, samples), more than half of the largest n_fft.
-    Source: Yamamoto et al. 2020, "Parallel WaveGAN" (arXiv 1910.11480), eq. 4 to 6.
+    floor:      added to the magnitudes under the logarithm; see `mel_loss`.
+    Source: Yamamoto et al. 2020, "Parallel WaveGAN" (arXiv 1910.11480), eq. 4 to 6. Convergence is that of
+    each clip alone, so that a quiet one counts like a loud one; but silence has no size to compare with.
     """
     total = made.new_zeros(())
     for resolution in resolutions:
         ours, theirs = (_magnitude(wave, *resolution) for wave in (made, true))
-        convergence = torch.linalg.vector_norm(theirs - ours) / torch.linalg.vector_norm(theirs)
-        total = total + convergence + F.l1_loss(ours.log(), theirs.log())
+        error, size = (each.square().mean(dim=(1, 2)).sqrt() for each in (theirs - ours, theirs))
+        convergence = (error / size.clamp(min=SILENCE)).mean()
+        total = total + convergence + F.l1_loss((ours + floor).log(), (theirs + floor).log())
     return total / len(resolutions)
 
 
@@ -51,8 +55,8 @@ def _magnitude(wave: Tensor, n_fft: int, hop: int, window: int) -> Tensor:
 def mel_loss(made: Tensor, true: Tensor, settings: MelSettings, floor: float = 0.0) -> Tensor:
     """L1 distance of the log-mel spectrograms of two waves (batch, samples).
 
-    floor: added to the magnitudes, so that what is far below it hardly counts. Where much of a sound is
-           silence, the loss is otherwise about nothing else: silence is easiest to make of every sound.
+    floor: added to the magnitudes, so that what is far below it hardly counts. Of a tone, the logarithm is
+           otherwise about the silence around it, and silence is easiest to make of all.
     Source: Kong et al. 2020, "HiFi-GAN" (arXiv 2010.05646), eq. 3; there its weight is 45, without a floor.
     """
     ours, theirs = (vae_log_mel(wave, settings) for wave in (made, true))

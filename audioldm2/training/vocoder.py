@@ -35,7 +35,7 @@ class VocoderRecipe(Recipe):
     weight_decay: float = 0.01
     clip: float = 1000.0  # HiFi-GAN clips nothing; this only stops an explosion
     mel_weight: float = 45.0
-    mel_floor: float = 0.0  # magnitude below which spectrograms hardly count
+    floor: float = 0.0  # magnitude below which spectrograms hardly count
     stft_weight: float = 1.0
     adversary_from: int | None = 0  # the first step against the discriminators; null: never
     adversary_weight: float = 1.0
@@ -56,12 +56,13 @@ class VocoderStage(Stage):
     recipes: ClassVar = {
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
-            steps=6000,
-            learning_rate=5e-4,
+            steps=5500,
+            learning_rate=7e-4,
             warmup=200,
             cosine=True,
-            mel_floor=1e-3,
-            adversary_from=3000,
+            stft_weight=20.0,
+            floor=1e-2,
+            adversary_from=3500,
             adversary_width=4,
             adversary_scales=0,
             through_vae=0.5,
@@ -103,8 +104,8 @@ class VocoderStage(Stage):
             self.adversary_descent.step(parts["tell"], self.done)
 
         parts |= {
-            "mel": losses.mel_loss(made, true, self.front_end, recipe.mel_floor),
-            "stft": losses.stft_loss(made, true),
+            "mel": losses.mel_loss(made, true, self.front_end, recipe.floor),
+            "stft": losses.stft_loss(made, true, recipe.floor),
         }
         loss = recipe.mel_weight * parts["mel"] + recipe.stft_weight * parts["stft"]
         if against:

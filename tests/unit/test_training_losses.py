@@ -29,6 +29,25 @@ def test_half_as_loud_is_half_the_magnitude_and_log_two_in_logarithms():
     assert losses.stft_loss(wave, wave) == losses.mel_loss(wave, wave, VAE_MEL) == 0
 
 
+def test_a_quiet_clip_counts_like_a_loud_one():
+    wave = torch.randn(2, 8192) * torch.tensor([[1.0], [0.01]])
+    made = wave * torch.tensor([[1.0], [0.5]])  # only the quiet one is wrong: half of it is missing
+    assert losses.stft_loss(made, wave) == pytest.approx((0.5 + math.log(2)) / 2, rel=0.01)
+    assert losses.stft_loss(torch.full((1, 8192), 1e-6), torch.zeros(1, 8192)) < 0.1  # silence, nearly
+
+
+def test_what_is_below_the_floor_hardly_counts():
+    tone = torch.sin(2 * math.pi * 1000 * torch.arange(8192) / 16000)[None]
+    hissing = tone + 1e-4 * torch.randn(1, 8192)
+    silent = torch.zeros(1, 8192)
+    for loss in (
+        lambda made, floor: losses.mel_loss(made, tone, VAE_MEL, floor),
+        lambda made, floor: losses.stft_loss(made, tone, floor),
+    ):
+        assert loss(hissing, 0.1) < 0.01 * loss(silent, 0.1)  # and without a floor, a good part of it:
+        assert loss(hissing, 0.0) > 0.2 * loss(silent, 0.0)
+
+
 def test_silence_has_gradients_that_are_numbers():
     made = torch.zeros(1, 8192, requires_grad=True)
     true = torch.randn(1, 8192)
