@@ -87,13 +87,14 @@ def generate(arguments: Sequence[str]) -> int:
     Request.check(PUBLISHED, NoiseSchedule(), prompt=[job.prompt for job in jobs], latents=None, **settings)
     if options.plot:
         demand_matplotlib()
-    if options.model is None:
+    model_name = options.model or hub.default_model()
+    if options.model is None and model_name == hub.DEMO:
         say(
             f"this is the small demo model, of simple sounds; the published one is --model {hub.PUBLISHED} "
             "(4.5 GB, fetched once)"
         )
     model = audioldm2.load(
-        options.model or hub.DEMO,
+        model_name,
         device=options.device,
         dtype=options.dtype,
         heads=options.heads,

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from audioldm2.hub import DEMO, PUBLISHED
+from audioldm2.hub import default_model
 from audioldm2.result import package_version
 
 USAGE = """\
@@ -17,7 +17,6 @@ audioldm2 PROMPT [-o FILE] [options]
 
 EPILOG = """\
 examples:
-  audioldm2 "a high beep, then rain" -o beep.wav    by the small demo model, which comes with the package
   audioldm2 "Techno music with a strong beat" --model cvssp/audioldm2 -o techno.wav
   audioldm2 "rain on a tin roof" --model ./base --negative-prompt "music" --candidates 3 -o rain.flac
   audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
@@ -120,7 +119,7 @@ def generate_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("the model")
     add = group.add_argument
     add("--model", metavar="NAME",
-        help=f"folder, .pth file or hub id, such as {PUBLISHED} (default: {DEMO}, which comes along)")
+        help=f"folder, .pth file or hub id (default: {default_model()})")
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
     add("--heads", choices=["config", "trained"],
         help="attention heads of a model in the diffusers layout: as its config says, or 32 wide as the "

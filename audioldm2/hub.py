@@ -54,6 +54,11 @@ def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]
     return []
 
 
+def default_model() -> str:
+    """What is taken where no model is named: the one in the package, where there is one."""
+    return DEMO if DEMO_FOLDER.is_dir() else PUBLISHED
+
+
 def find(
     source: str | os.PathLike,
     *,
@@ -74,7 +79,7 @@ def find(
             f"source is {source!r:.80}; it has to be a folder, an original .pth file or a hub id, "
             "such as 'cvssp/audioldm2'."
         )
-    if source == DEMO:
+    if source == DEMO and DEMO_FOLDER.is_dir():
         return DEMO_FOLDER
     name = os.path.expanduser(source)
     if os.path.isdir(name):

@@ -28,8 +28,8 @@ def load(
     """Load a model, ready to generate.
 
     source:   a converted folder, one in the diffusers layout, an original .pth file, a hub id such as
-              "cvssp/audioldm2", or "demo", the small model that comes with the package. What is not
-              converted yet is converted in memory; `audioldm2 convert` makes that permanent.
+              "cvssp/audioldm2", or "demo" for the small model in the package, where a copy has one. What is
+              not converted yet is converted in memory; `audioldm2 convert` makes that permanent.
     device:   "auto" (CUDA, else Apple's MPS, else the CPU), or a device of PyTorch.
     dtype:    "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16" or "bfloat16".
     heads:    of the UNet: "config" (as the diffusers layout's config says and the reference reads) or

@@ -27,22 +27,23 @@ SILENCE = 1e-2  # magnitude in the mean: noise 65 dB below full scale
 
 
 def stft_loss(
-    made: Tensor, true: Tensor, floor: float = 0.0, resolutions: Sequence[tuple[int, int, int]] = RESOLUTIONS
+    made: Tensor, true: Tensor, weights: Sequence[float] = (1 / 3, 1 / 3, 1 / 3), floor: float = 0.0
 ) -> Tensor:
-    """Spectral convergence plus the L1 distance of log magnitudes, the mean over several resolutions.
+    """Spectral convergence plus the L1 distance of log magnitudes, summed over RESOLUTIONS.
 
     made, true: (batch, samples), more than half of the largest n_fft.
+    weights:    one a resolution; the default gives the mean.
     floor:      added to the magnitudes under the logarithm; see `mel_loss`.
     Source: Yamamoto et al. 2020, "Parallel WaveGAN" (arXiv 1910.11480), eq. 4 to 6. Convergence is that of
     each clip alone, so that a quiet one counts like a loud one; but silence has no size to compare with.
     """
     total = made.new_zeros(())
-    for resolution in resolutions:
+    for weight, resolution in zip(weights, RESOLUTIONS, strict=True):
         ours, theirs = (_magnitude(wave, *resolution) for wave in (made, true))
         error, size = (each.square().mean(dim=(1, 2)).sqrt() for each in (theirs - ours, theirs))
         convergence = (error / size.clamp(min=SILENCE)).mean()
-        total = total + convergence + F.l1_loss((ours + floor).log(), (theirs + floor).log())
-    return total / len(resolutions)
+        total = total + weight * (convergence + F.l1_loss((ours + floor).log(), (theirs + floor).log()))
+    return total
 
 
 def _magnitude(wave: Tensor, n_fft: int, hop: int, window: int) -> Tensor:
@@ -50,6 +51,12 @@ def _magnitude(wave: Tensor, n_fft: int, hop: int, window: int) -> Tensor:
     shape = torch.hann_window(window, device=wave.device)
     spectrum = torch.stft(wave, n_fft, hop, window, window=shape, return_complex=True)
     return (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-7).sqrt()
+
+
+def relative_error(made: Tensor, true: Tensor) -> Tensor:
+    """Root mean square of the error of waves (batch, samples) over that of the true ones, 0.001 at least."""
+    error, size = (each.square().mean(dim=1) for each in (made - true, true))
+    return ((error + 1e-12).sqrt() / size.sqrt().clamp(min=1e-3)).mean()
 
 
 def mel_loss(made: Tensor, true: Tensor, settings: MelSettings, floor: float = 0.0) -> Tensor:

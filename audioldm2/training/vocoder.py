@@ -7,7 +7,11 @@ layers.
 Source: Kong et al. 2020, "HiFi-GAN" (arXiv 2010.05646), section 2.4; Yamamoto et al. 2020, "Parallel WaveGAN"
 (arXiv 1910.11480), for the magnitudes.
 
-Trap: a sound from the vocoder is a little longer than its spectrogram; the end is not compared.
+Traps
+- A sound from the vocoder may be a little longer than its spectrogram; the end is not compared.
+- Of a spectrogram that stands still, a vocoder makes a wave that repeats with every frame: it has multiples
+  of 100 Hz only. A long window tells these from a pure tone in between, and finds silence nearer to it. Where
+  tones are much of the world, short windows have to weigh most.
 """
 
 from collections.abc import Iterator
@@ -19,6 +23,7 @@ from torch import Tensor, nn
 
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.training import losses
+from audioldm2.training.additive import additive_wave
 from audioldm2.training.discriminators import WaveDiscriminators
 from audioldm2.training.recipe import Recipe
 from audioldm2.training.stage import Sample, Stage
@@ -35,8 +40,11 @@ class VocoderRecipe(Recipe):
     weight_decay: float = 0.01
     clip: float = 1000.0  # HiFi-GAN clips nothing; this only stops an explosion
     mel_weight: float = 45.0
+    additive_until: int = (
+        0  # so many steps, from the first, learn the wave of `additive_wave`, and nothing else
+    )
     floor: float = 0.0  # magnitude below which spectrograms hardly count
-    stft_weight: float = 1.0
+    stft_weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # of windows of 600, 1200 and 240 samples
     adversary_from: int | None = 0  # the first step against the discriminators; null: never
     adversary_weight: float = 1.0
     matching_weight: float = 2.0  # of the features that the discriminators see
@@ -46,6 +54,10 @@ class VocoderRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.stft_weights) != len(losses.RESOLUTIONS):
+            raise ValueError(
+                f"stft_weights is {self.stft_weights}; it has to be {len(losses.RESOLUTIONS)} numbers."
+            )
         if not 0 <= self.through_vae <= 1:
             raise ValueError(f"through_vae is {self.through_vae}; it has to be from 0 to 1.")
 
@@ -56,13 +68,14 @@ class VocoderStage(Stage):
     recipes: ClassVar = {
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
-            steps=5500,
+            steps=5000,
             learning_rate=7e-4,
             warmup=200,
             cosine=True,
-            stft_weight=20.0,
+            mel_weight=10.0,
+            stft_weights=(1.0, 1.0, 40.0),
             floor=1e-2,
-            adversary_from=3500,
+            adversary_from=3200,
             adversary_width=4,
             adversary_scales=0,
             through_vae=0.5,
@@ -94,6 +107,10 @@ class VocoderStage(Stage):
         with self.autocast():
             made = self.trained["hifigan"](mel)[:, : true.shape[1]]
         made = made.float()
+        if self.done < recipe.additive_until:
+            target = additive_wave(mel, self.front_end)[:, : made.shape[1]]
+            loss = losses.relative_error(made, target)
+            return {"loss": loss, "gradient": self.descent.step(loss, self.done)}
         against = recipe.adversary_from is not None and self.done >= recipe.adversary_from
         parts = {}
         if against:
@@ -105,9 +122,9 @@ class VocoderStage(Stage):
 
         parts |= {
             "mel": losses.mel_loss(made, true, self.front_end, recipe.floor),
-            "stft": losses.stft_loss(made, true, recipe.floor),
+            "stft": losses.stft_loss(made, true, recipe.stft_weights, recipe.floor),
         }
-        loss = recipe.mel_weight * parts["mel"] + recipe.stft_weight * parts["stft"]
+        loss = recipe.mel_weight * parts["mel"] + parts["stft"]
         if against:
             self.adversary.requires_grad_(False)
             with self.autocast():
