@@ -94,7 +94,7 @@ def _hifigan(network: nn.Module) -> None:
     HiFi-GAN gives 0.01 to the upsampling too. With weight norm and 512 channels that is no harm; a narrow
     vocoder without it would start so quiet that hardly a gradient gets through. And too loud is as bad: where
     the last tanh saturates there is none either. Log-mels are around -5, so the last convolution is quiet;
-    where the network is to whiten them, it is by what sounds with pauses have.
+    where the network whitens them first, by what sounds with pauses have, it may be louder.
     """
     if network.config.normalize_before:
         nn.init.constant_(network.mean, -7.0)
@@ -106,7 +106,7 @@ def _hifigan(network: nn.Module) -> None:
         upsample = stage.upsample
         _keep_size(upsample.weight, inputs=upsample.weight[:, 0].numel() / upsample.stride[0])
     _keep_size(network.conv_out.weight, inputs=network.conv_out.weight[0].numel())
-    network.conv_out.weight *= 0.03
+    network.conv_out.weight *= 0.1 if network.config.normalize_before else 0.03
     nn.init.zeros_(network.conv_out.bias)
 
 

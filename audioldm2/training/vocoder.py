@@ -68,14 +68,15 @@ class VocoderStage(Stage):
     recipes: ClassVar = {
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
-            steps=5000,
+            steps=6000,
             learning_rate=7e-4,
             warmup=200,
             cosine=True,
+            additive_until=1500,
             mel_weight=10.0,
             stft_weights=(1.0, 1.0, 40.0),
             floor=1e-2,
-            adversary_from=3200,
+            adversary_from=4500,
             adversary_width=4,
             adversary_scales=0,
             through_vae=0.5,

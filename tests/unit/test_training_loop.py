@@ -15,10 +15,12 @@ from tests.training import Clips, untrained
 
 QUICK = {
     "vae": {"seconds": 0.32, "adversary_from": 2, "adversary_width": 8, "ema": 0.9},
-    "vocoder": {"seconds": 0.256, "adversary_from": 2, "adversary_width": 4, "through_vae": 0.5},
+    "vocoder": {
+        "seconds": 0.256, "additive_until": 1, "adversary_from": 2, "adversary_width": 4, "through_vae": 0.5
+    },
     "clap": {"seconds": 0.8},
     "ldm": {"seconds": 0.32, "prompt_dropout": 0.5},
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
