@@ -202,7 +202,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--model", default="small", metavar="START",
         help="what to begin with: a converted folder, a hub id, anything that 'audioldm2 --model' takes; or, "
-        "from nothing, 'small' (8 million parameters), 'published' (1.1 billion), or a JSON file of sizes, "
+        "from nothing, 'small' (6 million parameters), 'published' (1.1 billion), or a JSON file of sizes, "
         'such as {"unet": {"depth": 2}}, where what is not given is as in small (default: %(default)s)',
     )  # fmt: skip
     add(
