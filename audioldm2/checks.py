@@ -2,7 +2,7 @@
 
 A config.json may be damaged, edited, or of another model. Here that is a WeightsError with a sentence;
 without this it would be any error, at any time. Types follow from the dataclasses' annotations, and RULES
-holds what those cannot say.
+holds what those cannot say. It is long because each network has its rules here, one function a network.
 """
 
 from collections.abc import Callable, Mapping

@@ -5,6 +5,8 @@ denoise         noise    -> latent                    UNet under a sampler      
 decode          latent   -> log-mel spectrogram       VAE decoder
 vocode          log-mel  -> waveform                  HiFi-GAN
 rank            waveform -> scores, best first        CLAP                          (ranking.py)
+
+A third of it is the docstrings of the public face.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,8 @@
 """Checkpoints: what one holds, and reading and writing the converted folder.
 
 A converted folder is `config.json`, one safetensors file a network, and the tokenizers' files in two
-sub-folders. Weights stay memory-mapped until they are used (see `residence`).
+sub-folders. Weights stay memory-mapped until they are used (see `residence`). Reading and writing are one
+file, a little long, because each is the other's specification.
 """
 
 import json

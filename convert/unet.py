@@ -1,4 +1,7 @@
-"""`AudioLDM2UNet2DConditionModel` of diffusers, or the original `UNetModel` -> `UNet` of audioldm2.models."""
+"""`AudioLDM2UNet2DConditionModel` of diffusers, or the original `UNetModel` -> `UNet` of audioldm2.models.
+
+It is long because the UNet alone is numbered differently in each of the three layouts.
+"""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,6 @@
 """Judge a model by its sounds: how well they fit their prompts, and what is asked of each is there.
 
-    python scripts/evaluate.py                                            the demo model, in its own world
+    python scripts/evaluate.py --model runs/demo/model          a model of the procedural world
     python scripts/evaluate.py --model cvssp/audioldm2 --prompts prompts.csv --reference sounds/
 
 Of any model and prompts (a text file with one prompt a line, or a CSV with the columns prompt and perhaps
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", default="demo", help="folder, file, hub id, or demo (default: %(default)s)")
+    add("--model", required=True, help="folder, original file or hub id")
     add("--judge", metavar="MODEL", help="whose CLAP judges (default: the model's own)")
     add("--prompts", type=Path, metavar="FILE", help="default: the questions of the procedural world")
     add("--reference", type=Path, metavar="FOLDER", help="sounds to be near to; needs --prompts")

@@ -1,4 +1,4 @@
-"""Run a long request through, and tell each stage's time and peak of resident memory.
+"""Run a long request through, and tell each stage's time, by the clock and of the CPU, and peak of memory.
 
     python scripts/long_sound.py --model FOLDER
     python scripts/long_sound.py --model FOLDER --seconds 60 --unet-seconds 10 --steps 4
@@ -73,9 +73,10 @@ def whole_request(
 def told(stage: str, run: Callable[[], object]) -> object:
     """What `run` gives, its time and peak printed."""
     begin_peak()
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     made = run()
-    print(f"  {stage:10}{time.perf_counter() - start:9.1f} s   peak {peak():6.0f} MB", flush=True)
+    seconds, worked = time.perf_counter() - start, time.process_time() - worked
+    print(f"  {stage:10}{seconds:9.1f} s   {worked:8.1f} s of CPU   peak {peak():6.0f} MB", flush=True)
     return made
 
 

@@ -1,9 +1,10 @@
-"""Train the demo model from nothing: every stage, on the procedural world, on two CPU cores.
+"""Train a small model from nothing: every stage, on the procedural world, on two CPU cores.
 
     python scripts/train_demo.py --out runs/demo
 
-writes runs/demo/model: what lies in audioldm2/assets/demo. The stages that do not need each other run at the
-same time, each on half of the cores. Ctrl-C saves and stops; the same command goes on where it was stopped.
+writes runs/demo/model, 12 MB at most; as audioldm2/assets/demo it would be the model in the box. The stages
+that do not need each other run at the same time, each on half of the cores. Ctrl-C saves and stops; the same
+command goes on where it was stopped.
 
     vae  ------+--> vocoder ---+
                +--> ldm -------+--> model, in float16

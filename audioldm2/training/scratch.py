@@ -26,8 +26,8 @@ from audioldm2.models.vae import VAEConfig
 from audioldm2.samplers import NoiseSchedule
 from audioldm2.training.initialise import initialise
 
-# A whole model in 12 MB of float16 that a CPU can train; "demo" in audioldm2/assets is one. 16 kHz and 64
-# bands as published, but latents eight times smaller than the spectrogram, and with more channels for it.
+# A whole model in 12 MB of float16 that a CPU can train. 16 kHz and 64 bands as published, but latents eight
+# times smaller than the spectrogram, and with more channels for it.
 SMALL: dict[str, Any] = {
     "clap_text": ClapTextConfig(dim=96, depth=2, heads=4, ff_dim=192, projection_dim=96),
     "t5": T5Config(dim=96, depth=2, heads=3, head_dim=32, ff_dim=192),
