@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from audioldm2 import hub, weights
+from audioldm2 import hub, precision, weights
 from audioldm2.errors import WeightsError, some
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.residence import Networks
@@ -31,7 +31,8 @@ def load(
               "cvssp/audioldm2", or "demo" for the small model in the package, where a copy has one. What is
               not converted yet is converted in memory; `audioldm2 convert` makes that permanent.
     device:   "auto" (CUDA, else Apple's MPS, else the CPU), or a device of PyTorch.
-    dtype:    "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16" or "bfloat16".
+    dtype:    "float32", "float16", "bfloat16", or "auto": float16 on CUDA; on a CPU that multiplies in
+              bfloat16, that for all but the networks whose rounding is heard; else float32 (`precision`).
     heads:    of the UNet: "config" (as the diffusers layout's config says and the reference reads) or
               "trained" (32 wide). Default: "config" for that layout, "trained" for an original file.
     revision: of a hub repository: branch, tag or commit.
@@ -44,8 +45,9 @@ def load(
         raise ValueError("offload and low_memory exclude each other; low_memory needs the least.")
     residence = "disk" if low_memory else "offload" if offload else "device"
     device = resolve_device(device)
-    dtype = resolve_dtype(dtype, device)
-    checkpoint = open_checkpoint(source, heads=heads, revision=revision, prefer_half=dtype == torch.float16)
+    dtype = precision.name_of(dtype)
+    half = dtype == "float16" or (dtype == "auto" and device.type == "cuda")
+    checkpoint = open_checkpoint(source, heads=heads, revision=revision, prefer_half=half)
     if "phonemes" in checkpoint.configs:
         raise WeightsError(
             f"{source} is a speech model: 'audioldm2 convert' keeps all of it, but it cannot be run yet. "
@@ -58,7 +60,9 @@ def load(
     clap_tokenizer, t5_tokenizer = (tokenizers.get(name) for name in weights.TOKENIZERS)
     _demand_room(checkpoint, clap_tokenizer, t5_tokenizer)
     return AudioLDM2(
-        networks=Networks(checkpoint, device, dtype, residence),
+        networks=Networks(
+            checkpoint, device, precision.of_networks(dtype, device, checkpoint.configs), residence
+        ),
         clap_tokenizer=clap_tokenizer,
         t5_tokenizer=t5_tokenizer,
         schedule=weights.schedule_of(checkpoint, checkpoint.source),
@@ -195,16 +199,3 @@ def resolve_device(device: str | torch.device) -> torch.device:
             f"device={str(device)!r} is not on this machine; choose 'auto' or one of {', '.join(present)}."
         )
     return torch.device(device)
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype that networks compute in."""
-    if isinstance(dtype, torch.dtype):
-        dtype = str(dtype).removeprefix("torch.")
-    if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if not isinstance(dtype, str) or dtype not in weights.DTYPES:
-        raise ValueError(
-            f"dtype={dtype!r} is not supported; choose 'auto' or one of {', '.join(weights.DTYPES)}."
-        )
-    return weights.DTYPES[dtype]

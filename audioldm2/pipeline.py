@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioldm2 import checks, memory, ranking
+from audioldm2 import checks, memory, precision, ranking
 from audioldm2.audio import CLAP_MEL, USUAL_SECONDS, MelSettings
 from audioldm2.conditioning import Conditioning
 from audioldm2.encoding import encode
@@ -227,10 +227,10 @@ class AudioLDM2:
         self._check_widths(conditioning)
         conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
         with self.networks.running("unet") as unet:
+            conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
             denoiser = guided(
-                unet, conditioning.to(self.device, self.networks.dtype), self.schedule, guidance_scale,
-                guidance_interval, guidance_rescale,
-            )  # fmt: skip
+                unet, conditioning, self.schedule, guidance_scale, guidance_interval, guidance_rescale
+            )
             return SAMPLERS[sampler](
                 denoiser,
                 latents.to(self.device, torch.float32),
@@ -246,13 +246,13 @@ class AudioLDM2:
     def decode(self, z: Tensor) -> Tensor:
         """Log-mel spectrograms (batch, time, mels) of clean latents (batch, channels, time, mel)."""
         with self.networks.running("vae") as vae:
-            return decode_in_pieces(vae, z.to(self.device, self.networks.dtype)).squeeze(1)
+            return decode_in_pieces(vae, z.to(self.device, self.networks.dtypes["vae"])).squeeze(1)
 
     @torch.no_grad()
     def vocode(self, mel: Tensor) -> Tensor:
         """Waveforms (batch, samples) in [-1, 1] of log-mel spectrograms (batch, time, mels)."""
         with self.networks.running("hifigan") as vocoder:
-            return vocode_in_pieces(vocoder, mel.to(self.device, self.networks.dtype))
+            return vocode_in_pieces(vocoder, mel.to(self.device, self.networks.dtypes["hifigan"]))
 
     def score(self, text: str | Sequence[str], audio: Tensor, sample_rate: int | None = None) -> Tensor:
         """How well sounds fit texts: CLAP's cosine of each sound and its text, float32 (sounds,), -1 to 1.
@@ -301,12 +301,13 @@ class AudioLDM2:
             request.latent_frames,
             self.sound.mels // self.sound.downsampling,
             request.guided,
-            self.networks.dtype,
+            self.networks.dtypes["unet"],
         )
         return memory.sounds_at_once(needed, self.device, request.seconds)
 
     def __repr__(self) -> str:
-        return f"<AudioLDM2 from {self.source or 'memory'}, {self.networks.dtype} on {self.device}>"
+        dtypes = precision.describe(self.networks.dtypes)
+        return f"<AudioLDM2 from {self.source or 'memory'}, {dtypes} on {self.device}>"
 
     def describe(self) -> dict[str, Any]:
         """What this model is, for the record beside a sound."""
@@ -316,7 +317,7 @@ class AudioLDM2:
             "revision": self.revision,
             "heads": list(self.networks.configs["unet"].heads),
             "device": str(self.device),
-            "dtype": str(self.networks.dtype).removeprefix("torch."),
+            "dtype": precision.describe(self.networks.dtypes),
         }
 
 

@@ -41,7 +41,8 @@ def embed_sounds(networks: Networks, hearing: MelSettings, audio: Tensor, sample
             wave = resample(sound.float().to(networks.device), sample_rate, hearing.sample_rate)
             windows = clap_crops(wave, 10 * hearing.sample_rate)
             heard = [
-                clap_audio(clap_log_mel(window, hearing).to(networks.dtype)).float() for window in windows
+                clap_audio(clap_log_mel(window, hearing).to(networks.dtypes["clap_audio"])).float()
+                for window in windows
             ]
             vectors.append(torch.stack(heard).mean(dim=0))  # (1, clap_dim)
     return F.normalize(torch.cat(vectors), dim=-1).cpu()

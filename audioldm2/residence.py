@@ -3,7 +3,7 @@
 Networks are built without memory, and the mapped tensors are put in their place, strictly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -33,18 +33,23 @@ class Networks:
     residence: "device"  all on the device, always (the default);
                "offload" in the computer's memory, on the device only while running;
                "disk"    read for their stage and let go after it.
+    dtypes:    of each network (see `precision`).
     Every network's keys and shapes are checked here, at once, whatever the residence.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, residence: str = "device"
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtypes: Mapping[str, torch.dtype],
+        residence: str = "device",
     ) -> None:
-        self.configs, self.device, self.dtype, self.residence = checkpoint.configs, device, dtype, residence
+        self.configs, self.device, self.dtypes, self.residence = checkpoint.configs, device, dtypes, residence
         self._checkpoint = checkpoint
         home = device if residence == "device" else torch.device("cpu")
         self._loaded = {}
         for name in checkpoint.configs:
-            network = materialise(checkpoint, name, device=home, dtype=dtype)
+            network = materialise(checkpoint, name, device=home, dtype=dtypes[name])
             if residence != "disk":
                 self._loaded[name] = network
 
@@ -54,7 +59,9 @@ class Networks:
         if self.residence == "device":
             yield self._loaded[name]
         elif self.residence == "disk":
-            network = materialise(self._checkpoint, name, device=self.device, dtype=self.dtype)
+            network = materialise(
+                self._checkpoint, name, device=self.device, dtype=self.dtypes[name]
+            )
             try:
                 yield network
             finally:

@@ -53,7 +53,9 @@ class Stage:
         self.front_end = front_end(checkpoint.configs["hifigan"])
         self.downsampling = checkpoint.configs["vae"].downsampling
         configs = {name: checkpoint.configs[name] for name in wanted}
-        self.networks = Networks(replace(checkpoint, configs=configs), device, torch.float32)
+        self.networks = Networks(
+            replace(checkpoint, configs=configs), device, dict.fromkeys(configs, torch.float32)
+        )
         self.trained = {name: self.network(name) for name in self.trains()}
         for network in self.trained.values():
             _make_learn(network)

@@ -40,9 +40,9 @@ class VocoderRecipe(Recipe):
     weight_decay: float = 0.01
     clip: float = 1000.0  # HiFi-GAN clips nothing; this only stops an explosion
     mel_weight: float = 45.0
-    additive_until: int = (
-        0  # so many steps, from the first, learn the wave of `additive_wave`, and nothing else
-    )
+    additive_until: int = 0  # so many steps, from the first, learn the wave of `additive_wave`, and no more
+    additive_weight: float = 0.0  # of that wave from then on, for what is not noise
+    hum_weight: float = 0.0  # against lines at the frame rate in noise
     floor: float = 0.0  # magnitude below which spectrograms hardly count
     stft_weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # of windows of 600, 1200 and 240 samples
     adversary_from: int | None = 0  # the first step against the discriminators; null: never
@@ -68,20 +68,11 @@ class VocoderStage(Stage):
     recipes: ClassVar = {
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
-            steps=6000,
-            learning_rate=7e-4,
-            warmup=200,
-            cosine=True,
-            additive_until=1500,
-            mel_weight=10.0,
-            stft_weights=(1.0, 1.0, 40.0),
-            floor=1e-2,
-            adversary_from=4500,
-            adversary_width=4,
-            adversary_scales=0,
+            steps=8000, learning_rate=7e-4, warmup=200, cosine=True, additive_until=1000, additive_weight=5.0,
+            hum_weight=1.0, mel_weight=10.0, stft_weights=(0.0, 0.0, 2.0), floor=1e-2, adversary_from=None,
             through_vae=0.5,
         ),
-    }
+    }  # fmt: skip
     recipe: VocoderRecipe
 
     def trains(self) -> tuple[str, ...]:
@@ -108,9 +99,11 @@ class VocoderStage(Stage):
         with self.autocast():
             made = self.trained["hifigan"](mel)[:, : true.shape[1]]
         made = made.float()
-        if self.done < recipe.additive_until:
+        additive = self.done < recipe.additive_until
+        if additive or recipe.additive_weight:
             target = additive_wave(mel, self.front_end)[:, : made.shape[1]]
-            loss = losses.relative_error(made, target)
+        if additive:
+            loss = losses.relative_error(made, target).mean()
             return {"loss": loss, "gradient": self.descent.step(loss, self.done)}
         against = recipe.adversary_from is not None and self.done >= recipe.adversary_from
         parts = {}
@@ -126,6 +119,15 @@ class VocoderStage(Stage):
             "stft": losses.stft_loss(made, true, recipe.stft_weights, recipe.floor),
         }
         loss = recipe.mel_weight * parts["mel"] + parts["stft"]
+        if recipe.additive_weight or recipe.hum_weight:
+            noise, power = losses.noisiness(true, self.front_end.hop)
+        if recipe.additive_weight:
+            tonal = ((1 - noise) * power).sum(dim=1) / power.sum(dim=1)  # (batch,)
+            parts["additive"] = (tonal * losses.relative_error(made, target)).mean()
+            loss = loss + recipe.additive_weight * parts["additive"]
+        if recipe.hum_weight:
+            parts["hum"] = losses.hum_loss(made, true, noise, self.front_end.hop)
+            loss = loss + recipe.hum_weight * parts["hum"]
         if against:
             self.adversary.requires_grad_(False)
             with self.autocast():

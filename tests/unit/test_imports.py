@@ -34,6 +34,7 @@ TABLE = {
     "weights": {"models", "text", "audio", "samplers", "checks"},
     "onednn": set(),
     "residence": {"models", "onednn", "weights"},
+    "precision": {"weights"},
     "request": {"audio", "samplers"},
     "ranking": {"text", "audio", "residence"},
     "conditioning": set(),
@@ -41,9 +42,9 @@ TABLE = {
     "result": {"audio", "ranking", "request"},
     "pipeline": {
         *("models", "models.*", "samplers", "text", "audio", "residence", "conditioning", "encoding"),
-        *("checks", "guidance", "memory", "pieces", "ranking", "request", "result"),
+        *("checks", "guidance", "memory", "pieces", "precision", "ranking", "request", "result"),
     },
-    "loading": {"pipeline", "residence", "weights", "hub", "text", "convert"},
+    "loading": {"pipeline", "precision", "residence", "weights", "hub", "text", "convert"},
     "flags": {"hub", "result"},
     "guidance": {"conditioning", "samplers"},
     "cli": {
