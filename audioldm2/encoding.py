@@ -10,7 +10,7 @@ to the prompt's length, as in the reference, but never cut to it.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from audioldm2.conditioning import Conditioning
@@ -30,9 +30,13 @@ def encode(
     t5_tokenizer: T5Tokenizer | None,
     prompts: Sequence[str],
     negatives: Sequence[str] | None,
+    *,
+    padded: Callable[[int], int] = int,
 ) -> Conditioning:
     """Encode prompts and, where given, the negative prompt of each, for what the denoiser hears.
 
+    padded: to how many tokens of T5 a prompt of so many is padded; as it is, unless training wants few
+            different lengths.
     Returns a batch in the order of `prompts`. Warns once (TruncationWarning) of each text that is too long;
     raises ValueError for one beyond GPT-2's positions, of which the published models have plenty.
     """
@@ -41,14 +45,14 @@ def encode(
     t5_tokenizer = t5_tokenizer if {GPT2, T5} & hears.roles else None
     everything = [*prompts, *(negatives or [])]
     lengths = {text: len(t5_tokenizer.encode(text)) if t5_tokenizer else 0 for text in everything}
-    wanted = [(text, lengths[text]) for text in prompts]
+    wanted = [(text, padded(lengths[text])) for text in prompts]
     if negatives is not None:
         wanted += [
-            (negative, max(lengths[negative], lengths[prompt]))
+            (negative, max(lengths[negative], padded(lengths[prompt])))
             for prompt, negative in zip(prompts, negatives, strict=True)
         ]
     if GPT2 in hears.roles:
-        _demand_positions(max(lengths.values()), networks.configs["gpt2"])
+        _demand_positions(max(length for _, length in wanted), networks.configs["gpt2"])
     for text in lengths:
         _warn_if_cut(text, t5_tokenizer, clap_tokenizer)
 

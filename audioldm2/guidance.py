@@ -36,7 +36,7 @@ def guided(
     lo, hi = interval or (0.0, float("inf"))
 
     def predict(x: Tensor, t: float, seen: Conditioning) -> Tensor:
-        time = torch.tensor(t, device=x.device)
+        time = torch.full((), t, device=x.device)  # without waiting for the device, as a copy would
         return unet(x.to(dtype), time, **seen.tensors).float()
 
     def denoiser(x: Tensor, t: float) -> Tensor:

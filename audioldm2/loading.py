@@ -24,6 +24,7 @@ def load(
     revision: str | None = None,
     offload: bool = False,
     low_memory: bool = False,
+    compile: bool = False,
 ) -> AudioLDM2:
     """Load a model, ready to generate.
 
@@ -38,11 +39,15 @@ def load(
     revision: of a hub repository: branch, tag or commit.
     offload:  keep on the device only the network that is running; the others wait in the computer's memory.
     low_memory: read each network from disk for its stage and let it go after.
+    compile:  compile the UNet, the VAE's decoder and the vocoder at their first call; on CUDA, capture them
+              as graphs. For many sounds: the first takes longer.
 
     Raises ValueError for a wrong argument, WeightsError for a checkpoint that cannot be found or loaded.
     """
     if offload and low_memory:
         raise ValueError("offload and low_memory exclude each other; low_memory needs the least.")
+    if compile and (offload or low_memory):
+        raise ValueError("compile needs the networks to stay where they are; leave out offload and low_memory.")
     residence = "disk" if low_memory else "offload" if offload else "device"
     device = resolve_device(device)
     dtype = precision.name_of(dtype)
@@ -61,7 +66,7 @@ def load(
     _demand_room(checkpoint, clap_tokenizer, t5_tokenizer)
     return AudioLDM2(
         networks=Networks(
-            checkpoint, device, precision.of_networks(dtype, device, checkpoint.configs), residence
+            checkpoint, device, precision.of_networks(dtype, device, checkpoint.configs), residence, compile
         ),
         clap_tokenizer=clap_tokenizer,
         t5_tokenizer=t5_tokenizer,

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, asked of oneDNN where it may: in float32, on a CPU, without gradients."""
-    if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled() and is_here():
+    if (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()  # the compiler chooses for itself
+        and is_here()
+    ):
         return _linear(x, weight, bias)
     return F.linear(x, weight, bias)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from audioldm2.compiled import compiled
 from audioldm2.models import build_on_meta
 from audioldm2.onednn import through_onednn
 from audioldm2.weights import Checkpoint, cast
@@ -23,6 +24,11 @@ def materialise(checkpoint: Checkpoint, name: str, *, device: torch.device, dtyp
     state = {
         key: cast(name, key, tensor, dtype).to(device) for key, tensor in checkpoint.states[name]().items()
     }
+    if device.type == "cuda":  # the layout that its tensor cores read
+        state = {
+            key: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+            for key, tensor in state.items()
+        }
     network.load_state_dict(state, strict=True, assign=True)
     return through_onednn(network.requires_grad_(False))
 
@@ -34,6 +40,7 @@ class Networks:
                "offload" in the computer's memory, on the device only while running;
                "disk"    read for their stage and let go after it.
     dtypes:    of each network (see `precision`).
+    compile:   whether those that take the time are compiled (see `compiled`).
     Every network's keys and shapes are checked here, at once, whatever the residence.
     """
 
@@ -43,6 +50,7 @@ class Networks:
         device: torch.device,
         dtypes: Mapping[str, torch.dtype],
         residence: str = "device",
+        compile: bool = False,
     ) -> None:
         self.configs, self.device, self.dtypes, self.residence = checkpoint.configs, device, dtypes, residence
         self._checkpoint = checkpoint
@@ -50,6 +58,8 @@ class Networks:
         self._loaded = {}
         for name in checkpoint.configs:
             network = materialise(checkpoint, name, device=home, dtype=dtypes[name])
+            if compile:
+                network = compiled(network, name, device)
             if residence != "disk":
                 self._loaded[name] = network
 

@@ -8,8 +8,12 @@ Source: Ho et al. 2020, "DDPM" (arXiv 2006.11239), algorithm 1; Ho & Salimans 20
 empty captions; AudioLDM 2 (arXiv 2308.05734), section III. There GPT-2 is first trained to predict AudioMAE's
 features of the sound, which no published checkpoint contains; here it finds out what is useful to say.
 
-Trap: an empty caption is padded to the length of the caption in whose place it stands, because that is how
-guidance encodes an absent negative prompt, and what GPT-2 makes depends on the padding (see `encoding`).
+Traps
+- An empty caption is padded to the length of the caption in whose place it stands, because that is how
+  guidance encodes an absent negative prompt, and what GPT-2 makes depends on the padding (see `encoding`).
+- In use no prompt is padded, but for each length in a batch the text networks run once, which for small ones
+  is half of a step. So lengths are rounded up to the next of every `ROOM`th, and which these are is drawn for
+  each step: GPT-2 learns every position, and each caption with no padding and with a little.
 """
 
 from collections.abc import Iterator
@@ -27,6 +31,9 @@ from audioldm2.training.losses import noise_loss
 from audioldm2.training.recipe import Recipe
 from audioldm2.training.stage import Sample, Stage
 from audioldm2.weights import TOKENIZERS, Checkpoint, schedule_of
+
+
+ROOM = 4  # tokens from one padded length to the next
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class LDMStage(Stage):
         alpha_bar = self.alpha_bar[t].to(self.device)
         signal, noise = (part.sqrt().view(batch, 1, 1, 1) for part in (alpha_bar, 1 - alpha_bar))
         with self.autocast():
-            told = self.encode(captions, dropped)
+            told = self.encode(captions, dropped, int(torch.randint(ROOM, (), generator=drawn)))
             predicted = self.trained["unet"](signal * x0 + noise * eps, t.to(self.device), **told.tensors)
         loss = noise_loss(predicted.float(), eps, alpha_bar, self.recipe.min_snr)
         return {"loss": loss, "gradient": self.descent.step(loss, self.done)}
@@ -111,12 +118,17 @@ class LDMStage(Stage):
         """The whole model as it is now; it makes sounds as long as the clips that it learns from."""
         return replace(super().checkpoint(), seconds=self.recipe.seconds)
 
-    def encode(self, captions: list[str], dropped: Tensor) -> Conditioning:
+    def encode(self, captions: list[str], dropped: Tensor, room: int | None = None) -> Conditioning:
         """What the denoiser is told, with gradients into what learns.
 
         dropped: (batch,) bool, True where the empty caption stands in the caption's place.
+        room:    captions are padded to that many tokens, below ROOM, or a multiple of ROOM more; None: to
+                 nothing, as in use.
         """
-        told = encode(self.networks, *self.tokenizers.values(), captions, [""] * len(captions))
+        told = encode(
+            self.networks, *self.tokenizers.values(), captions, [""] * len(captions),
+            padded=int if room is None else lambda tokens: tokens + (room - tokens) % ROOM,
+        )  # fmt: skip
         nothing, dropped = told.negative.tensors, dropped.to(self.device)
         chosen = {
             name: torch.where(dropped.view(-1, *[1] * (tensor.ndim - 1)), nothing[name], tensor)

@@ -65,7 +65,7 @@ def copies(networks: dict[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
         ("vae", 2, 0.32, 40, 1e-2, "l1", 0.2),
         ("vocoder", 2, 0.256, 60, 2e-3, "mel", 0.5),
         ("clap", 6, 0.8, 40, 3e-3, "loss", 0.5),
-        ("ldm", 4, 0.32, 100, 3e-3, "loss", 0.65),
+        ("ldm", 4, 0.32, 120, 3e-3, "loss", 0.65),
     ],
 )
 def test_a_stage_learns_a_few_clips_by_heart(
@@ -183,7 +183,7 @@ def test_so_many_captions_are_dropped(part, fewest, most, random: Checkpoint, mo
     stage = stage_of("ldm", random, prompt_dropout=part)
     encode, seen = stage.encode, []
     monkeypatch.setattr(
-        stage, "encode", lambda captions, dropped: seen.append(dropped) or encode(captions, dropped)
+        stage, "encode", lambda captions, dropped, room: seen.append(dropped) or encode(captions, dropped, room)
     )
     for _ in range(4):
         stage.step(torch.zeros(24, 1600), ["rain"] * 24)
