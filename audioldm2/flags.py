@@ -127,7 +127,8 @@ def generate_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", metavar="NAME",
         help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     add("--dtype", default="auto", metavar="NAME",
-        help="float32, float16, bfloat16 (default: %(default)s, float16 on CUDA and float32 elsewhere)")
+        help="float32, float16, bfloat16 (default: %(default)s: float16 on CUDA; on a CPU that multiplies in "
+        "bfloat16, that where it is not heard; else float32)")
     add = group.add_mutually_exclusive_group().add_argument
     add("--offload", action="store_true", help="keep only the network that is running on the GPU")
     add("--low-memory", action="store_true", help="read each network from disk for its stage only")

@@ -47,7 +47,7 @@ def load(
     if offload and low_memory:
         raise ValueError("offload and low_memory exclude each other; low_memory needs the least.")
     if compile and (offload or low_memory):
-        raise ValueError("compile needs the networks to stay where they are; leave out offload and low_memory.")
+        raise ValueError("compile needs networks that stay where they are; leave out offload and low_memory.")
     residence = "disk" if low_memory else "offload" if offload else "device"
     device = resolve_device(device)
     dtype = precision.name_of(dtype)

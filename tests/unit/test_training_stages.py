@@ -183,7 +183,9 @@ def test_so_many_captions_are_dropped(part, fewest, most, random: Checkpoint, mo
     stage = stage_of("ldm", random, prompt_dropout=part)
     encode, seen = stage.encode, []
     monkeypatch.setattr(
-        stage, "encode", lambda captions, dropped, room: seen.append(dropped) or encode(captions, dropped, room)
+        stage,
+        "encode",
+        lambda captions, dropped, room: seen.append(dropped) or encode(captions, dropped, room),
     )
     for _ in range(4):
         stage.step(torch.zeros(24, 1600), ["rain"] * 24)
