@@ -22,6 +22,7 @@ from audioldm2.encoding import encode
 from audioldm2.guidance import guided
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.pieces import decode_in_pieces, vocode_in_pieces
+from audioldm2.remembered import remembering
 from audioldm2.request import Request, SoundShape, check_denoising, check_noise, negatives, texts
 from audioldm2.residence import Networks
 from audioldm2.result import Result
@@ -226,7 +227,7 @@ class AudioLDM2:
         check_noise(latents, self.sound, len(conditioning))
         self._check_widths(conditioning)
         conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
-        with self.networks.running("unet") as unet:
+        with self.networks.running("unet") as unet, remembering(unet):
             conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
             denoiser = guided(
                 unet, conditioning, self.schedule, guidance_scale, guidance_interval, guidance_rescale

@@ -36,6 +36,7 @@ TABLE = {
     "compiled": set(),
     "residence": {"models", "compiled", "onednn", "weights"},
     "precision": {"weights"},
+    "remembered": {"models.*"},
     "request": {"audio", "samplers"},
     "ranking": {"text", "audio", "residence"},
     "conditioning": set(),
@@ -43,7 +44,8 @@ TABLE = {
     "result": {"audio", "ranking", "request"},
     "pipeline": {
         *("models", "models.*", "samplers", "text", "audio", "residence", "conditioning", "encoding"),
-        *("checks", "guidance", "memory", "pieces", "precision", "ranking", "request", "result"),
+        *("checks", "guidance", "memory", "pieces", "precision", "ranking", "remembered", "request"),
+        "result",
     },
     "loading": {"pipeline", "precision", "residence", "weights", "hub", "text", "convert"},
     "flags": {"hub", "result"},
