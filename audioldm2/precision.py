@@ -13,7 +13,7 @@ import torch
 from audioldm2 import weights
 
 # Networks that stay float32 on a CPU where others are bfloat16: what they round is 40 dB or less below what
-# they make (scripts/benchmark.py --rounding).
+# they make (scripts/compare_precision.py).
 EXACT = ("vae", "hifigan", "clap_audio")
 # Fewer weights than this in the denoiser: bfloat16 takes as long, because little of the time is arithmetic.
 WORTH_HALVING = 30_000_000

@@ -1,0 +1,143 @@
+"""What fewer bits cost and save, network by network: the error against float32, and the time beside its.
+
+    python scripts/compare_precision.py                      a random model of the published base size
+    python scripts/compare_precision.py --model ./base --dtype float16 --device cuda
+
+Every network gets the same input in both dtypes: what the float32 networks before it make of a prompt and of
+noise. Told is the signal over the error, in dB, of what it makes; rounding that is 40 dB below a sound is not
+heard beside it. That is what `audioldm2.precision` goes by. Times are medians; the first call is not timed.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from audioldm2 import weights
+from audioldm2.audio import clap_log_mel, resample
+from audioldm2.errors import WeightsError
+from audioldm2.loading import open_checkpoint, resolve_device
+from audioldm2.precision import name_of
+from audioldm2.residence import materialise
+from audioldm2.text import pad
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
+from scripts import make_random_checkpoint
+
+PROMPT = "Techno music with a strong, upbeat tempo and high melodic riffs"
+Run = Callable[[nn.Module, torch.dtype], Tensor]
+
+
+def compare(
+    checkpoint: weights.Checkpoint, dtype: torch.dtype, device: torch.device, seconds: float, runs: int
+) -> Iterator[tuple[str, float, float, float]]:
+    """Each network's name, signal over error in dB, and seconds in float32 and in `dtype`."""
+    inputs = _Inputs(checkpoint, device, seconds)
+    for name, run in inputs.runs():
+        outputs, times = [], []
+        for each in (torch.float32, dtype):
+            network = materialise(checkpoint, name, device=device, dtype=each)
+            with torch.no_grad():
+                outputs.append(run(network, each).float())
+                times.append(statistics.median(_seconds(run, network, each, device) for _ in range(runs)))
+            del network
+        exact, rounded = outputs
+        inputs.made[name] = exact
+        yield name, decibels(exact, rounded), *times
+
+
+def decibels(exact: Tensor, other: Tensor) -> float:
+    """Signal over error."""
+    return float(10 * (exact.square().sum() / (other - exact).square().sum().clamp(min=1e-30)).log10())
+
+
+class _Inputs:
+    """What each network is given: what those before it made, in float32."""
+
+    def __init__(self, checkpoint: weights.Checkpoint, device: torch.device, seconds: float):
+        self.checkpoint, self.device, self.made = checkpoint, device, {}
+        vae, vocoder = (checkpoint.configs[name] for name in ("vae", "hifigan"))
+        generator = torch.Generator().manual_seed(0)
+        frames = round(seconds * vocoder.sample_rate / vocoder.hop / vae.downsampling)
+        shape = (vae.latent_channels, frames, vocoder.mels // vae.downsampling)
+        self.noise = torch.randn(1, *shape, generator=generator).to(device)
+        self.tokens = {}
+        for name, kind in weights.TOKENIZERS.items():
+            tokenizer = kind.from_folder(checkpoint.tokenizers[name])
+            tokens = pad([tokenizer.encode(PROMPT)], tokenizer.pad_id)
+            self.tokens[name] = (tokens.ids.to(device), tokens.mask.to(device))
+
+    def runs(self) -> Iterator[tuple[str, Run]]:
+        """In the order of the pipeline; each has made its part before the next is asked for."""
+        made = self.made
+        mask = self.tokens["t5_tokenizer"][1]
+        yield "clap_text", lambda net, dtype: net(*self.tokens["clap_tokenizer"])
+        yield "t5", lambda net, dtype: net(*self.tokens["t5_tokenizer"])
+        yield (
+            "projection",
+            lambda net, dtype: net(made["clap_text"].to(dtype), made["t5"].to(dtype), mask)[0],
+        )
+        whole = torch.ones(made["projection"].shape[:2], dtype=torch.bool, device=self.device)
+        yield "gpt2", lambda net, dtype: net.generate(made["projection"].to(dtype), whole)
+        time_, z = torch.tensor(500, device=self.device), self.noise
+        told = made["gpt2"], made["t5"]
+        yield (
+            "unet",
+            lambda net, dtype: net(z.to(dtype), time_, *(each.to(dtype) for each in told), mask),
+        )
+        yield "vae", lambda net, dtype: net.decode(z.to(dtype)).squeeze(1)
+        yield "hifigan", lambda net, dtype: net(made["vae"].to(dtype))
+        rate = self.checkpoint.configs["hifigan"].sample_rate
+        hearing = weights.hearing_of(self.checkpoint, self.checkpoint.source)
+        wave = resample(made["hifigan"], rate, hearing.sample_rate)[:, : 10 * hearing.sample_rate]
+        yield "clap_audio", lambda net, dtype: net(clap_log_mel(wave, hearing).to(dtype))
+
+
+def _seconds(run: Run, network: nn.Module, dtype: torch.dtype, device: torch.device) -> float:
+    start = time.perf_counter()
+    run(network, dtype).sum().item()  # waits for the device
+    return time.perf_counter() - start
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", help="whatever audioldm2.load takes that hears both contexts (default: a random one)")
+    add("--dtype", default="bfloat16", help="default: %(default)s")
+    add("--device", default="auto", help="default: %(default)s")
+    add("--seconds", type=float, default=10.24, help="default: %(default)s")
+    add("--runs", type=int, default=3, help="that are timed; default: %(default)s")
+    options = parser.parse_args(arguments)
+    try:
+        name, device = name_of(options.dtype), resolve_device(options.device)
+        if name == "auto":
+            raise ValueError("--dtype is auto; give the one to compare with float32.")
+        if not 0.1 <= options.seconds <= 30 or options.runs < 1:
+            raise ValueError("--seconds has to be from 0.1 to 30, and --runs 1 or more.")
+        with TemporaryDirectory() as scratch:
+            model = options.model
+            if model is None:
+                model = Path(scratch) / "base"
+                make_random_checkpoint.make(model, size="base")
+            checkpoint = open_checkpoint(model)
+            print(f"{'':12}{'signal / error':>16}{'float32':>12}{name:>12}{'ratio':>8}")
+            rows = compare(checkpoint, weights.DTYPES[name], device, options.seconds, options.runs)
+            for network, error, exact, other in rows:
+                times = f"{exact:10.3f} s{other:10.3f} s{other / exact:8.2f}"
+                print(f"{network:12}{error:13.1f} dB{times}", flush=True)
+    except (ValueError, OSError, WeightsError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
