@@ -59,7 +59,7 @@ class LDMStage(Stage):
     recipes: ClassVar = {
         "published": LDMRecipe(),
         "small": LDMRecipe(
-            batch=32, seconds=2.56, pool=16_384, steps=10_000, learning_rate=1e-3, warmup=300, cosine=True,
+            batch=32, seconds=2.56, pool=16_384, steps=7500, learning_rate=1e-3, warmup=300, cosine=True,
             ema=0.999, min_snr=5.0, train_t5=True,
         ),
     }  # fmt: skip

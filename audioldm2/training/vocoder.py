@@ -68,9 +68,9 @@ class VocoderStage(Stage):
     recipes: ClassVar = {
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
-            pool=8192, steps=8000, learning_rate=7e-4, warmup=200, cosine=True, additive_until=1000,
-            additive_weight=5.0, hum_weight=1.0, mel_weight=10.0, stft_weights=(0.0, 0.0, 2.0), floor=1e-2,
-            adversary_from=None, through_vae=0.5,
+            seconds=0.32, pool=8192, steps=9000, learning_rate=1e-3, warmup=200, cosine=True,
+            additive_until=5000, additive_weight=5.0, hum_weight=0.3, mel_weight=1.0,
+            stft_weights=(0.0, 0.0, 0.2), floor=1e-2, adversary_from=None, through_vae=0.5,
         ),
     }  # fmt: skip
     recipe: VocoderRecipe
