@@ -87,14 +87,8 @@ def generate(arguments: Sequence[str]) -> int:
     Request.check(PUBLISHED, NoiseSchedule(), prompt=[job.prompt for job in jobs], latents=None, **settings)
     if options.plot:
         demand_matplotlib()
-    model_name = options.model or hub.default_model()
-    if options.model is None and model_name == hub.DEMO:
-        say(
-            f"this is the small demo model, of simple sounds; the published one is --model {hub.PUBLISHED} "
-            "(4.5 GB, fetched once)"
-        )
     model = audioldm2.load(
-        model_name,
+        options.model or hub.DEMO,
         device=options.device,
         dtype=options.dtype,
         heads=options.heads,
@@ -102,6 +96,11 @@ def generate(arguments: Sequence[str]) -> int:
         offload=options.offload,
         low_memory=options.low_memory,
     )
+    if options.model is None and not options.quiet:
+        say(
+            f"this is the small demo model, of simple sounds; the published one is --model {hub.PUBLISHED} "
+            "(4.5 GB, fetched once)"
+        )
     for place, job in enumerate(jobs, start=1):
         if len(jobs) > 1 and not options.quiet:
             say(f"{place} of {len(jobs)}: {job.prompt}")

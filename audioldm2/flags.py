@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from audioldm2.hub import default_model
+from audioldm2.hub import DEMO
 from audioldm2.result import package_version
 
 USAGE = """\
@@ -119,7 +119,7 @@ def generate_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("the model")
     add = group.add_argument
     add("--model", metavar="NAME",
-        help=f"folder, .pth file or hub id (default: {default_model()})")
+        help=f"folder, .pth file or hub id (default: {DEMO}, the small one in the package)")
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
     add("--heads", choices=["config", "trained"],
         help="attention heads of a model in the diffusers layout: as its config says, or 32 wide as the "

@@ -24,7 +24,7 @@ TOKENIZERS = {  # a tokenizer -> what its folder may be called
     "t5_tokenizer": ("t5_tokenizer", "tokenizer_2", "t5"),
 }
 PUBLISHED = "cvssp/audioldm2"  # where those of all published models can be had
-DEMO = "demo"  # the name of the model that comes with the package
+DEMO = "demo"  # the name of the model that comes with the package; the default of the command line
 DEMO_FOLDER = Path(__file__).parent / "assets" / DEMO
 OF_THE_DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # errors that no network has
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/([\w.-]+\.(?:pth|ckpt|pt|safetensors)))?")
@@ -54,11 +54,6 @@ def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]
     return []
 
 
-def default_model() -> str:
-    """What is taken where no model is named: the one in the package, where there is one."""
-    return DEMO if DEMO_FOLDER.is_dir() else PUBLISHED
-
-
 def find(
     source: str | os.PathLike,
     *,
@@ -79,7 +74,7 @@ def find(
             f"source is {source!r:.80}; it has to be a folder, an original .pth file or a hub id, "
             "such as 'cvssp/audioldm2'."
         )
-    if source == DEMO and DEMO_FOLDER.is_dir():
+    if source == DEMO:
         return DEMO_FOLDER
     name = os.path.expanduser(source)
     if os.path.isdir(name):

@@ -29,8 +29,8 @@ def load(
     """Load a model, ready to generate.
 
     source:   a converted folder, one in the diffusers layout, an original .pth file, a hub id such as
-              "cvssp/audioldm2", or "demo" for the small model in the package, where a copy has one. What is
-              not converted yet is converted in memory; `audioldm2 convert` makes that permanent.
+              "cvssp/audioldm2", or "demo" for the small model in the package. What is not converted
+              yet is converted in memory; `audioldm2 convert` makes that permanent.
     device:   "auto" (CUDA, else Apple's MPS, else the CPU), or a device of PyTorch.
     dtype:    "float32", "float16", "bfloat16", or "auto": float16 on CUDA; on a CPU that multiplies in
               bfloat16, that for all but the networks whose rounding is heard; else float32 (`precision`).

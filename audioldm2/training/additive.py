@@ -3,8 +3,10 @@
 A spectrogram has no phases, so a network that is to make waves has to invent them, and a small one that is
 told only which magnitudes are right takes long to begin: of a tone it makes silence, which is nearer to the
 tone than the same tone a little off. This wave has all of its phases from the place in the frame, as that of
-a convolutional vocoder has, so it can be learnt directly, sample by sample. It buzzes: learning goes on from
-there.
+a convolutional vocoder has, so it can be learnt directly, sample by sample.
+
+It buzzes: of noise too, every line begins anew with each frame in the same phase, and is 16 to 20 dB below
+the whole at each multiple of the frame rate, where white noise has 47.
 """
 
 import math

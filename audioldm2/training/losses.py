@@ -56,50 +56,9 @@ def _magnitude(wave: Tensor, n_fft: int, hop: int, window: int) -> Tensor:
 
 
 def relative_error(made: Tensor, true: Tensor) -> Tensor:
-    """Root mean square of the error of waves (batch, samples) over that of the true ones, 0.001 at least.
-
-    Returns (batch,).
-    """
+    """Root mean square of the error of waves (batch, samples) over that of the true ones, 0.001 at least."""
     error, size = (each.square().mean(dim=1) for each in (made - true, true))
-    return (error + 1e-12).sqrt() / size.sqrt().clamp(min=1e-3)
-
-
-def noisiness(wave: Tensor, hop: int) -> tuple[Tensor, Tensor]:
-    """What part of a wave is noise, near each multiple of the frame rate, and how much power is there.
-
-    wave: (batch, samples), thirteen frames of `hop` or more. Returns two of (batch, hop / 2 - 1), from 0 to 1
-    and at any scale. Noise is what fills eight frames and the room from multiple to multiple evenly: tones
-    and sweeps are lines there, clicks are short. White noise comes to 0.6 (0.46 to 0.72 in nine blocks of
-    ten), tones, sweeps and clicks to less than 0.1 (geometric over arithmetic mean, as in spectral flatness).
-    """
-    bins, frames = 6, 8  # of a block
-    window = torch.hann_window(bins * hop, device=wave.device)
-    spectrum = torch.stft(wave, bins * hop, hop, window=window, center=False, return_complex=True)
-    power = spectrum.abs().square() + 1e-9  # (batch, bins, frames)
-    whole = power.shape[2] // frames * frames
-    power = power[:, bins // 2 : -bins // 2 - 1, :whole].unflatten(1, (-1, bins)).unflatten(3, (-1, frames))
-    mean = power.mean(dim=(2, 4))  # (batch, multiples, blocks)
-    flatness = power.log().mean(dim=(2, 4)).exp() / mean
-    noise = ((flatness - 0.2) / 0.15).clamp(0, 1)
-    return (noise * mean).sum(dim=2) / mean.sum(dim=2), mean.mean(dim=2)
-
-
-def hum_loss(made: Tensor, true: Tensor, noise: Tensor, hop: int) -> Tensor:
-    """How much of noise is lines at the multiples of the frame rate, where a vocoder repeats itself.
-
-    made, true: (batch, samples). noise: (batch, hop / 2 - 1), the part that is noise near each multiple, of
-    `noisiness`. The power of each line, over what true noise has there, counts by its root; noise has a
-    little of it too. A constant part is a line as well, and counts for all clips.
-    """
-    frames = true.shape[1] // hop
-    window = torch.hann_window(frames, device=made.device)
-    repeating = (made[:, : frames * hop].unflatten(1, (frames, hop)) * window[:, None]).sum(dim=1)
-    lines = torch.fft.rfft(repeating)[:, 1 : hop // 2].abs().square()  # (batch, multiples)
-    spectrum = torch.fft.rfft(true[:, : frames * hop] * window.repeat_interleave(hop))
-    around = spectrum[:, frames // 2 : frames // 2 + frames * (hop // 2 - 1)].unflatten(1, (-1, frames))
-    natural = around.abs().square().mean(dim=2) + 1e-4  # of bins from half-way to half-way
-    constant = made.mean(dim=1).abs() / true.square().mean(dim=1).sqrt().clamp(min=SILENCE)
-    return (noise * ((1 + lines / natural).sqrt() - 1)).mean() + constant.mean()
+    return ((error + 1e-12).sqrt() / size.sqrt().clamp(min=1e-3)).mean()
 
 
 def mel_loss(made: Tensor, true: Tensor, settings: MelSettings, floor: float = 0.0) -> Tensor:

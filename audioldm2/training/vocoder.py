@@ -2,7 +2,8 @@
 
 What it is told: have the same mel spectrogram (L1), the same magnitudes at three resolutions, and, from a
 step on, deceive discriminators that look at periods and scales of the wave, and look the same to their
-layers.
+layers. A small one, of a world full of tones, learns a wave that is computed of the spectrogram instead
+(`additive`).
 
 Source: Kong et al. 2020, "HiFi-GAN" (arXiv 2010.05646), section 2.4; Yamamoto et al. 2020, "Parallel WaveGAN"
 (arXiv 1910.11480), for the magnitudes.
@@ -41,8 +42,7 @@ class VocoderRecipe(Recipe):
     clip: float = 1000.0  # HiFi-GAN clips nothing; this only stops an explosion
     mel_weight: float = 45.0
     additive_until: int = 0  # so many steps, from the first, learn the wave of `additive_wave`, and no more
-    additive_weight: float = 0.0  # of that wave from then on, for what is not noise
-    hum_weight: float = 0.0  # against lines at the frame rate in noise
+    additive_weight: float = 0.0  # of that wave from then on
     floor: float = 0.0  # magnitude below which spectrograms hardly count
     stft_weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # of windows of 600, 1200 and 240 samples
     adversary_from: int | None = 0  # the first step against the discriminators; null: never
@@ -68,9 +68,9 @@ class VocoderStage(Stage):
     recipes: ClassVar = {
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
-            seconds=0.32, pool=8192, steps=9000, learning_rate=1e-3, warmup=200, cosine=True,
-            additive_until=5000, additive_weight=5.0, hum_weight=0.3, mel_weight=1.0,
-            stft_weights=(0.0, 0.0, 0.2), floor=1e-2, adversary_from=None, through_vae=0.5,
+            seconds=0.32, pool=8192, steps=7000, learning_rate=1e-3, warmup=200, cosine=True,
+            additive_until=5000, additive_weight=5.0, mel_weight=1.0, stft_weights=(0.0, 0.0, 0.0),
+            floor=1e-3, adversary_from=None, through_vae=0.5,
         ),
     }  # fmt: skip
     recipe: VocoderRecipe
@@ -99,12 +99,12 @@ class VocoderStage(Stage):
         with self.autocast():
             made = self.trained["hifigan"](mel)[:, : true.shape[1]]
         made = made.float()
-        additive = self.done < recipe.additive_until
-        if additive or recipe.additive_weight:
+        additive = made.new_zeros(())
+        if self.done < recipe.additive_until or recipe.additive_weight:
             target = additive_wave(mel, self.front_end)[:, : made.shape[1]]
-        if additive:
-            loss = losses.relative_error(made, target).mean()
-            return {"loss": loss, "gradient": self.descent.step(loss, self.done)}
+            additive = losses.relative_error(made, target)
+        if self.done < recipe.additive_until:
+            return {"loss": additive, "gradient": self.descent.step(additive, self.done)}
         against = recipe.adversary_from is not None and self.done >= recipe.adversary_from
         parts = {}
         if against:
@@ -118,16 +118,7 @@ class VocoderStage(Stage):
             "mel": losses.mel_loss(made, true, self.front_end, recipe.floor),
             "stft": losses.stft_loss(made, true, recipe.stft_weights, recipe.floor),
         }
-        loss = recipe.mel_weight * parts["mel"] + parts["stft"]
-        if recipe.additive_weight or recipe.hum_weight:
-            noise, power = losses.noisiness(true, self.front_end.hop)
-        if recipe.additive_weight:
-            tonal = ((1 - noise) * power).sum(dim=1) / power.sum(dim=1)  # (batch,)
-            parts["additive"] = (tonal * losses.relative_error(made, target)).mean()
-            loss = loss + recipe.additive_weight * parts["additive"]
-        if recipe.hum_weight:
-            parts["hum"] = losses.hum_loss(made, true, noise, self.front_end.hop)
-            loss = loss + recipe.hum_weight * parts["hum"]
+        loss = recipe.mel_weight * parts["mel"] + parts["stft"] + recipe.additive_weight * additive
         if against:
             self.adversary.requires_grad_(False)
             with self.autocast():

@@ -1,8 +1,9 @@
 """What the README promises: its commands and its Python run as they stand there."""
 
-import importlib.util
 import re
 from pathlib import Path
+
+import pytest
 
 from audioldm2.cli import main
 
@@ -15,29 +16,21 @@ def block(marker: str) -> str:
     return re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", README, re.DOTALL)[1]
 
 
-def test_the_python_of_the_readme_runs_in_order(tiny_folder, tmp_path, monkeypatch, capsys):
+def test_the_python_of_the_readme_runs_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny-model").symlink_to(tiny_folder)
     names: dict = {}
     exec(block("six lines"), names)
     exec(block("stages"), names)
-    assert (tmp_path / "techno.wav").stat().st_size > 2 * 16000 * 9
+    assert (tmp_path / "birds.wav").stat().st_size > 2 * 16000 * 2
     assert "16000" in capsys.readouterr().out
-    assert names["wave"].shape == (1, 5 * 16000 + 32)
+    assert names["wave"].shape[0] == 1 and names["wave"].shape[1] == pytest.approx(5 * 16000, abs=1000)
 
 
 def test_the_first_command_makes_its_sound(tmp_path, monkeypatch):
-    """Its last two lines, after the set-up: the script, then the command line."""
+    """Its last line, after the set-up."""
     monkeypatch.chdir(tmp_path)
-    script, command = re.findall(
-        r"&& (python scripts/\S+\.py .*?|audioldm2 .*?)(?: \\)?\n", block("the first sound")
-    )
-    spec = importlib.util.spec_from_file_location("script", ROOT / script.split()[1])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(script.split()[2:])
-    prompt, rest = re.fullmatch(r'audioldm2 "(.*?)" (.*)', command).groups()
-    assert main([prompt, *rest.split(), "--steps", "2"]) == 0
+    prompt, rest = re.search(r'&& audioldm2 "(.*?)" (.*)\n', block("the first sound")).groups()
+    assert main([prompt, *rest.split()]) == 0
     assert (tmp_path / "beep.wav").exists()
 
 

@@ -57,60 +57,6 @@ def test_silence_has_gradients_that_are_numbers():
     losses.stft_loss(loud, torch.zeros(1, 8192)).backward()
     assert loud.grad.isfinite().all()
 
-# Noise, tones and hum
-
-
-def seconds(length: float) -> torch.Tensor:
-    return torch.arange(round(length * 16_000)) / 16_000
-
-
-SOUNDS = {
-    "noise": lambda: 0.1 * torch.randn(1, 16_000),
-    "low noise": lambda: 1e-3 * torch.randn(1, 16_000).cumsum(dim=1),
-    "tone": lambda: 0.1 * torch.sin(2 * math.pi * 1040 * seconds(1.0))[None],
-    "sweep": lambda: 0.1 * torch.sin(2 * math.pi * (300 + 600 * seconds(1.0)) * seconds(1.0))[None],
-    "click": lambda: F.pad(torch.ones(1, 4), (8_000, 7_996)),
-}
-
-
-@pytest.mark.parametrize(
-    ("sound", "least", "most"),
-    [("noise", 0.95, 1), ("low noise", 0.9, 1), ("tone", 0, 0.05), ("sweep", 0, 0.1), ("click", 0, 0.1)],
-)
-def test_noise_is_told_from_tones_sweeps_and_clicks(sound: str, least: float, most: float):
-    share, power = losses.noisiness(SOUNDS[sound](), 160)
-    assert share.shape == power.shape == (1, 79)
-    assert least <= float((share * power).sum() / power.sum()) <= most
-
-
-def test_noise_that_repeats_with_every_frame_hums():
-    noise, other = 0.1 * torch.randn(2, 8_000), 0.1 * torch.randn(2, 8_000)
-    share, _ = losses.noisiness(noise, 160)
-    repeating = 0.1 * torch.randn(2, 160).repeat(1, 50)
-    natural, humming = (losses.hum_loss(made, noise, share, 160) for made in (other, repeating))
-    assert natural < 0.6 and humming > 4
-    assert losses.hum_loss(torch.zeros(2, 8_000), noise, share, 160) < 1e-3
-
-
-def test_a_tone_may_repeat_but_nothing_may_be_constant():
-    tone = 0.1 * torch.sin(2 * math.pi * 1000 * seconds(0.5))[None]
-    share, _ = losses.noisiness(tone, 160)
-    assert losses.hum_loss(tone, tone, share, 160) < 0.05
-    assert losses.hum_loss(tone + 0.02, tone, share, 160) == pytest.approx(0.02 / 0.0707, rel=0.1)
-
-
-def test_hum_has_gradients_that_are_numbers_for_silence():
-    made = torch.zeros(1, 8_000, requires_grad=True)
-    share, _ = losses.noisiness(torch.zeros(1, 8_000), 160)
-    losses.hum_loss(made, torch.zeros(1, 8_000), share, 160).backward()
-    assert made.grad.isfinite().all()
-
-
-def test_the_relative_error_is_of_each_clip_alone():
-    true = torch.randn(2, 4_000) * torch.tensor([[1.0], [0.02]])
-    made = true * torch.tensor([[1.0], [0.4]])
-    assert losses.relative_error(made, true).tolist() == pytest.approx([0.0, 0.6], abs=1e-4)
-
 
 def test_least_squares():
     true, made = (

@@ -26,7 +26,8 @@ QUICK = {  # recipes that show every part of each stage in a few steps
     "vae": {"learning_rate": 3e-3, "warmup": 0, "adversary_from": 2, "adversary_width": 8},
     "vocoder": {
         "learning_rate": 3e-3, "warmup": 0, "additive_until": 0, "adversary_from": 2, "adversary_width": 4,
-        "floor": 0.0, "mel_weight": 45.0, "stft_weights": [1, 1, 1],
+        "floor": 0.0, "mel_weight": 45.0, "stft_weights": [1, 1, 1], "adversary_scales": 0,
+        "additive_weight": 0.0,
     },
     "clap": {"learning_rate": 1e-3, "warmup": 0},
     "ldm": {"learning_rate": 3e-3, "warmup": 0, "min_snr": None},
