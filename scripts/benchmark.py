@@ -42,7 +42,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from audioldm2 import WeightsError, hub, loading, precision, weights
+from audioldm2 import WeightsError, hub, loading, precision
 from audioldm2.convert import write_diffusers
 from audioldm2.files import written_whole
 
@@ -80,7 +80,9 @@ def models(options: argparse.Namespace, with_peer: bool, scratch: Path) -> tuple
 
 def sides_of(options: argparse.Namespace, device: torch.device, folders: tuple[str, str]) -> dict[str, Side]:
     """Ours and, where there is a folder for it, the peer."""
-    dtype = options.dtype or ("float16" if device.type == "cuda" else "float32")
+    dtype = precision.name_of(options.dtype or "auto")
+    if dtype == "auto":  # which is ours alone: both sides need the same
+        dtype = "float16" if device.type == "cuda" else "float32"
     steps, sampler = options.steps or OUR_STEPS, options.sampler or "dpmpp_2m"
     own = "auto" if options.default else dtype
     sides = {"ours": Side(folders[0], own, sampler, steps, steps, options.low_memory, options.offload)}
@@ -220,7 +222,7 @@ def parser() -> Parser:
         help="with --default, measure N of diffusers' 200 steps and scale its denoising up",
     )  # fmt: skip
     add("--device", default="auto", help="default: %(default)s")
-    add("--dtype", choices=weights.DTYPES, help="of both sides; default: float16 on CUDA, else float32")
+    add("--dtype", help="of both sides; default: float16 on CUDA, else float32")
     add("--duration", type=positive(float), default=10.24, metavar="S", help="default: %(default)s")
     add("--steps", type=positive(int), help=f"default: {OUR_STEPS}")
     add("--sampler", choices=("dpmpp_2m", "ddim"), help="that both sides have; default: dpmpp_2m")
@@ -257,6 +259,7 @@ def demand_sense(options: argparse.Namespace) -> None:
         raise ValueError("--default takes each side's own steps, sampler and dtype: leave out what is given.")
     if options.peer_steps and not options.default:
         raise ValueError("--peer-steps goes with --default; otherwise both sides take --steps.")
+    precision.name_of(options.dtype or "auto")  # complains before a model is made
     if options.starts < 0:
         raise ValueError(f"--starts is {options.starts}; it has to be 0 or more.")
     for flag, path in (("--json", options.json), ("--plot", options.plot)):

@@ -215,7 +215,7 @@ def test_default_against_default():
     words = ["--default", "--peer-steps", "10", "--low-memory"]
     sides = benchmark.sides_of(benchmark.parser().parse_args(words), torch.device("cpu"), ("a", "b"))
     ours, peer = sides["ours"], sides["peer"]
-    assert (ours.sampler, ours.steps, ours.steps_measured, ours.dtype) == ("dpmpp_2m", 25, 25, "float32")
+    assert (ours.sampler, ours.steps, ours.steps_measured, ours.dtype) == ("dpmpp_2m", 25, 25, "auto")
     assert (peer.sampler, peer.steps, peer.steps_measured, peer.dtype) == ("ddim", 200, 10, "float32")
     assert ours.low_memory and not peer.low_memory and (ours.folder, peer.folder) == ("a", "b")
 
