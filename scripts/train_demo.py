@@ -2,7 +2,7 @@
 
     python scripts/train_demo.py --out runs/demo
 
-writes runs/demo/model, 12 MB at most; as audioldm2/assets/demo it would be the model in the box. The stages
+writes runs/demo/model, 12 MB at most; as audioldm2/assets/demo it is the model in the box. The stages
 that do not need each other run at the same time, each on half of the cores. Ctrl-C saves and stops; the same
 command goes on where it was stopped.
 

@@ -79,8 +79,9 @@ def test_its_sounds_are_what_the_readme_says(question: str, world: World):
     """In wordings that training has not seen. Another machine rounds otherwise: one sound in ten may turn."""
     for name, answer in getattr(world, question)().items():
         if name in FOUND:
-            worst = FOUND[name] + (SLACK if answer.at_most else -SLACK) * scale_of(name)
-            assert answer.value <= worst if answer.at_most else answer.value >= worst, f"{name}: {answer}"
+            at_most = answer.at_most or "error" in name
+            worst = FOUND[name] + (SLACK if at_most else -SLACK) * scale_of(name)
+            assert answer.value <= worst if at_most else answer.value >= worst, f"{name}: {answer}"
 
 
 def scale_of(name: str) -> float:
