@@ -1,38 +1,58 @@
 """Down a gradient, and the average of the way."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from audioldm2.training.muon import Muon
 from audioldm2.training.recipe import Recipe
 
 
 class Descent:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) on some networks, with clipped gradients."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) on some networks, with clipped gradients.
+
+    Where the recipe says "muon", matrices and convolutions go by `Muon`, and vectors still by AdamW.
+    """
 
     def __init__(self, networks: Iterable[nn.Module], recipe: Recipe):
         self.parameters = [parameter for network in networks for parameter in network.parameters()]
         self.recipe = recipe
         matrices, vectors = ([p for p in self.parameters if (p.ndim > 1) is many] for many in (True, False))
-        groups = [
-            {"params": matrices, "weight_decay": recipe.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        if recipe.optimiser == "muon":
+            self.optimisers = [
+                Muon(matrices, lr=rate, weight_decay=decay),
+                torch.optim.AdamW(vectors, lr=rate, betas=recipe.betas, weight_decay=0.0),
+            ]
+        else:
+            groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+            self.optimisers = [torch.optim.AdamW(groups, lr=rate, betas=recipe.betas)]
 
     def step(self, loss: Tensor, step: int) -> Tensor:
         """One step down the gradient of a loss; returns the gradient's norm as it was before clipping.
 
         step: from 0 on; it decides the learning rate.
         """
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.learning_rate_at(step)
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.recipe.learning_rate_at(step)
+            optimiser.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         return norm
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Of each optimiser."""
+        return [optimiser.state_dict() for optimiser in self.optimisers]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Raises ValueError for states of other optimisers."""
+        for optimiser, state in zip(self.optimisers, states, strict=True):
+            optimiser.load_state_dict(state)
 
 
 class Average:

@@ -8,6 +8,8 @@ from audioldm2 import checks
 from audioldm2.errors import some
 from audioldm2.training.data import PADDINGS
 
+OPTIMISERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -18,6 +20,7 @@ class Recipe:
     pad: str = "silence"  # what follows a sound that is shorter: "silence", or "repeat"
     pool: int = 0  # learn from so many clips only, kept in memory, ready for learning; 0: fresh ones always
     steps: int = 100_000
+    optimiser: str = "adamw"  # or "muon" for matrices and convolutions (`training.muon`)
     learning_rate: float = 1e-4
     warmup: int = 0  # steps over which the learning rate rises from 0; at most a tenth of all
     cosine: bool = False  # let it fall to 0 along half a cosine until the last step; else it stays
@@ -34,6 +37,7 @@ class Recipe:
             "pad": (self.pad in PADDINGS, f"one of {', '.join(PADDINGS)}"),
             "pool": (self.pool == 0 or self.pool >= self.batch, "0, or at least the batch"),
             "steps": (self.steps >= 1, "at least 1"),
+            "optimiser": (self.optimiser in OPTIMISERS, f"one of {', '.join(OPTIMISERS)}"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "warmup": (self.warmup >= 0, "at least 0"),
             "betas": (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two below 1"),

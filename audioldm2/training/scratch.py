@@ -40,11 +40,12 @@ SMALL: dict[str, Any] = {
     "vae": VAEConfig(
         latent_channels=16, channels=(16, 32, 48, 64), layers=1, norm_groups=8, scaling_factor=1.0
     ),
-    # Three upsamplings in place of five, so that 16 channels are left at the end, and not 4: it takes some to
-    # make a high tone.
+    # The first upsampling is by 1: layers at the frame rate, where a step costs little, wide enough for the
+    # lines of `training.additive`. Then three in place of four, so that 21 channels are left at the end, and
+    # not 10: it takes some to make a high tone.
     "hifigan": HiFiGANConfig(
-        channels=128, upsample_rates=(8, 5, 4), upsample_kernels=(16, 11, 8), branch_kernels=(3, 7),
-        branch_dilations=((1, 3), (1, 3)), normalize_before=True,
+        channels=336, upsample_rates=(1, 5, 4, 8), upsample_kernels=(1, 9, 8, 16), branch_kernels=(1,),
+        branch_dilations=((1, 1),), normalize_before=True,
     ),
     "clap_audio": ClapAudioConfig(
         spec_size=128, patch_size=8, patch_stride=8, dim=64, depths=(2, 2), heads=(2, 4), projection_dim=96

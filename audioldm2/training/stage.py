@@ -153,9 +153,9 @@ class Stage:
             "done": self.done,
             "networks": {name: network.state_dict() for name, network in self.trained.items()},
             "averages": {name: average.state for name, average in self.averages.items()},
-            "descent": self.descent.optimiser.state_dict(),
+            "descent": self.descent.state_dict(),
             "adversary": self.adversary and self.adversary.state_dict(),
-            "adversary_descent": self.adversary_descent and self.adversary_descent.optimiser.state_dict(),
+            "adversary_descent": self.adversary_descent and self.adversary_descent.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -166,10 +166,10 @@ class Stage:
         for name, average in self.averages.items():
             for key, tensor in average.state.items():
                 tensor.copy_(state["averages"][name][key])
-        self.descent.optimiser.load_state_dict(state["descent"])
+        self.descent.load_state_dict(state["descent"])
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
-            self.adversary_descent.optimiser.load_state_dict(state["adversary_descent"])
+            self.adversary_descent.load_state_dict(state["adversary_descent"])
 
 
 def front_end(vocoder: HiFiGANConfig) -> MelSettings:

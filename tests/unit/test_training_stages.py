@@ -11,13 +11,16 @@ from audioldm2 import AudioLDM2, weights
 from audioldm2.audio import VAE_MEL
 from audioldm2.models.hifigan import HiFiGANConfig
 from audioldm2.models.unet import SELF, T5
-from audioldm2.training import STAGES, Stage
+from audioldm2.training import STAGES, Stage, losses
+from audioldm2.training.additive import line_amplitudes
 from audioldm2.training.clap import SHARPEST
 from audioldm2.training.descent import Average, Descent
 from audioldm2.training.initialise import initialise
+from audioldm2.training.muon import Muon
 from audioldm2.training.recipe import Recipe, changed
 from audioldm2.training.scratch import BESIDE, SMALL, configs_from
 from audioldm2.training.stage import VAE_MEL_48K, front_end
+from audioldm2.training.vocoder import LINE_LOUDNESS, lines_heard
 from audioldm2.weights import Checkpoint
 from tests.training import clips, untrained
 
@@ -27,7 +30,7 @@ QUICK = {  # recipes that show every part of each stage in a few steps
     "vocoder": {
         "learning_rate": 3e-3, "warmup": 0, "additive_until": 0, "adversary_from": 2, "adversary_width": 4,
         "floor": 0.0, "mel_weight": 45.0, "stft_weights": [1, 1, 1], "adversary_scales": 0,
-        "additive_weight": 0.0,
+        "additive_weight": 0.0, "lines_until": 0, "optimiser": "adamw", "bf16": False, "window": 0.0,
     },
     "clap": {"learning_rate": 1e-3, "warmup": 0},
     "ldm": {"learning_rate": 3e-3, "warmup": 0, "min_snr": None},
@@ -86,6 +89,67 @@ def test_the_vocoder_first_learns_waves_with_phases_of_their_own(scratch: Checkp
     assert "mel" in found[41] and "stft" in found[41]
     first, last = found[0]["loss"], found[40]["loss"]  # parts of the wave's own size
     assert last < 0.8 * first and last < 0.9, f"the error went from {first:.3f} to {last:.3f}"
+
+
+@pytest.fixture(scope="module")
+def wide(scratch: Checkpoint) -> Checkpoint:
+    """With a vocoder that has layers at the frame rate."""
+    config = HiFiGANConfig(
+        channels=316, upsample_rates=(1, 10, 16), upsample_kernels=(1, 20, 32), branch_kernels=(1,),
+        branch_dilations=((1,),), normalize_before=True,
+    )  # fmt: skip
+    return replace(
+        scratch,
+        configs=scratch.configs | {"hifigan": config},
+        states=scratch.states | {"hifigan": initialise("hifigan", config).state_dict},
+    )
+
+
+def test_the_vocoders_first_layers_learn_lines_before_the_rest_learns_waves(wide: Checkpoint):
+    stage = stage_of(
+        "vocoder", wide, lines_until=100, optimiser="muon", steps=102, window=0.32, through_vae=0.0
+    )
+    before = copies(stage.trained)["hifigan"]
+    wave, captions = clips(4, 0.8)
+    found = [stage.step(wave, captions)["loss"] for _ in range(100)]
+    assert found[-1] < 0.6 < 0.9 < found[0]
+    for key, parameter in stage.trained["hifigan"].named_parameters():
+        first = key.startswith(("conv_in", "stages.0"))
+        assert torch.equal(parameter, before[key]) != first, key
+    true = line_amplitudes(stage.mel(wave), VAE_MEL)
+    with torch.no_grad():
+        heard = lines_heard(stage.trained["hifigan"], stage.mel(wave)) / LINE_LOUDNESS
+    rise, fall = heard[..., :79], heard[..., 79:158]
+    assert losses.relative_error((rise - fall).flatten(1), true.flatten(1)) < 0.7  # which part is which
+    stage.step(wave, captions)
+    assert not torch.equal(stage.trained["hifigan"].conv_out.weight, before["conv_out.weight"])
+
+
+def test_a_vocoder_without_layers_for_lines_is_told(scratch: Checkpoint):
+    said = r"lines_until is 5, but .* upsample rate is 1, and it has 64 channels; needed are 1 and 316"
+    with pytest.raises(ValueError, match=said):
+        stage_of("vocoder", scratch, lines_until=5)
+
+
+def test_the_additive_wave_counts_beside_the_mel_spectrogram(scratch: Checkpoint):
+    found = stage_of(
+        "vocoder", scratch, additive_weight=5.0, mel_weight=2.0, stft_weights=[0, 0, 0], adversary_from=None
+    ).step(*clips(2, 0.256))
+    assert found["loss"] == pytest.approx(2 * found["mel"] + 5 * found["additive"])
+    assert found["additive"] > 0.5
+
+
+def test_a_step_looks_at_windows_that_are_drawn_anew(scratch: Checkpoint):
+    stage = stage_of("vocoder", scratch, window=0.16)
+    ready = stage.prepare(clips(3, 0.8)[0])
+    drawn = torch.Generator().manual_seed(0)
+    one, other = stage.look(ready, drawn), stage.look(ready, drawn)
+    assert one.shape == (3, 16, ready.shape[2]) and not torch.equal(one, other)
+    frames = ready.unfold(1, 16, 1).movedim(3, 2)  # (clips, starts, frames of a window, values)
+    for clip, window in zip(frames, one, strict=True):
+        assert (clip == window).all(dim=2).all(dim=1).any()
+    with pytest.raises(weights.WeightsError, match=r"window is 3\.0; it has to be from 0 to seconds, 2.56"):
+        stage_of("vocoder", scratch, window=3.0)
 
 
 @pytest.mark.parametrize("name", ["vae", "vocoder"])
@@ -257,7 +321,36 @@ def test_gradients_are_clipped_and_vectors_do_not_decay():
     norm = descent.step(1000 * (network.weight.sum() + network.bias.sum()), 0)
     assert norm > 1000
     assert nn.utils.get_total_norm([p.grad for p in network.parameters()]) == pytest.approx(1e-3, rel=1e-3)
-    assert [group["weight_decay"] for group in descent.optimiser.param_groups] == [0.5, 0.0]
+    assert [group["weight_decay"] for group in descent.optimisers[0].param_groups] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8), (12, 12), (6, 5, 3)])
+def test_muon_moves_in_every_direction_alike(shape: tuple[int, ...]):
+    matrix = nn.Parameter(torch.zeros(shape))
+    slope = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    slope = slope * torch.logspace(0, -2, shape[0]).view(-1, *[1] * (len(shape) - 1))  # some hardly matter
+    (matrix * slope).sum().backward()
+    Muon([matrix], lr=0.1).step()
+    moved = -matrix.detach().flatten(1)
+    values = torch.linalg.svdvals(moved) / (0.1 * 0.2 * max(moved.shape) ** 0.5)
+    assert values.max() < 1.3 and values.min() > 0.3
+    assert (moved * slope.flatten(1)).sum() > 0  # downhill
+
+
+def test_muon_takes_matrices_and_adamw_the_rest():
+    network = nn.Conv1d(4, 4, 3)
+    recipe = Recipe(optimiser="muon", learning_rate=0.01, weight_decay=0.5, clip=100.0)
+    descent, before = Descent([network], recipe), network.weight.detach().clone()
+    for step in range(3):
+        descent.step((network.weight.sum() - 1).square() + network.bias.sum(), step)
+    assert [type(each).__name__ for each in descent.optimisers] == ["Muon", "AdamW"]
+    assert not torch.equal(network.weight, before)
+    again = Descent([nn.Conv1d(4, 4, 3)], recipe)
+    again.load_state_dict(descent.state_dict())
+    kept = [next(iter(each.state.values())) for each in (descent.optimisers[0], again.optimisers[0])]
+    assert torch.equal(kept[0]["mean"], kept[1]["mean"])
+    with pytest.raises(ValueError):
+        Descent([nn.Conv1d(4, 4, 3)], Recipe()).load_state_dict(descent.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -267,6 +360,7 @@ def test_gradients_are_clipped_and_vectors_do_not_decay():
         ({"learning_rate": -1.0}, "learning_rate is -1.0; it has to be above 0"),
         ({"pad": "mirror"}, "pad is 'mirror'; it has to be one of silence, repeat"),
         ({"betas": [0.9]}, "betas is"),
+        ({"optimiser": "sgd"}, "optimiser is 'sgd'; it has to be one of adamw, muon"),
         ({"steps": "many"}, "steps of the recipe is 'many'; it has to be a whole number"),
         ({"adversary": 3}, "has 'adversary'; this stage knows batch, "),
         ({"prompt_dropout": 2}, "prompt_dropout is 2; it has to be from 0 to 1"),
