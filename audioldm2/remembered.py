@@ -1,7 +1,10 @@
-"""What a request computes once: the keys and values that the denoiser makes of the prompts.
+"""What a request computes once: all of the denoiser's attention to the prompts that does not see the sound.
 
-They are the same at every step. Each is kept beside the very tensor that it was made of, so whatever else is
-asked is computed, and results are equal to the bit.
+Prompts are the same at every step. Their keys and values are kept beside the very tensor that they were made
+of, so whatever else is asked is computed. Short prompts go further on a CPU: with the keys k of a prompt,
+(x Wqᵀ) kᵀ = x (k Wq)ᵀ, and with its values v, (w v) Woᵀ = w (v Woᵀ), head by head. What is in brackets on the
+right is made once; then a step has two small products in place of two projections, products with many small
+heads between them. Results differ by rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,45 +13,86 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from audioldm2.models.unet import GPT2, T5, Layer
+from audioldm2.models.unet import GPT2, T5, Attention, Layer
 
 KEPT = 2  # contexts: with guidance, and without it where that is off for some of the steps
+LONGEST = 2  # tokens times heads, in widths of the layer: longer prompts cost more folded than not
 
 
 class Remembered:
     """A function of one tensor that knows what it made of the last few."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]):
+    def __init__(self, function: Callable[[Tensor], object]):
         self.function = function
-        self.made: list[tuple[Tensor, int, Tensor]] = []  # input, its version, output
+        self.made: list[tuple[Tensor, int | None, object]] = []  # input, its version, output
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> object:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.function(x)
-        for seen, version, made in self.made:
-            if seen is x and version == x._version:  # the same tensor, not written to since
+        version = None if x.is_inference() else x._version  # in inference mode, writing leaves no trace
+        for seen, then, made in self.made:
+            if seen is x and then == version:  # the same tensor, not written to since
                 return made
         made = self.function(x)
-        self.made = [(x, x._version, made), *self.made[: KEPT - 1]]
+        self.made = [(x, version, made), *self.made[: KEPT - 1]]
         return made
+
+
+class Folded:
+    """Attention to a prompt, two products a step where the prompt is short."""
+
+    def __init__(self, attention: Attention):
+        self.attention, self.usual = attention, attention.forward
+        self.fold = Remembered(self._fold)
+
+    def __call__(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As `Attention.forward`; mask: (batch, 1, 1, tokens) bool."""
+        heads, tokens = self.attention.heads, context.shape[1]
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or x.device.type != "cpu"
+            or heads * tokens > LONGEST * x.shape[-1]
+        ):
+            return self.usual(x, context, mask)
+        reading, writing = self.fold(context)
+        scores = torch.bmm(x, reading).unflatten(2, (heads, tokens))  # (batch, queries, heads, tokens)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return torch.baddbmm(self.attention.out.bias, scores.softmax(dim=-1).flatten(2), writing)
+
+    def _fold(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What scores are read with, (batch, dim, heads * tokens); what writes the output, transposed so."""
+        layer = self.attention
+        key, value = (
+            made(context).unflatten(2, (layer.heads, -1)).float() for made in (layer.key, layer.value)
+        )  # (batch, tokens, heads, head_dim)
+        query = layer.query.weight.unflatten(0, (layer.heads, -1)).float()  # (heads, head_dim, dim)
+        out = layer.out.weight.unflatten(1, (layer.heads, -1)).float()  # (dim, heads, head_dim)
+        reading = torch.einsum("bthd,hdi->biht", key, query).flatten(2) * key.shape[-1] ** -0.5
+        writing = torch.einsum("bthd,ohd->bhto", value, out).flatten(1, 2)
+        return reading.to(context.dtype), writing.to(context.dtype)
 
 
 @contextmanager
 def remembering(unet: nn.Module) -> Iterator[None]:
-    """While the block lasts, the denoiser makes keys and values of each context once."""
-    layers = list(_of_prompts(unet))
-    for layer in layers:
-        layer.forward = Remembered(layer.forward)  # in place of the class's, for this one layer
+    """While the block lasts, the denoiser makes what it needs of each context once."""
+    changed = []
+    for attention in _to_prompts(unet):
+        for layer in (attention.key, attention.value):
+            layer.forward = Remembered(layer.forward)  # in place of the class's, for this one layer
+        attention.forward = Folded(attention)
+        changed += [attention.key, attention.value, attention]
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in changed:
             layer.__dict__.pop("forward", None)
 
 
-def _of_prompts(unet: nn.Module) -> Iterator[nn.Module]:
+def _to_prompts(unet: nn.Module) -> Iterator[Attention]:
     for layer in unet.modules():
         if isinstance(layer, Layer):
             for role in {GPT2, T5}.intersection(layer.roles):
                 for block in getattr(layer, role).blocks:
-                    yield from (block.context_attn.key, block.context_attn.value)
+                    yield block.context_attn

@@ -32,7 +32,7 @@ TABLE = {
     "memory": {"models.*"},
     "checks": {"models.*", "audio"},
     "weights": {"models", "text", "audio", "samplers", "checks"},
-    "onednn": set(),
+    "onednn": {"models", "models.*"},
     "compiled": set(),
     "residence": {"models", "compiled", "onednn", "weights"},
     "precision": {"weights"},

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from audioldm2 import onednn
+from audioldm2.models.unet import FeedForward
 
 needs_it = pytest.mark.skipif(not onednn.is_here(), reason="this PyTorch has no oneDNN, or another one")
 
@@ -20,10 +21,12 @@ def asked(monkeypatch) -> list:
 
 @pytest.fixture
 def unknown():
-    """What is known of the operator is forgotten, before and after."""
-    onednn.is_here.cache_clear()
+    """What is known of the operators is forgotten, before and after."""
+    for known in (onednn.is_here, onednn.gates):
+        known.cache_clear()
     yield
-    onednn.is_here.cache_clear()
+    for known in (onednn.is_here, onednn.gates):
+        known.cache_clear()
 
 
 @needs_it
@@ -84,3 +87,48 @@ def test_without_it_networks_stay_as_they_are(monkeypatch, unknown, answer):
     monkeypatch.setattr(onednn, "_linear", answer)
     network = onednn.through_onednn(nn.Sequential(nn.Linear(7, 4)))
     assert type(network[0]) is nn.Linear
+
+
+# Feed-forward layers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-6), (torch.bfloat16, 0.006)])
+@pytest.mark.parametrize("shape", [(2, 30, 48), (1, 1, 48), (5, 48)])
+def test_a_gated_layer_is_that_of_the_network_file(dtype: torch.dtype, near: float, shape, monkeypatch):
+    if not onednn.gates(dtype):
+        pytest.skip(f"this PyTorch has no oneDNN for {dtype}, or another one")
+    asked, gated = [], onednn._gated
+    monkeypatch.setattr(onednn, "_gated", lambda *given: asked.append(given) or gated(*given))
+    layer, x = FeedForward(48), torch.randn(shape)
+    with torch.no_grad():
+        for bias in (layer.value_and_gate.bias, layer.out.bias):
+            bias.normal_()
+        expected = layer.double()(x.double())
+        found = onednn.through_onednn(nn.Sequential(layer.to(dtype)))(x.to(dtype)).double()
+    assert len(asked) == 1
+    assert (found - expected).norm() < near * expected.norm()
+
+
+def test_a_gated_layer_learns_the_public_way(monkeypatch):
+    monkeypatch.setattr(onednn, "_gated", lambda *given: pytest.fail("oneDNN was asked"))
+    layer = onednn.through_onednn(nn.Sequential(FeedForward(8)))[0]
+    layer(torch.randn(2, 8)).sum().backward()
+    assert layer.value_and_gate.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda *_: (_ for _ in ()).throw(RuntimeError("no bfloat16 on this processor")),
+        lambda *_: (_ for _ in ()).throw(AttributeError("no such operator")),
+        lambda x, value, bias, gate, gate_bias: F.linear(x, value, bias) * F.linear(x, gate, gate_bias),
+        lambda x, value, bias, gate, gate_bias: F.linear(x, value, bias)[0],
+    ],
+    ids=["unsupported", "absent", "no GELU", "another shape"],
+)
+@torch.no_grad()
+def test_without_it_gated_layers_compute_as_the_network_file_says(monkeypatch, unknown, answer):
+    monkeypatch.setattr(onednn, "_gated", answer)
+    layer, x = FeedForward(8), torch.randn(2, 3, 8)
+    expected = layer(x)
+    torch.testing.assert_close(onednn.through_onednn(layer)(x), expected)
