@@ -11,7 +11,7 @@ from torch import nn
 
 from audioldm2.compiled import compiled
 from audioldm2.models import build_on_meta
-from audioldm2.onednn import through_onednn
+from audioldm2.onednn import channels_innermost, through_onednn
 from audioldm2.weights import Checkpoint, cast
 
 
@@ -24,11 +24,8 @@ def materialise(checkpoint: Checkpoint, name: str, *, device: torch.device, dtyp
     state = {
         key: cast(name, key, tensor, dtype).to(device) for key, tensor in checkpoint.states[name]().items()
     }
-    if device.type == "cuda":  # the layout that its tensor cores read
-        state = {
-            key: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-            for key, tensor in state.items()
-        }
+    if device.type == "cuda" or dtype == torch.bfloat16:  # the layout that matrix units read, on CPUs too
+        state = {key: channels_innermost(tensor) for key, tensor in state.items()}
     network.load_state_dict(state, strict=True, assign=True)
     return through_onednn(network.requires_grad_(False))
 

@@ -66,14 +66,22 @@ class Upsampling(nn.ConvTranspose1d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)
-        (rate,), (kernel,), (padding,) = self.stride, self.kernel_size, self.padding
+        (rate,), (padding,) = self.stride, self.padding
+        weight = self.phases()
+        y = F.conv1d(x, weight, padding=weight.shape[2] - 1)  # (batch, rate * channels, time + taps - 1)
+        y = y.unflatten(1, (rate, -1)).permute(0, 2, 3, 1).flatten(2)  # (batch, channels, samples and some)
+        return y[:, :, padding : padding + self.samples(x)] + self.bias[:, None]
+
+    def phases(self) -> Tensor:
+        """The weight as that of a plain convolution to all phases: (rate * channels, channels_in, taps)."""
+        (rate,), (kernel,) = self.stride, self.kernel_size
         taps = -(-kernel // rate)
         weight = F.pad(self.weight, (0, taps * rate - kernel)).unflatten(2, (taps, rate)).flip(2)
-        weight = weight.permute(3, 1, 0, 2).flatten(0, 1)  # (rate * channels, channels_in, taps)
-        y = F.conv1d(x, weight, padding=taps - 1)  # (batch, rate * channels, time + taps - 1)
-        y = y.unflatten(1, (rate, -1)).permute(0, 2, 3, 1).flatten(2)  # (batch, channels, samples and some)
-        samples = (x.shape[2] - 1) * rate + kernel - 2 * padding
-        return y[:, :, padding : padding + samples] + self.bias[:, None]
+        return weight.permute(3, 1, 0, 2).flatten(0, 1)
+
+    def samples(self, x: Tensor) -> int:
+        """How many come of x (batch, channels_in, time)."""
+        return (x.shape[2] - 1) * self.stride[0] + self.kernel_size[0] - 2 * self.padding[0]
 
 
 class Stage(nn.Module):
