@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from audioldm2.models import NETWORKS
 from audioldm2.training.chance import chance
 
+LIFT = 2.0
 CONTRASTIVE_SCALE = math.log(1 / 0.07)  # CLIP's start, and CLAP's
 
 
@@ -108,6 +109,27 @@ def _hifigan(network: nn.Module) -> None:
     _keep_size(network.conv_out.weight, inputs=network.conv_out.weight[0].numel())
     network.conv_out.weight *= 0.1 if network.config.normalize_before else 0.03
     nn.init.zeros_(network.conv_out.bias)
+    if network.config.upsample_rates[0] == 1:
+        _adds_up(network)
+
+
+def _adds_up(network: nn.Module) -> None:
+    """Let all that follows the layers at the frame rate begin as linear, which is what adding up lines is.
+
+    Biases lift its features to where leaky ReLUs change nothing; weights sum to 0 over what comes in, so that
+    nothing of the lift is heard.
+    """
+    for i, stage in enumerate(network.stages[1:], start=1):
+        nn.init.constant_(stage.upsample.bias, LIFT)
+        for module in stage.branches.modules():
+            if isinstance(module, nn.Conv1d):
+                module.weight -= module.weight.mean(dim=1, keepdim=True)
+                nn.init.zeros_(module.bias)
+        if i == 1:
+            stage.upsample.weight *= 0.1  # lines are several times as loud as the lift (`LINE_LOUDNESS`)
+        else:
+            stage.upsample.weight -= stage.upsample.weight.mean(dim=0, keepdim=True)
+    network.conv_out.weight -= network.conv_out.weight.mean(dim=1, keepdim=True)
 
 
 def _keep_size(weight: Tensor, inputs: float) -> None:

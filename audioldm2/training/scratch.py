@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
     # not 10: it takes some to make a high tone.
     "hifigan": HiFiGANConfig(
         channels=336, upsample_rates=(1, 5, 4, 8), upsample_kernels=(1, 9, 8, 16), branch_kernels=(1,),
-        branch_dilations=((1, 1),), normalize_before=True,
+        branch_dilations=((1, 1),), slope=0.01, normalize_before=True,
     ),
     "clap_audio": ClapAudioConfig(
         spec_size=128, patch_size=8, patch_stride=8, dim=64, depths=(2, 2), heads=(2, 4), projection_dim=96

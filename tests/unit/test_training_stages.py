@@ -409,8 +409,30 @@ def test_the_denoiser_begins_with_no_noise_and_the_vocoder_audible(scratch: Chec
     contexts = torch.randn(1, 4, 32), torch.randn(1, 3, 32)
     assert unet(torch.randn(1, 16, 16, 16), torch.tensor(500.0), *contexts).abs().max() == 0
     for channels in (64, 512):
-        vocoder = initialise("hifigan", replace(scratch.configs["hifigan"], channels=channels))
+        config = HiFiGANConfig(
+            channels=channels, upsample_rates=(8, 5, 4), upsample_kernels=(16, 11, 8), normalize_before=True
+        )
+        vocoder = initialise("hifigan", config)
         assert 0.03 < vocoder(3 * torch.randn(1, 20, 64) - 5).std() < 0.3
+
+
+def test_a_vocoder_for_lines_begins_by_adding_them_up():
+    """Behind the layers at the frame rate it is linear, and what lifts its features is not heard."""
+    config = SMALL["hifigan"]
+    vocoder = initialise("hifigan", config).double()
+    lines = 20 * torch.rand(2, 3, config.channels // 2, 40, dtype=torch.float64)
+
+    def add_up(x: Tensor) -> Tensor:
+        for stage in vocoder.stages[1:]:
+            x = stage(x)
+        return vocoder.conv_out(torch.nn.functional.leaky_relu(x))[:, 0, 800:-800]  # where nothing ends
+
+    with torch.no_grad():
+        one, other = add_up(0.01 * lines[0]), add_up(0.01 * lines[1])
+        silent = add_up(0 * lines[0])
+        both = add_up(0.01 * lines.sum(dim=0))
+    assert silent.abs().max() < 0.1 * one.std()
+    assert (one + other - silent - both).std() < 0.1 * both.std()
 
 
 def test_sizes_say_what_differs_from_small():

@@ -44,7 +44,8 @@ def test_phases_in_bfloat16_are_the_same(shape: tuple[int, int, int, int], batch
     x = torch.randn(batch, channels_in, 40)
     expected = layer(x)
     found = through_onednn(nn.Sequential(layer.bfloat16()))(x.bfloat16())
-    assert found.shape == expected.shape and found.stride(1) == 1  # channels are innermost
+    assert found.shape == expected.shape
+    assert found.stride(1) == 1 or channels == 1  # channels are innermost
     assert (found - expected).norm() < 0.01 * expected.norm()
 
 
