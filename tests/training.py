@@ -28,7 +28,8 @@ SIZES = {  # the published geometry, as narrow as it goes
         "t5_dim": 32,
     },
     "vae": {"channels": [8, 8, 16], "norm_groups": 4},
-    "hifigan": {"channels": 64, "branch_kernels": [3], "branch_dilations": [[1, 3]]},
+    "hifigan": {"channels": 64, "upsample_rates": [8, 5, 4], "upsample_kernels": [16, 11, 8], "slope": 0.1,
+                "branch_kernels": [3], "branch_dilations": [[1, 3]]},
     "clap_audio": {"dim": 16, "depths": [1, 2], "heads": [2, 4], "patch_size": 16, "patch_stride": 16,
                    "projection_dim": 32},
 }  # fmt: skip

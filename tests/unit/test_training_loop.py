@@ -16,6 +16,7 @@ from tests.training import Clips, untrained
 QUICK = {
     "vae": {"seconds": 0.32, "adversary_from": 2, "adversary_width": 8, "ema": 0.9},
     "vocoder": {
+        "lines_until": 0,
         "seconds": 0.256, "additive_until": 1, "adversary_from": 2, "adversary_width": 4, "through_vae": 0.5
     },
     "clap": {"seconds": 0.8},
