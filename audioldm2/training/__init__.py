@@ -6,8 +6,8 @@
     ldm      noise to latents, told by CLAP, T5 and GPT-2          (ldm.py)
 
 Each stage is one file, its recipe on top, its losses below. What they share: stage.py, recipe.py, descent.py
-(optimiser and average), losses.py, discriminators.py, chance.py. Around them: data.py (captioned sounds),
-scratch.py and initialise.py (a model to train from nothing), loop.py (steps, log, saving, resuming).
+and muon.py (optimisers and average), losses.py, discriminators.py, chance.py. Around them: data.py (captioned
+sounds), scratch.py and initialise.py (a model to train from nothing), loop.py (steps, log, saving, resuming).
 `scripts/train.py` runs them.
 """
 

@@ -78,9 +78,9 @@ class VocoderStage(Stage):
     recipes: ClassVar = {
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
-            seconds=2.56, window=0.32, pool=2048, steps=12_500, lines_until=6000, additive_until=11_000,
+            seconds=2.56, window=0.32, pool=2048, steps=12_300, lines_until=6000, additive_until=9600,
             optimiser="muon", learning_rate=3e-3, warmup=100, cosine=True, weight_decay=0.0, bf16=True,
-            additive_weight=5.0, mel_weight=1.0, stft_weights=(0.0, 0.0, 0.0), floor=1e-3,
+            additive_weight=2.0, mel_weight=1.0, stft_weights=(0.0, 0.0, 0.0), floor=1e-3,
             adversary_from=None, through_vae=0.5,
         ),
     }  # fmt: skip
