@@ -1,6 +1,9 @@
-"""How many sounds fit into memory at once, and a sentence in time when not even one does."""
+"""How many sounds fit into memory at once, a sentence in time when not one does, and what is given back."""
 
+import ctypes
 import os
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -49,6 +52,21 @@ def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
             f"enough for about {seconds * usable / needed:,.0f} seconds."
         )
     return usable // needed
+
+
+def give_back() -> None:
+    """Hand freed memory to the system, where the C library keeps it: glibc does, in the holes of its heap."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@lru_cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # other C libraries; Windows
+        return None
 
 
 def _available_on_linux() -> int | None:

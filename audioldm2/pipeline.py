@@ -134,7 +134,12 @@ class AudioLDM2:
         )
         if request.candidates > 1:
             self._check_hearing()
-        begin = on_stage or (lambda stage: None)
+
+        def begin(stage: str) -> None:
+            memory.give_back()  # what the stage before has left
+            if on_stage is not None:
+                on_stage(stage)
+
         at_once = self._sounds_at_once(request)
 
         begin("encoding the prompt")

@@ -49,12 +49,16 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it has to be {allowed}.")
 
     def learning_rate_at(self, step: int) -> float:
-        """At a step, from 0 on: a linear rise, then constant, or half a cosine to 0 after the last step."""
-        warmup = min(self.warmup, self.steps // 10)
-        rate = self.learning_rate * min(1.0, (step + 1) / max(1, warmup))
+        """At a step, from 0 on."""
+        return self.rise_and_fall(step, self.learning_rate, self.steps)
+
+    def rise_and_fall(self, step: int, rate: float, steps: int) -> float:
+        """At a step of so many: a linear rise to `rate`, then that, or half a cosine to 0 after the last."""
+        warmup = min(self.warmup, steps // 10)
+        rate *= min(1.0, (step + 1) / max(1, warmup))
         if not self.cosine or step < warmup:
             return rate
-        part = (step - warmup) / (self.steps - warmup)
+        part = (step - warmup) / (steps - warmup)
         return rate * (1 + math.cos(math.pi * min(part, 1.0))) / 2
 
 

@@ -50,6 +50,7 @@ class VocoderRecipe(Recipe):
     lines_until: int = 0  # so many steps, from the first, teach the layers at the frame rate the lines
     additive_until: int = 0  # up to this step, all layers learn the wave of `additive_wave`, and no more
     additive_weight: float = 0.0  # of that wave from then on
+    mel_learning_rate: float = 0.0  # that begins anew after `additive_until`; 0: learning_rate goes on
     floor: float = 0.0  # magnitude below which spectrograms hardly count
     stft_weights: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # of windows of 600, 1200 and 240 samples
     adversary_from: int | None = 0  # the first step against the discriminators; null: never
@@ -68,8 +69,17 @@ class VocoderRecipe(Recipe):
             )
         if not 0 <= self.through_vae <= 1:
             raise ValueError(f"through_vae is {self.through_vae}; it has to be from 0 to 1.")
-        if self.window < 0:
-            raise ValueError(f"window is {self.window}; it has to be at least 0.")
+        for name in ("window", "mel_learning_rate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it has to be at least 0.")
+
+    def learning_rate_at(self, step: int) -> float:
+        first = self.additive_until
+        if not self.mel_learning_rate:
+            return super().learning_rate_at(step)
+        if step < first:
+            return self.rise_and_fall(step, self.learning_rate, first)
+        return self.rise_and_fall(step - first, self.mel_learning_rate, self.steps - first)
 
 
 class VocoderStage(Stage):
@@ -78,8 +88,8 @@ class VocoderStage(Stage):
     recipes: ClassVar = {
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
-            seconds=2.56, window=0.32, pool=2048, steps=12_300, lines_until=6000, additive_until=9600,
-            optimiser="muon", learning_rate=3e-3, warmup=100, cosine=True, weight_decay=0.0, bf16=True,
+            seconds=2.56, window=0.32, pool=2048, steps=18_600, lines_until=6000, additive_until=9600,
+            optimiser="muon", learning_rate=3e-3, mel_learning_rate=1e-3, warmup=100, cosine=True, weight_decay=0.0, bf16=True,
             additive_weight=2.0, mel_weight=1.0, stft_weights=(0.0, 0.0, 0.0), floor=1e-3,
             adversary_from=None, through_vae=0.5,
         ),

@@ -1,5 +1,7 @@
 """How much memory is left, and what is said when a sound does not fit."""
 
+import os
+
 import pytest
 import torch
 
@@ -31,3 +33,18 @@ def test_a_batch_is_as_large_as_fits(monkeypatch):
         memory.sounds_at_once(1600, CPU, seconds=20)
     monkeypatch.setattr(memory, "available_bytes", lambda device: None)
     assert memory.sounds_at_once(10**15, CPU, seconds=10) == 1
+
+
+@pytest.mark.skipif(memory._trim() is None, reason="this C library gives memory back by itself, or never")
+def test_what_a_stage_has_left_goes_back_to_the_system():
+    small = [torch.ones(2000) for _ in range(20_000)]  # 160 MB in blocks that glibc keeps
+    held, last = resident(), small[-1]  # above the hole, so that the heap cannot shrink by itself
+    del small
+    memory.give_back()
+    assert held - resident() > 100e6
+    assert last.sum() == 2000
+
+
+def resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

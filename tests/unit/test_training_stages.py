@@ -13,14 +13,14 @@ from audioldm2.models.hifigan import HiFiGANConfig
 from audioldm2.models.unet import SELF, T5
 from audioldm2.training import STAGES, Stage, losses
 from audioldm2.training.additive import line_amplitudes
-from audioldm2.training.clap import SHARPEST
+from audioldm2.training.clap import QUIET, SHARPEST, SLOPE, with_noise
 from audioldm2.training.descent import Average, Descent
 from audioldm2.training.initialise import initialise
 from audioldm2.training.muon import Muon
 from audioldm2.training.recipe import Recipe, changed
 from audioldm2.training.scratch import BESIDE, SMALL, configs_from
 from audioldm2.training.stage import VAE_MEL_48K, front_end
-from audioldm2.training.vocoder import LINE_LOUDNESS, lines_heard
+from audioldm2.training.vocoder import LINE_LOUDNESS, VocoderRecipe, lines_heard
 from audioldm2.weights import Checkpoint
 from tests.training import clips, untrained
 
@@ -173,6 +173,7 @@ def test_adversaries_enter_at_their_step_and_learn(name: str, scratch: Checkpoin
         ("vocoder", {"through_vae": 0.0}, {"hifigan"}, set()),
         ("vocoder", {"through_vae": 0.5}, {"hifigan"}, {"vae"}),
         ("clap", {}, {"clap_text", "clap_audio"}, set()),
+        ("clap", {"train_text": False, "noise": 0.5}, {"clap_audio"}, {"clap_text"}),
         ("ldm", {"train_t5": False}, {"unet", "projection", "gpt2"}, {"vae", "clap_text", "t5"}),
         ("ldm", {"train_t5": True}, {"unet", "projection", "gpt2", "t5"}, {"vae", "clap_text"}),
     ],
@@ -211,6 +212,33 @@ def test_clap_hears_with_dropout_and_learns_the_level_of_each_band(random: Check
     stage.step(*clips(4))
     assert not torch.equal(audio.band_norm.running_mean, before)
     assert audio.logit_scale <= SHARPEST
+
+
+def test_noise_under_clips_is_as_quiet_as_said():
+    silence, tone = -100.0, -10.0
+    mels = torch.full((64, 300, 64), silence)
+    mels[:, 100:200, 20] = tone  # for a third of the time, in one band
+    heard = with_noise(mels, torch.Generator().manual_seed(0))
+    assert (heard >= mels).all() and heard.amax() < tone + 1  # powers add
+    beside, before = heard[:, 100:200, 40].mean(dim=1), heard[:, :100, 40].mean(dim=1)
+    least, most = QUIET
+    assert (beside < tone - least + SLOPE).all() and beside.max() > tone - least - 10
+    assert beside.min() < tone - most + 15  # all of the range is drawn
+    assert (before < silence + 1).any() and (before > silence + 20).any()  # some follows the tone, some stays
+
+
+def test_clap_learns_of_clips_with_noise_under_them(random: Checkpoint):
+    stage = stage_of("clap", random, seconds=3.0, noise=0.5)
+    told = []
+    stage.trained["clap_audio"].register_forward_pre_hook(lambda _, given: told.append(given[0].clone()))
+    wave, captions = clips(4, 3.0)
+    ready = stage.prepare(wave)
+    before = ready.clone()
+    stage.learn(ready, captions)
+    assert torch.equal(ready, before), "a pool's clips have to stay as they are"
+    frames = round(9.0 * stage.hearing.sample_rate / stage.hearing.hop)  # 3 s thrice, then silence
+    assert (told[0][:2, :frames] != ready[:2, :frames]).all(dim=2).any(dim=1).all()
+    assert torch.equal(told[0][:2, frames:], ready[:2, frames:]) and torch.equal(told[0][2:], ready[2:])
 
 
 def test_the_scaling_factor_gives_latents_of_unit_variance(scratch: Checkpoint):
@@ -315,6 +343,12 @@ def test_learning_rates_rise_stay_and_fall():
     assert [falling.learning_rate_at(step) for step in (3, 4, 54)] == pytest.approx([1, 1, 0.5])
     assert falling.learning_rate_at(103) < 1e-3
     assert Recipe(learning_rate=1.0, warmup=4, steps=20).learning_rate_at(1) == 1  # a tenth of the steps
+    anew = VocoderRecipe(
+        learning_rate=1.0, mel_learning_rate=0.5, warmup=4, steps=204, additive_until=104, cosine=True
+    )
+    middles = [anew.learning_rate_at(step) for step in (3, 54, 107, 155)]
+    assert middles == pytest.approx([1, 0.5, 0.5, 0.25], rel=0.03)
+    assert anew.learning_rate_at(103) < 1e-3 and anew.learning_rate_at(104) == 0.5 / 4
 
 
 def test_gradients_are_clipped_and_vectors_do_not_decay():
