@@ -89,9 +89,9 @@ class VocoderStage(Stage):
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
             seconds=2.56, window=0.32, pool=2048, steps=18_600, lines_until=6000, additive_until=9600,
-            optimiser="muon", learning_rate=3e-3, mel_learning_rate=1e-3, warmup=100, cosine=True, weight_decay=0.0, bf16=True,
-            additive_weight=2.0, mel_weight=1.0, stft_weights=(0.0, 0.0, 0.0), floor=1e-3,
-            adversary_from=None, through_vae=0.5,
+            optimiser="muon", learning_rate=3e-3, mel_learning_rate=1e-3, warmup=100, cosine=True,
+            weight_decay=0.0, bf16=True, additive_weight=2.0, mel_weight=1.0, stft_weights=(0.0, 0.0, 0.0),
+            floor=1e-3, adversary_from=None, through_vae=0.5,
         ),
     }  # fmt: skip
     recipe: VocoderRecipe

@@ -346,8 +346,8 @@ def test_learning_rates_rise_stay_and_fall():
     anew = VocoderRecipe(
         learning_rate=1.0, mel_learning_rate=0.5, warmup=4, steps=204, additive_until=104, cosine=True
     )
-    middles = [anew.learning_rate_at(step) for step in (3, 54, 107, 155)]
-    assert middles == pytest.approx([1, 0.5, 0.5, 0.25], rel=0.03)
+    middles = [anew.learning_rate_at(step) for step in (3, 54, 107, 156)]
+    assert middles == pytest.approx([1, 0.5, 0.5, 0.25])
     assert anew.learning_rate_at(103) < 1e-3 and anew.learning_rate_at(104) == 0.5 / 4
 
 
