@@ -145,10 +145,10 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        hidden = self.conv_in(F.silu(self.norm_in(x)))  # (batch, channels_out, time, mel)
+        hidden = self.conv_in(F.silu(self.norm_in(x), inplace=True))  # (batch, channels_out, time, mel)
         time = self.time_proj(F.silu(time))[:, :, None, None]  # (1 or batch, channels_out, 1, 1)
         hidden = hidden + (time if len(time) == 1 else for_each(time, hidden))
-        hidden = self.conv_out(F.silu(self.norm_out(hidden)))
+        hidden = self.conv_out(F.silu(self.norm_out(hidden), inplace=True))
         return self.shortcut(x) + hidden  # (batch, channels_out, time, mel)
 
 
@@ -297,4 +297,4 @@ class UNet(nn.Module):
                 )  # to the next skip's time and mel
                 x = level.upsample(x)
 
-        return self.conv_out(F.silu(self.norm_out(x)))  # (batch, latent_channels, time, mel)
+        return self.conv_out(F.silu(self.norm_out(x), inplace=True))  # (batch, latent_channels, time, mel)

@@ -52,8 +52,8 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv_in(F.silu(self.norm_in(x)))  # (batch, channels_out, time, mel)
-        return self.shortcut(x) + self.conv_out(F.silu(self.norm_out(hidden)))
+        hidden = self.conv_in(F.silu(self.norm_in(x), inplace=True))  # (batch, channels_out, time, mel)
+        return self.shortcut(x) + self.conv_out(F.silu(self.norm_out(hidden), inplace=True))
 
 
 class SelfAttention(nn.Module):
@@ -127,7 +127,7 @@ class Encoder(nn.Module):
                 x = level.resample(F.pad(x, (0, 1, 0, 1)))  # (batch, channels, time / 2, mel / 2)
         x = self.middle(x)
         return self.moments(
-            self.conv_out(F.silu(self.norm_out(x)))
+            self.conv_out(F.silu(self.norm_out(x), inplace=True))
         )  # (batch, 2 * latent_channels, time, mel)
 
 
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
                 x = resnet(x)
             if level.resample is not None:
                 x = level.resample(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # doubles time and mel
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
 
 
 class VAE(nn.Module):
