@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2.models.unet import GPT2, T5, Attention, Layer
 
 KEPT = 2  # contexts: with guidance, and without it where that is off for some of the steps
 LONGEST = 2  # tokens times heads, in widths of the layer: longer prompts cost more folded than not
+WHOLE = 32  # tokens that a prompt is filled up to: of 32 scores, softmax takes a fifth of the time of 28
 
 
 class Remembered:
@@ -47,26 +49,30 @@ class Folded:
 
     def __call__(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """As `Attention.forward`; mask: (batch, 1, 1, tokens) bool."""
-        heads, tokens = self.attention.heads, context.shape[1]
+        heads, (batch, tokens, _) = self.attention.heads, context.shape
+        filled = -(-tokens // WHOLE) * WHOLE
         if (
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or x.device.type != "cpu"
-            or heads * tokens > LONGEST * x.shape[-1]
+            or heads * filled > LONGEST * x.shape[-1]
         ):
             return self.usual(x, context, mask)
         reading, writing = self.fold(context)
-        scores = torch.bmm(x, reading).unflatten(2, (heads, tokens))  # (batch, queries, heads, tokens)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
+        if mask is None:
+            mask = torch.ones(batch, 1, 1, tokens, dtype=torch.bool, device=x.device)
+        unseen = ~F.pad(mask, (0, filled - tokens))  # (batch, 1, 1, filled)
+        bias = x.new_zeros(batch, 1, heads, filled).masked_fill(unseen, float("-inf")).flatten(2)
+        scores = torch.baddbmm(bias, x, reading).unflatten(2, (heads, filled))  # (batch, queries, ...)
         return torch.baddbmm(self.attention.out.bias, scores.softmax(dim=-1).flatten(2), writing)
 
     def _fold(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """What scores are read with, (batch, dim, heads * tokens); what writes the output, transposed so."""
+        """What scores are read with, (batch, dim, heads * filled); what writes the output, transposed so."""
         layer = self.attention
+        context = F.pad(context, (0, 0, 0, -context.shape[1] % WHOLE))  # without a bias, 0 has keys of 0
         key, value = (
             made(context).unflatten(2, (layer.heads, -1)).float() for made in (layer.key, layer.value)
-        )  # (batch, tokens, heads, head_dim)
+        )  # (batch, filled, heads, head_dim)
         query = layer.query.weight.unflatten(0, (layer.heads, -1)).float()  # (heads, head_dim, dim)
         out = layer.out.weight.unflatten(1, (layer.heads, -1)).float()  # (dim, heads, head_dim)
         reading = torch.einsum("bthd,hdi->biht", key, query).flatten(2) * key.shape[-1] ** -0.5

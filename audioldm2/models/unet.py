@@ -126,8 +126,8 @@ class Transformer(nn.Module):
 
 
 def for_each(x: Tensor, rows: Tensor) -> Tensor:
-    """x (batch, ...) again and again until it has as many rows as `rows` has."""
-    return x if len(x) == len(rows) else x.repeat(len(rows) // len(x), *[1] * (x.ndim - 1))
+    """x (batch, ...), again and again, to as many rows as `rows` has; `cat` keeps its memory layout."""
+    return x if len(x) == len(rows) else torch.cat([x] * (len(rows) // len(x)))
 
 
 class ResidualBlock(nn.Module):

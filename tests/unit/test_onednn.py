@@ -8,7 +8,12 @@ from torch import nn
 from audioldm2 import onednn
 from audioldm2.models.unet import FeedForward
 
-needs_it = pytest.mark.skipif(not onednn.is_here(), reason="this PyTorch has no oneDNN, or another one")
+needs_it = pytest.mark.skipif(
+    not onednn.is_here(torch.float32), reason="this PyTorch has no oneDNN, or another one"
+)
+needs_it_in_bfloat16 = pytest.mark.skipif(
+    not onednn.is_here(torch.bfloat16), reason="this processor or PyTorch has no oneDNN for bfloat16"
+)
 
 
 @pytest.fixture
@@ -40,6 +45,18 @@ def test_the_result_is_that_of_a_linear_layer(shape: tuple[int, ...], bias: bool
     assert len(asked) == 1
 
 
+@needs_it_in_bfloat16
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 5, 70), (70,), (0, 70), (1, 2, 3, 70), (2, 300, 70)])
+def test_bfloat16_results_are_the_exact_ones_rounded(shape: tuple[int, ...], bias: bool, asked):
+    layer = onednn.through_onednn(nn.Sequential(nn.Linear(70, 40, bias=bias).bfloat16()))[0]
+    x = torch.randn(shape, dtype=torch.bfloat16)
+    expected = x.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+    torch.testing.assert_close(layer(x), expected.bfloat16(), rtol=2**-7, atol=2**-9)  # its last bit, at most
+    assert len(asked) == 1
+
+
 @needs_it
 @torch.no_grad()
 def test_strides_are_followed(asked):
@@ -62,7 +79,7 @@ def test_gradients_and_other_dtypes_take_the_public_way(asked):
     layer(torch.randn(2, 7)).sum().backward()
     assert layer.weight.grad is not None
     with torch.no_grad():
-        layer.bfloat16()(torch.randn(2, 7, dtype=torch.bfloat16))
+        layer.double()(torch.randn(2, 7, dtype=torch.float64))
     assert asked == []
 
 
