@@ -9,6 +9,7 @@ heads between them. Results differ by rounding.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class Folded:
 
     def __init__(self, attention: Attention):
         self.attention, self.usual = attention, attention.forward
-        self.fold = Remembered(self._fold)
+        self.fold = Remembered(partial(fold, attention))  # nothing of itself, or it would outlive the request
 
     def __call__(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """As `Attention.forward`; mask: (batch, 1, 1, tokens) bool."""
@@ -66,18 +67,18 @@ class Folded:
         scores = torch.baddbmm(bias, x, reading).unflatten(2, (heads, filled))  # (batch, queries, ...)
         return torch.baddbmm(self.attention.out.bias, scores.softmax(dim=-1).flatten(2), writing)
 
-    def _fold(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """What scores are read with, (batch, dim, heads * filled); what writes the output, transposed so."""
-        layer = self.attention
-        context = F.pad(context, (0, 0, 0, -context.shape[1] % WHOLE))  # without a bias, 0 has keys of 0
-        key, value = (
-            made(context).unflatten(2, (layer.heads, -1)).float() for made in (layer.key, layer.value)
-        )  # (batch, filled, heads, head_dim)
-        query = layer.query.weight.unflatten(0, (layer.heads, -1)).float()  # (heads, head_dim, dim)
-        out = layer.out.weight.unflatten(1, (layer.heads, -1)).float()  # (dim, heads, head_dim)
-        reading = torch.einsum("bthd,hdi->biht", key, query).flatten(2) * key.shape[-1] ** -0.5
-        writing = torch.einsum("bthd,ohd->bhto", value, out).flatten(1, 2)
-        return reading.to(context.dtype), writing.to(context.dtype)
+
+def fold(layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
+    """What scores are read with, (batch, dim, heads * filled); what writes the output, transposed so."""
+    context = F.pad(context, (0, 0, 0, -context.shape[1] % WHOLE))  # without a bias, 0 has keys of 0
+    key, value = (
+        made(context).unflatten(2, (layer.heads, -1)).float() for made in (layer.key, layer.value)
+    )  # (batch, filled, heads, head_dim)
+    query = layer.query.weight.unflatten(0, (layer.heads, -1)).float()  # (heads, head_dim, dim)
+    out = layer.out.weight.unflatten(1, (layer.heads, -1)).float()  # (dim, heads, head_dim)
+    reading = torch.einsum("bthd,hdi->biht", key, query).flatten(2) * key.shape[-1] ** -0.5
+    writing = torch.einsum("bthd,ohd->bhto", value, out).flatten(1, 2)
+    return reading.to(context.dtype), writing.to(context.dtype)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """What does not see the sound is computed once a request, and nothing is kept after it."""
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -51,7 +53,7 @@ def test_with_guidance_for_some_of_the_steps_there_are_two_contexts(counted):
     assert {count for name, count in runs().items() if hears_the_prompt(name)} == {2}
 
 
-@pytest.mark.parametrize("longest, decibels", [(2, 100), (0, math.inf)], ids=["folded", "not folded"])
+@pytest.mark.parametrize("longest, decibels", [(1000, 100), (0, math.inf)], ids=["folded", "not folded"])
 def test_sounds_are_the_same(longest: int, decibels: float, tiny_model, monkeypatch):
     """To float32's rounding where prompts are folded; to the bit where keys and values are only kept."""
     monkeypatch.setattr(remembered, "LONGEST", longest)
@@ -59,6 +61,7 @@ def test_sounds_are_the_same(longest: int, decibels: float, tiny_model, monkeypa
     monkeypatch.setattr(pipeline, "remembering", lambda unet: torch.no_grad())
     theirs = tiny_model.generate("a dog barks", **REQUEST)
     error = (ours.latents - theirs.latents).double().square().mean()
+    assert bool(error) == bool(longest)  # rounding tells that prompts were folded
     assert error == 0 or 10 * math.log10(theirs.latents.double().square().mean() / error) > decibels
 
 
@@ -96,6 +99,24 @@ def test_nothing_stays(tiny_model):
         with pytest.raises(KeyError), remembering(unet), remembering(unet):  # as two threads may
             raise KeyError
         assert not any("forward" in module.__dict__ for module in unet.modules())
+
+
+def test_what_was_made_goes_with_the_request_not_with_the_garbage_collector(tiny_model, monkeypatch):
+    monkeypatch.setattr(remembered, "LONGEST", 1000)
+    made, fold = [], remembered.fold
+
+    def seen(*given):
+        results = fold(*given)
+        made.extend(weakref.ref(result) for result in results)
+        return results
+
+    monkeypatch.setattr(remembered, "fold", seen)
+    gc.disable()
+    try:
+        tiny_model.generate("a dog barks", **REQUEST)
+        assert made and not any(each() is not None for each in made)
+    finally:
+        gc.enable()
 
 
 def test_a_tensor_that_was_written_to_is_another():

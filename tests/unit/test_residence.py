@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import audioldm2
 
@@ -38,3 +39,18 @@ def test_offload_keeps_the_same_tensors_at_home(tiny_folder):
 def test_offload_and_low_memory_exclude_each_other(tiny_folder):
     with pytest.raises(ValueError, match="exclude each other; low_memory needs the least"):
         audioldm2.load(tiny_folder, device="cpu", offload=True, low_memory=True)
+
+
+def test_in_bfloat16_every_convolution_of_the_denoiser_reads_channels_innermost(tiny_folder):
+    """One map in another layout is copied, and its norm is slow: a twentieth of a step, at full size."""
+    model, seen = audioldm2.load(tiny_folder, device="cpu", dtype="bfloat16"), {}
+    with model.networks.running("unet") as unet:
+        for name, layer in unet.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_pre_hook(
+                    lambda _, given, name=name: seen.update(
+                        {name: given[0].is_contiguous(memory_format=torch.channels_last)}
+                    )
+                )
+    model.generate("a dog barks", audio_length_in_s=0.64, num_inference_steps=1)
+    assert len(seen) > 10 and [name for name, innermost in seen.items() if not innermost] == ["conv_in"]
