@@ -27,6 +27,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, asked of oneDNN where it may: on a CPU, without gradients."""
     if (
         x.device.type == "cpu"
+        and x.dtype == weight.dtype  # else autocast is on, and knows public operators only
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()  # the compiler chooses for itself
         and is_here(x.dtype)
@@ -48,6 +49,7 @@ class FeedForward(unet.FeedForward):
     def forward(self, x: Tensor) -> Tensor:
         if (
             x.device.type != "cpu"
+            or x.dtype != self.out.weight.dtype
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or not gates(x.dtype)
@@ -131,7 +133,7 @@ def _agree(ours: Callable, public: Callable, dtype: torch.dtype, *shapes: tuple[
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             found, expected = ours(*given), public(*given)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # by the version and the platform
         return False

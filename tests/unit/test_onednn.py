@@ -83,6 +83,22 @@ def test_gradients_and_other_dtypes_take_the_public_way(asked):
     assert asked == []
 
 
+@needs_it
+def test_a_trial_under_autocast_is_the_same(unknown):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert onednn.is_here(torch.float32) and onednn.gates(torch.float32)
+
+
+@torch.no_grad()
+def test_under_autocast_inputs_may_be_narrower_than_weights():
+    for layer in (nn.Linear(8, 8), FeedForward(8)):
+        x, network = torch.randn(2, 3, 8).bfloat16(), onednn.through_onednn(nn.Sequential(layer))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(x)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.float(), network(x.float()), rtol=0.05, atol=0.05)
+
+
 def test_keys_and_weights_stay():
     network = nn.Sequential(nn.Linear(7, 4), nn.Conv1d(4, 4, 1))
     before = {key: tensor.data_ptr() for key, tensor in network.state_dict().items()}

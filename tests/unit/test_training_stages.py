@@ -31,6 +31,7 @@ QUICK = {  # recipes that show every part of each stage in a few steps
         "learning_rate": 3e-3, "warmup": 0, "additive_until": 0, "adversary_from": 2, "adversary_width": 4,
         "floor": 0.0, "mel_weight": 45.0, "stft_weights": [1, 1, 1], "adversary_scales": 0,
         "additive_weight": 0.0, "lines_until": 0, "optimiser": "adamw", "bf16": False, "window": 0.0,
+        "mel_learning_rate": 0.0,
     },
     "clap": {"learning_rate": 1e-3, "warmup": 0},
     "ldm": {"learning_rate": 3e-3, "warmup": 0, "min_snr": None},
