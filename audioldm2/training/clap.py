@@ -81,8 +81,8 @@ class ClapStage(Stage):
     @property
     def frames_heard(self) -> int:
         """Of what CLAP hears of a clip: the clip again and again, until silence fills the 10 seconds."""
-        clip = self.recipe.seconds
-        return int(10 // clip * clip * self.hearing.sample_rate / self.hearing.hop)
+        rate, clip = self.hearing.sample_rate, round(self.recipe.seconds * self.hearing.sample_rate)
+        return 10 * rate // clip * clip // self.hearing.hop
 
     def prepare(self, wave: Tensor) -> Tensor:
         """What CLAP hears of clips: (batch, frames, mels) in dB."""
