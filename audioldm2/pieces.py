@@ -26,7 +26,6 @@ The file is long because the exact and the approximate decoding are one walk, wi
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from math import ceil, inf
 
 import torch
@@ -216,7 +215,7 @@ def _decode(
         for block in level.resnets:
             _residual(block, pieces, norms)
         if level.resample is not None:
-            _replace(pieces, partial(_double, level.resample), context=1)
+            _replace(pieces, level.resample, context=1)
     norm = _affine(decoder.norm_out, pieces, norms)
     return torch.cat(list(_run(pieces, lambda x: decoder.conv_out(_norm_silu(x, norm)), context=1)), dim=2)
 
@@ -258,10 +257,6 @@ def _attend(attn: SelfAttention, pieces: list[Tensor], norms: Norms, heard: Iter
         pieces[i] = piece + y.T.unflatten(1, piece.shape[2:])
 
 
-def _double(conv: nn.Module, x: Tensor) -> Tensor:
-    return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
 def _residual(block: ResidualBlock, pieces: list[Tensor], norms: Norms) -> None:
     """`ResidualBlock.forward` of the whole map, in place.
 
@@ -275,7 +270,7 @@ def _residual(block: ResidualBlock, pieces: list[Tensor], norms: Norms) -> None:
     norm_out = _affine(block.norm_out, _run(pieces, hidden, context=1), norms)
 
     def out(x: Tensor) -> Tensor:
-        return block.shortcut(x) + block.conv_out(_norm_silu(hidden(x), norm_out))
+        return block.conv_out(_norm_silu(hidden(x), norm_out)).add_(block.shortcut(x))
 
     _replace(pieces, out, context=2)
 

@@ -66,9 +66,7 @@ class Networks:
         if self.residence == "device":
             yield self._loaded[name]
         elif self.residence == "disk":
-            network = materialise(
-                self._checkpoint, name, device=self.device, dtype=self.dtypes[name]
-            )
+            network = materialise(self._checkpoint, name, device=self.device, dtype=self.dtypes[name])
             try:
                 yield network
             finally:

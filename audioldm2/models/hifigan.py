@@ -51,7 +51,8 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for dilated, plain in zip(self.dilated, self.plain, strict=True):
-            x = x + plain(F.leaky_relu(dilated(F.leaky_relu(x, self.slope)), self.slope, inplace=True))
+            hidden = dilated(F.leaky_relu(x, self.slope))
+            x = plain(F.leaky_relu(hidden, self.slope, inplace=True)).add_(x)
         return x
 
 

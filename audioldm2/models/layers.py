@@ -1,10 +1,10 @@
-"""What more than one network uses unchanged: attention over explicit heads, and the timestep embedding."""
+"""What more than one network uses unchanged: attention over explicit heads, embedding of time, upsampling."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def attention(
@@ -42,3 +42,19 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     )
     angles = t.float()[:, None] * frequencies  # (batch, half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (batch, dim)
+
+
+class UpsamplingConv(nn.Conv2d):
+    """A feature map resized to its nearest neighbours, doubled unless a size is given, then convolved."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """x: (batch, channels, time, mel). Returns (batch, channels, *size)."""
+        return super().forward(F.interpolate(x, size=size or doubled(x), mode="nearest"))
+
+
+def doubled(x: Tensor) -> tuple[int, int]:
+    """The size of a feature map (batch, channels, time, mel) twice as long and as high."""
+    return 2 * x.shape[2], 2 * x.shape[3]

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audioldm2.models.layers import attention, timestep_embedding
+from audioldm2.models.layers import UpsamplingConv, attention, timestep_embedding
 
 SELF, GPT2, T5, LAST_SELF = "self_attn", "gpt2_attn", "t5_attn", "last_self_attn"
 
@@ -208,7 +208,7 @@ class UpLevel(nn.Module):
         self.layers = nn.ModuleList(
             Layer(config, level, channels_in + skip) for channels_in, skip in zip(inputs, skips, strict=True)
         )
-        self.upsample = nn.Conv2d(channels, channels, 3, padding=1) if upsample else None
+        self.upsample = UpsamplingConv(channels) if upsample else None
 
 
 class UNet(nn.Module):
@@ -292,9 +292,6 @@ class UNet(nn.Module):
                 x = torch.cat([x, for_each(skips.pop(), x)], dim=1)  # (batch, channels + skip, time, mel)
                 x = layer(x, time, contexts)  # (batch, channels, time, mel)
             if level.upsample is not None:
-                x = F.interpolate(
-                    x, size=skips[-1].shape[2:], mode="nearest"
-                )  # to the next skip's time and mel
-                x = level.upsample(x)
+                x = level.upsample(x, skips[-1].shape[2:])  # to the next skip's time and mel
 
         return self.conv_out(F.silu(self.norm_out(x), inplace=True))  # (batch, latent_channels, time, mel)

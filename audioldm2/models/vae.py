@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audioldm2.models.layers import attention
+from audioldm2.models.layers import UpsamplingConv, attention
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv_in(F.silu(self.norm_in(x), inplace=True))  # (batch, channels_out, time, mel)
-        return self.shortcut(x) + self.conv_out(F.silu(self.norm_out(hidden), inplace=True))
+        return self.conv_out(F.silu(self.norm_out(hidden), inplace=True)).add_(self.shortcut(x))
 
 
 class SelfAttention(nn.Module):
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
                 channels[max(level - 1, 0)],
                 channels[level],
                 config.layers + 1,
-                nn.Conv2d(channels[level], channels[level], 3, padding=1) if level < last else None,
+                UpsamplingConv(channels[level]) if level < last else None,
             )
             for level in range(len(channels))
         )
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
             for resnet in level.resnets:
                 x = resnet(x)
             if level.resample is not None:
-                x = level.resample(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # doubles time and mel
+                x = level.resample(x)  # (batch, channels, 2 * time, 2 * mel)
         return self.conv_out(F.silu(self.norm_out(x), inplace=True))
 
 

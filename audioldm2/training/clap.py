@@ -61,7 +61,12 @@ class ClapStage(Stage):
     recipes: ClassVar = {
         "published": ClapRecipe(),
         "small": ClapRecipe(
-            seconds=2.56, pool=16_384, steps=3000, learning_rate=1e-3, warmup=100, betas=(0.9, 0.99),
+            seconds=2.56,
+            pool=16_384,
+            steps=3000,
+            learning_rate=1e-3,
+            warmup=100,
+            betas=(0.9, 0.99),
             noise=0.7,
         ),
     }

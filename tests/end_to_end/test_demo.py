@@ -72,9 +72,7 @@ def test_a_model_that_is_named_is_not_announced(tmp_path: Path, monkeypatch, cap
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    "question", ["pitch", "tempo", "noisiness", "sweeps", "families", "help", "vocoder"]
-)
+@pytest.mark.parametrize("question", ["pitch", "tempo", "noisiness", "sweeps", "families", "help", "vocoder"])
 def test_its_sounds_are_what_the_readme_says(question: str, world: World):
     """In wordings that training has not seen. Another machine rounds otherwise: one sound in ten may turn."""
     for name, answer in getattr(world, question)().items():

@@ -32,7 +32,7 @@ TABLE = {
     "memory": {"models.*"},
     "checks": {"models.*", "audio"},
     "weights": {"models", "text", "audio", "samplers", "checks"},
-    "onednn": {"models", "models.*"},
+    "onednn": {"models", "models.*", "models.layers"},
     "compiled": set(),
     "residence": {"models", "compiled", "onednn", "weights"},
     "precision": {"weights"},
