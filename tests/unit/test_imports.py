@@ -32,7 +32,7 @@ TABLE = {
     "memory": {"models.*"},
     "checks": {"models.*", "audio"},
     "weights": {"models", "text", "audio", "samplers", "checks"},
-    "onednn": {"models", "models.*", "models.layers"},
+    "onednn": {"models", "models.*", "models.layers", "memory"},
     "compiled": set(),
     "residence": {"models", "compiled", "onednn", "weights"},
     "precision": {"weights"},

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from audioldm2 import onednn
+from audioldm2 import memory, onednn
 from audioldm2.models import layers
-from audioldm2.models.hifigan import Upsampling
+from audioldm2.models.hifigan import HiFiGAN, HiFiGANConfig, Upsampling
 from audioldm2.onednn import channels_innermost, through_onednn
 
 OF_48_KHZ = (768, 384, 10, 5)  # where PyTorch's own is wrong on a CPU with several threads
@@ -81,6 +81,18 @@ def test_convolutions_over_time_learn_in_pytorchs_own_layout():
         y = through_onednn(nn.Sequential(layer))(torch.randn(1, 8, 9))
         y.sum().backward()
         assert y.is_contiguous() and layer.weight.grad is not None
+
+
+def test_stages_of_the_vocoder_give_back_what_they_freed_unless_they_learn(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(memory, "give_back", lambda: given_back.append(None))
+    config = HiFiGANConfig(mels=4, channels=16, upsample_rates=(2, 2), upsample_kernels=(4, 4))
+    vocoder, mel = through_onednn(HiFiGAN(config)), torch.randn(1, 6, 4)
+    vocoder(mel).sum().backward()
+    assert len(given_back) == 0
+    with torch.no_grad():
+        vocoder(mel)
+    assert len(given_back) == 2
 
 
 # Doubled maps -----------------------------------------------------------------------------------------------
