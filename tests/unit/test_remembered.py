@@ -70,9 +70,9 @@ def test_sounds_are_the_same(longest: int, decibels: float, tiny_model, monkeypa
 def test_folded_attention_is_attention(dtype: torch.dtype, error: float, masked: bool):
     """Of prompts of 1 token to as many as are folded, and beyond; in bfloat16 no worse than the usual way."""
     torch.manual_seed(0)
-    layer = Attention(64, 24, heads=4)
+    layer = Attention(160, 24, heads=4)
     for tokens in (1, 7, 32, 33):
-        x, context = torch.randn(3, 50, 64), torch.randn(3, tokens, 24)
+        x, context = torch.randn(3, 50, 160), torch.randn(3, tokens, 24)
         mask = torch.rand(3, 1, 1, tokens) < 0.6 if masked else None
         if masked:
             mask[..., 0] = True
@@ -84,7 +84,7 @@ def test_folded_attention_is_attention(dtype: torch.dtype, error: float, masked:
         assert bool(folded.fold.made) == (tokens <= 32)
         wrong = ((found - expected).norm() / expected.norm()).item()
         assert wrong < max(error, 1.2 * ((usual - expected).norm() / expected.norm()).item())
-        layer = Attention(64, 24, heads=4)
+        layer = Attention(160, 24, heads=4)
 
 
 def test_gradients_take_the_usual_way():
