@@ -14,7 +14,7 @@ Convolutions of a doubled map. It has each value four times, so a transposed con
 itself, with sums of the weights, gives the same for 4/9 of the products: a fifth of the VAE's decoding.
 
 Memory. Where maps change their size, for a stage of the vocoder or by doubling, the holes that earlier ones
-left in the C library's heap are too small: given back there, the most that is held falls by 0.4 GB in float32.
+left in the C library's heap are too small: given back there, the peak in float32 is 0.2 to 0.3 GB lower.
 
 Results differ by rounding.
 """

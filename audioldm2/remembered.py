@@ -1,10 +1,10 @@
 """What a request computes once: all of the denoiser's attention to the prompts that does not see the sound.
 
 Prompts are the same at every step. Their keys and values are kept beside the very tensor that they were made
-of, so whatever else is asked is computed. Where prompts are short and heads are few this goes further, on a
-CPU: with the keys k of a prompt, (x Wqᵀ) kᵀ = x (k Wq)ᵀ, and with its values v, (w v) Woᵀ = w (v Woᵀ), head by
-head. What is in brackets on the right is made once; then a step has two small products in place of two
-projections, and 2 to 4 % less to do. Results differ by rounding.
+of, so whatever else is asked is computed. Where prompts are short and heads are few, this goes further on a
+CPU: with the keys k of a prompt, (x Wqᵀ) kᵀ = x (k Wq)ᵀ, and with its values v, (w v) Woᵀ = w (v Woᵀ), head
+by head. What is in brackets on the right is made once; then a step has two small products in place of two
+projections, and takes 2 to 4 % less time. Results differ by rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from audioldm2.models.unet import GPT2, T5, Attention, Layer
 
 KEPT = 2  # contexts: with guidance, and without it where that is off for some of the steps
-LONGEST = 1  # tokens times heads, in widths of the layer: from there on folding saves nothing, and takes memory
+LONGEST = 1  # tokens times heads, in widths of the layer: from there on folding saves no time
 WHOLE = 32  # tokens that a prompt is filled up to: of 32 scores, softmax takes a fifth of the time of 28
 
 
