@@ -194,6 +194,14 @@ def test_only_a_piece_runs_at_once(monkeypatch):
     assert longest == 6 * 4 + 2 * 2
 
 
+@pytest.mark.parametrize("dtype, count", [(torch.float32, 2), (torch.bfloat16, 3)])
+def test_a_piece_of_the_vocoder_is_ten_seconds_but_in_bfloat16(dtype: torch.dtype, count: int):
+    vocoder, lengths = HiFiGAN(HiFiGANConfig(mels=3, channels=32)).to(dtype), []
+    vocoder.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
+    vocode_in_pieces(vocoder, torch.randn(1, 1100, 3, dtype=dtype))
+    assert len(lengths) == count
+
+
 def test_pieces_too_short_are_refused():
     with pytest.raises(ValueError, match="frames is 0; the vocoder needs pieces of 1 mel frame or more"):
         vocode_in_pieces(HiFiGAN(PUBLISHED_RATES), torch.zeros(1, 9, 3), frames=0)
