@@ -1,45 +1,100 @@
 """Networks compiled by PyTorch, and on CUDA captured as graphs: `load(..., compile=True)`.
 
-The first sound of each length then takes longer, minutes where nothing is in PyTorch's cache on disk, and the
-later ones less time: kernels are fused, and a step costs the processor one call. The second length is
-compiled for any length (GPT-2's first is).
+The first sound then takes longer, minutes where nothing is in PyTorch's cache on disk, and later ones less
+time: kernels are fused, and a step costs the processor one call. A second length is compiled for any length;
+a graph is captured for each. So that prompts have few lengths, the denoiser is given T5's context filled up
+to whole multiples of 32 tokens, with what the mask hides.
 
 What a captured graph has made lies in the graph's own memory, where its next run writes too; so it is copied
 out. Nothing in these networks may depend on values of tensors, or a graph would be wrong: `fullgraph` makes
-PyTorch refuse.
+PyTorch refuse. Nor may anything about them change between calls, or they are compiled anew: see `remembered`.
+What PyTorch cannot compile, for want of a C++ compiler or for having compiled too many kinds of request, runs
+as written.
 """
 
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Network -> what of it takes the time. Of GPT-2, its eight steps as one graph.
-WHAT = {"gpt2": "generate", "unet": "forward", "vae": "decode", "hifigan": "forward"}
-# On a CPU, GPT-2 would take minutes to compile and then 0.3 s in place of 0.35; on a GPU, starting a thousand
-# small kernels is what takes the time.
-ONLY_ON_CUDA = {"gpt2"}
-# Networks whose inputs nearly always have another length: they are compiled for any length at once.
-ANY_LENGTH = {"gpt2"}
+WHOLE = 32  # tokens of T5
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a network takes the time, and how it is compiled."""
+
+    module: str = ""  # the module in it; "": itself
+    method: str = "forward"
+    any_length: bool = False  # from the first length on: nearly every call has another
+    only_on_cuda: bool = False
+
+
+PARTS = {
+    # Its eight steps as one graph: on a GPU, starting a thousand small kernels is what takes the time. On a
+    # CPU it would take minutes to compile, and then 0.3 s in place of 0.35.
+    "gpt2": Part(method="generate", any_length=True, only_on_cuda=True),
+    "unet": Part(),
+    "vae": Part(module="decoder"),
+    "hifigan": Part(),
+}
+
+
+class Compiled:
+    """A method of a network, compiled at its first call."""
+
+    def __init__(
+        self, function: Callable[..., Tensor], name: str, device: torch.device, any_length: bool, backend: str
+    ):
+        graphs = "reduce-overhead" if device.type == "cuda" and backend == "inductor" else None
+        dynamic = True if any_length else None  # None: for any from the second length on
+        self.name, self.as_written, self.warned = name, function, False
+        self.run = torch.compile(function, fullgraph=True, dynamic=dynamic, mode=graphs, backend=backend)
+        self.has_run = False
+
+    def __call__(self, *given: Tensor, **named: Tensor) -> Tensor:
+        named |= _few_lengths(**named)
+        torch.compiler.cudagraph_mark_step_begin()
+        try:
+            made = self.run(*given, **named).clone()
+        except Exception as error:  # PyTorch's versions raise many kinds
+            made = self.as_written(*given, **named)  # what is wrong with the arguments is raised here
+            if not self.has_run:  # nor will it another time
+                self.run = self.as_written
+            self._warn(error)
+            return made
+        self.has_run = True
+        return made
+
+    def _warn(self, error: Exception) -> None:
+        if not self.warned:
+            reason = " ".join(str(error).split("\n")[:2]) or type(error).__name__
+            warnings.warn(
+                f"'{self.name}' could not be compiled, so it runs as written, with the same result: {reason}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.warned = True
 
 
 def compiled(network: nn.Module, name: str, device: torch.device, backend: str = "inductor") -> nn.Module:
-    """The same network, compiled at its first call where it is one that takes time."""
-    if name in WHAT and (device.type == "cuda" or name not in ONLY_ON_CUDA):
-        lengths = True if name in ANY_LENGTH else None  # None: for any from the second length on
-        graphs = "reduce-overhead" if device.type == "cuda" and backend == "inductor" else None
-        method = getattr(network, WHAT[name])
-        setattr(
-            network, WHAT[name], _once_more_each_call(method, mode=graphs, backend=backend, dynamic=lengths)
-        )
+    """The same network; what takes the time in it will be compiled at its first call."""
+    part = PARTS.get(name)
+    if part is not None and (device.type == "cuda" or not part.only_on_cuda):
+        module = network.get_submodule(part.module)
+        method = getattr(module, part.method)
+        setattr(module, part.method, Compiled(method, name, device, part.any_length, backend))
     return network
 
 
-def _once_more_each_call(function: Callable[..., Tensor], **how) -> Callable[..., Tensor]:
-    run = torch.compile(function, fullgraph=True, **how)
-
-    def call(*given: Tensor, **named: Tensor) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
-        return run(*given, **named).clone()
-
-    return call
+def _few_lengths(
+    t5_context: Tensor | None = None, t5_mask: Tensor | None = None, **_: Tensor | None
+) -> dict[str, Tensor]:
+    """What the denoiser is given of T5, (batch, seq, t5_dim) and (batch, seq), with seq filled up."""
+    if t5_context is None or t5_mask is None:
+        return {}
+    more = -t5_mask.shape[1] % WHOLE
+    return {"t5_context": F.pad(t5_context, (0, 0, 0, more)), "t5_mask": F.pad(t5_mask, (0, more))}

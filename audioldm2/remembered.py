@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2.compiled import Compiled
 from audioldm2.models.unet import GPT2, T5, Attention, Layer
 
 KEPT = 2  # contexts: with guidance, and without it where that is off for some of the steps
@@ -83,9 +84,12 @@ def fold(layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def remembering(unet: nn.Module) -> Iterator[None]:
-    """While the block lasts, the denoiser makes what it needs of each context once."""
+    """While the block lasts, the denoiser makes what it needs of each context once.
+
+    Not where it is compiled: with every change of a layer, all would be compiled anew.
+    """
     changed = []
-    for attention in _to_prompts(unet):
+    for attention in _to_prompts(unet) if not isinstance(unet.forward, Compiled) else ():
         for layer in (attention.key, attention.value):
             layer.forward = Remembered(layer.forward)  # in place of the class's, for this one layer
         attention.forward = Folded(attention)
