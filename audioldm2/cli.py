@@ -95,6 +95,7 @@ def generate(arguments: Sequence[str]) -> int:
         revision=options.revision,
         offload=options.offload,
         low_memory=options.low_memory,
+        compile=options.compile,
     )
     if options.model is None and not options.quiet:
         say(

@@ -132,6 +132,8 @@ def generate_parser() -> argparse.ArgumentParser:
     add = group.add_mutually_exclusive_group().add_argument
     add("--offload", action="store_true", help="keep only the network that is running on the GPU")
     add("--low-memory", action="store_true", help="read each network from disk for its stage only")
+    add("--compile", action="store_true",
+        help="compile the networks first, which takes minutes once: for many sounds, best on a GPU")
 
     parser.add_argument("--version", action="version", version=f"audioldm2 {package_version()}")
     # fmt: on

@@ -5,6 +5,7 @@
     python scripts/benchmark.py --model ./base --dtype float16 --device cuda --json base.json --plot base.png
     python scripts/benchmark.py --default --peer-steps 20   both as they come out of the box
     python scripts/benchmark.py --lengths 5,10,20 --sounds 1,2,4 --plot growth.png
+    python scripts/benchmark.py --compile both              compiled against compiled, on CUDA as graphs
 
 Both sides get the same weights, prompts, length and guidance 3.5, and but for --default the same steps,
 sampler and dtype. Each works in a process of its own and takes orders, so that only one works at a time and
@@ -20,7 +21,8 @@ the same speed is a shorter time. The ceiling is the fastest of some large matri
 convolutions, in the same run and dtype: what the machine gives to such code at best.
 
 Starting is measured in fresh processes: imports, loading, the first sound and the second one, of the settings
-of the run. Files are in the system's cache by then.
+of the run. Files are in the system's cache by then, and what --compile has compiled is in PyTorch's: that
+begins empty, and what the first request took longer for it is told too.
 
 The random models need 9 GB in the temporary folder for base (TMPDIR says where). benchmark_runs.py has the
 order of things, benchmark_worker.py how a side is timed, benchmark_report.py the tables and the plot.
@@ -85,13 +87,18 @@ def sides_of(options: argparse.Namespace, device: torch.device, folders: tuple[s
         dtype = "float16" if device.type == "cuda" else "float32"
     steps, sampler = options.steps or OUR_STEPS, options.sampler or "dpmpp_2m"
     own = "auto" if options.default else dtype
-    sides = {"ours": Side(folders[0], own, sampler, steps, steps, options.low_memory, options.offload)}
+    sides = {
+        "ours": Side(
+            folders[0], own, sampler, steps, steps, options.low_memory, options.offload, bool(options.compile)
+        )
+    }  # fmt: skip
     offload = options.offload and device.type != "cpu"
     if folders[1] and options.default:
         measured = min(options.peer_steps or PEER_STEPS, PEER_STEPS)
         sides["peer"] = Side(folders[1], "float32", "ddim", PEER_STEPS, measured, offload=offload)
     elif folders[1]:
-        sides["peer"] = Side(folders[1], dtype, sampler, steps, steps, offload=offload)
+        both = options.compile == "both"
+        sides["peer"] = Side(folders[1], dtype, sampler, steps, steps, offload=offload, compile=both)
     return sides
 
 
@@ -137,13 +144,16 @@ def benchmark(options: argparse.Namespace, scratch: Path, say: Callable[[str], o
     cases += [(options.duration, sounds) for sounds in options.sounds]
     rows = measure(
         sides, list(dict.fromkeys(cases)), device=str(device), runs=options.runs, ceilings=ceilings,
-        threads=options.threads, say=say,
+        threads=options.threads, cache=str(scratch / "compiled"), say=say,
     )  # fmt: skip
     lengths = [row for row in rows if row["sounds"] == 1 and row["seconds"] in options.lengths]
     sounds = [row for row in rows if row["seconds"] == options.duration and row["sounds"] in options.sounds]
     if options.starts:
         say(f"each side starts {report.plural(options.starts, 'time')}")
-    starts = measure_starts(sides, first, device=str(device), starts=options.starts, threads=options.threads)
+    starts = measure_starts(
+        sides, first, device=str(device), starts=options.starts, threads=options.threads,
+        cache=str(scratch / "compiled"),
+    )  # fmt: skip
     return {
         "machine": machine(device, options.threads),
         "model": options.model or f"random {options.size}",
@@ -241,6 +251,10 @@ def parser() -> Parser:
         "--offload", action="store_true",
         help="ours offload=True; diffusers enable_model_cpu_offload, which needs accelerate and a GPU",
     )  # fmt: skip
+    add(
+        "--compile", choices=("ours", "both"),
+        help="ours compile=True, against diffusers as it is or with its UNet compiled",
+    )  # fmt: skip
     add("--threads", type=positive(int), help="of PyTorch; default: its own choice")
     add("--json", type=Path, metavar="FILE", help="write everything that was found")
     add("--plot", type=Path, metavar="FILE", help="draw it, if matplotlib is installed")
@@ -255,6 +269,10 @@ def demand_sense(options: argparse.Namespace) -> None:
         raise ValueError("--peer-model goes with --model, and not with --no-peer.")
     if options.low_memory and options.offload:
         raise ValueError("--low-memory and --offload exclude each other; --low-memory needs the least.")
+    if options.compile and (options.low_memory or options.offload):
+        raise ValueError("--compile needs networks that stay where they are: no --low-memory, no --offload.")
+    if options.compile == "both" and (options.default or options.no_peer):
+        raise ValueError("--compile both compiles diffusers' UNet too: no --default, no --no-peer.")
     if options.default and (options.steps or options.sampler or options.dtype):
         raise ValueError("--default takes each side's own steps, sampler and dtype: leave out what is given.")
     if options.peer_steps and not options.default:

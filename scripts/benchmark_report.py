@@ -51,7 +51,7 @@ def heading(found: dict[str, Any]) -> str:
         f"median of {plural(found['runs'], 'run')} (least to most).",
     ]
     for role, side in found["sides"].items():
-        wishes = [wish for wish in ("low_memory", "offload") if side[wish]]
+        wishes = [wish for wish in ("low_memory", "offload", "compile") if side.get(wish)]
         words = [f"{side['steps']} steps of {side['sampler']}", side["dtype"], *wishes]
         line = f"{NAMES[role]}: {', '.join(words)}."
         if side["steps_measured"] < side["steps"]:
@@ -59,6 +59,8 @@ def heading(found: dict[str, Any]) -> str:
                 f" {side['steps_measured']} of the {side['steps']} steps were measured; denoising is scaled "
                 f"up by {side['steps'] / side['steps_measured']:.3g}."
             )
+        if side.get("compile"):
+            line += f" Compiling from nothing took {figure(case[role]['compiling, s'])} s."
         lines.append(line)
     for dtype, ceiling in found["ceiling, GFLOP/s"].items():
         best = max(ceiling["of"], key=ceiling["of"].get)

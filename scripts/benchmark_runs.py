@@ -20,6 +20,7 @@ from scripts import benchmark_worker
 from scripts.benchmark_report import NAMES, STAGES
 
 WARM_UP_STEPS = 2
+COMPILING = 3  # requests more to warm up what is compiled: it runs, is captured as a graph, and runs as one
 Case = tuple[float, int]
 
 
@@ -34,6 +35,7 @@ class Side:
     steps_measured: int  # fewer: denoising is scaled to `steps`
     low_memory: bool = False
     offload: bool = False
+    compile: bool = False
 
 
 class Worker:
@@ -73,9 +75,13 @@ class Worker:
 
 
 @contextmanager
-def working(role: str, threads: int | None = None) -> Iterator[Worker]:
-    """A worker while the block lasts. threads: of PyTorch; None leaves it the choice."""
+def working(role: str, threads: int | None = None, cache: str | None = None) -> Iterator[Worker]:
+    """A worker while the block lasts.
+
+    threads: of PyTorch; None leaves it the choice. cache: the folder where it keeps what it has compiled.
+    """
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    environment |= {"TORCHINDUCTOR_CACHE_DIR": cache} if cache else {}
     command, pipe = [sys.executable, benchmark_worker.__file__, role], subprocess.PIPE
     with (
         TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
@@ -97,26 +103,30 @@ def measure(
     runs: int,
     ceilings: dict[str, float],
     threads: int | None = None,
+    cache: str | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Each case, a length in seconds and a number of sounds, on each side in turn.
 
-    ceilings: GFLOP/s by dtype. say: called with a line for each request.
+    ceilings: GFLOP/s by dtype. cache: see `working`. say: called with a line for each request.
     """
     found = []
     with ExitStack() as stack:
-        workers = {role: stack.enter_context(working(role, threads)) for role in sides}
+        workers = {role: stack.enter_context(working(role, threads, cache)) for role in sides}
         for role, side in sides.items():
             say(f"{NAMES[role]} loads")
             workers[role].load(side, device)
         for case in cases:
             seconds, sounds = case
-            counted, timed = {}, {role: [] for role in sides}
+            counted, compiling, timed = {}, {}, {role: [] for role in sides}
             for role, side in sides.items():
                 steps = min(side.steps_measured, WARM_UP_STEPS)
-                counted[role] = workers[role].ask(
-                    "request", seconds=seconds, sounds=sounds, steps=steps, count=True
-                )
+                order = {"seconds": seconds, "sounds": sounds, "steps": steps}
+                counted[role] = workers[role].ask("request", **order, count=True)
+                if side.compile:
+                    say(f"{seconds:g} s, sounds: {sounds}, {NAMES[role]} is compiled")
+                    warm = [workers[role].ask("request", **order)["seconds"] for _ in range(COMPILING)]
+                    compiling[role] = warm[0]["request"] - warm[-1]["request"]
             for _ in range(runs):
                 for role, side in sides.items():
                     timed[role].append(workers[role].request(side, case))
@@ -125,6 +135,8 @@ def measure(
             row: dict[str, Any] = {"seconds": seconds, "sounds": sounds}
             for role, side in sides.items():
                 row[role] = summary(timed[role], counted[role], side, ceilings[side.dtype])
+                if role in compiling:
+                    row[role]["compiling, s"] = compiling[role]
             if "peer" in sides:
                 row["ratio"] = ratios(row["ours"]["stages"], row["peer"]["stages"])
             found.append(row)
@@ -196,13 +208,19 @@ def exponents(rows: Sequence[dict[str, Any]], size: str, roles: Sequence[str]) -
 
 
 def measure_starts(
-    sides: dict[str, Side], case: Case, *, device: str, starts: int, threads: int | None = None
+    sides: dict[str, Side],
+    case: Case,
+    *,
+    device: str,
+    starts: int,
+    threads: int | None = None,
+    cache: str | None = None,
 ) -> dict[str, Any]:
     """What starting costs on each side, each time in a fresh process, the sides in turn."""
     found: dict[str, list[dict[str, float]]] = {role: [] for role in sides}
     for _ in range(starts):
         for role, side in sides.items():
-            with working(role, threads) as worker:
+            with working(role, threads, cache) as worker:
                 costs = worker.load(side, device)
                 until_there = sum(cost for name, cost in costs.items() if name.endswith(", s"))
                 for which in ("first", "second"):

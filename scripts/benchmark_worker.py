@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Ours:
             dtype=order["dtype"],
             low_memory=order.get("low_memory", False),
             offload=order.get("offload", False),
+            compile=order.get("compile", False),
         )
         self.sampler = order["sampler"]
 
@@ -117,6 +118,9 @@ class Peer:
             pipe.enable_model_cpu_offload(device=order["device"])
         else:
             pipe.to(order["device"])
+        if order.get("compile"):  # as its documentation says
+            graphs = "reduce-overhead" if order["device"].startswith("cuda") else None
+            pipe.unet.compile(mode=graphs, fullgraph=True)
         self.pipe = pipe
 
     def networks(self) -> list[Any]:
@@ -200,7 +204,8 @@ def timed_request(side: Any, order: dict[str, Any], device: str) -> dict[str, An
     """One request: seconds of each stage, the peak of memory in MB and, where asked for, GFLOP.
 
     "step" is the median denoiser step: network, guidance and sampler. The stages follow each other without a
-    gap, so that they sum up to "request". Before each mark the device is waited for.
+    gap, so that they sum up to "request". Before each mark the device is waited for. Arithmetic is counted as
+    written, whether compiled or not.
     """
     counter = flop_counter() if order.get("count") else None
     marks: list[tuple[str, float, int]] = []
@@ -221,7 +226,7 @@ def timed_request(side: Any, order: dict[str, Any], device: str) -> dict[str, An
         last = now
 
     reset_peak(device)
-    with counter or nullcontext():
+    with counter or nullcontext(), as_written() if counter else nullcontext():
         side.request(order, begin, step)
         begin("end")
     seconds, gflop = {}, {}
@@ -235,6 +240,13 @@ def timed_request(side: Any, order: dict[str, Any], device: str) -> dict[str, An
 
         found["peak memory on the device, MB"] = torch.cuda.max_memory_allocated(device) / 1e6
     return found | ({"GFLOP": gflop} if counter else {})
+
+
+def as_written() -> AbstractContextManager:
+    """While the block lasts, nothing compiled runs."""
+    import torch
+
+    return torch.compiler.set_stance("force_eager")
 
 
 def wait_for(device: str) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from audioldm2.compiled import Compiled
 from audioldm2.models import build_on_meta
 from audioldm2.onednn import through_onednn
 from scripts import benchmark, benchmark_report, benchmark_runs, benchmark_worker
@@ -124,9 +125,45 @@ def test_without_diffusers_and_matplotlib(tiny_folder, tmp_path, capsys, monkeyp
     assert not (tmp_path / "none.png").exists()
 
 
+def test_compiled_against_compiled(tmp_path, capsys, monkeypatch):
+    """The order of things; PyTorch is told to compile nothing, for that would take minutes."""
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    file, with_peer = tmp_path / "found.json", PEER_IS_HERE
+    words = ["--size", "tiny", "--starts", "0", "--compile", "both" if with_peer else "ours"]
+    assert benchmark.main([*SMALL, *words, "--json", str(file), *["--no-peer"] * (not with_peer)]) == 0
+    out, err = capsys.readouterr()
+    assert "ours is compiled" in err and "2 steps of dpmpp_2m, float32, compile." in out
+    assert "Compiling from nothing took" in out
+    found = json.loads(file.read_text())
+    for role, side in found["sides"].items():
+        assert side["compile"] and math.isfinite(found["cases"][0][role]["compiling, s"])
+        assert found["cases"][0][role]["stages"]["decode"]["GFLOP"] > 0
+
+
+def test_what_is_compiled(tiny_folder):
+    order = dict(folder=str(tiny_folder), device="cpu", dtype="float32", sampler="dpmpp_2m")
+    for wanted in (True, False):
+        ours = benchmark_worker.Ours(order | {"compile": wanted})
+        with ours.model.networks.running("unet") as unet:
+            assert isinstance(unet.forward, Compiled) is wanted
+
+
+@torch.no_grad()
+def test_arithmetic_of_what_is_compiled_is_counted_as_written():
+    def not_to_be_run(*_):
+        raise AssertionError
+
+    double = torch.compile(lambda x: x @ x, backend=not_to_be_run)
+    with benchmark_worker.flop_counter() as counter, benchmark_worker.as_written():
+        double(torch.ones(4, 4))
+    assert counter.get_total_flops() == 2 * 4**3
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
+        (["--compile", "ours", "--offload"], "no --low-memory, no --offload"),
+        (["--compile", "both", "--no-peer"], "no --default, no --no-peer"),
         (["--size", "huge"], "--size"),
         (["--runs", "none"], "'none' is not a whole number above 0"),
         (["--lengths", "5,-1"], "'-1' is not a number above 0"),

@@ -300,17 +300,18 @@ def test_saving_memory_changes_no_sound(sound, flag):
     assert_same_sound("a.wav", "plain.wav")
 
 
-def test_each_flag_of_the_model_reaches_load(run, tiny_model, monkeypatch):
+@pytest.mark.parametrize("flag", ["offload", "low_memory", "compile"])
+def test_each_flag_of_the_model_reaches_load(run, tiny_model, monkeypatch, flag):
     seen = {}
     monkeypatch.setattr(
         audioldm2, "load", lambda source, **how: seen.update(how, source=source) or tiny_model
     )
-    flags = "--model some/where --device cpu --dtype float16 --heads trained --revision v1 --low-memory"
-    assert run("dog", *flags.split(), *QUICK)[CODE] == 0
+    flags = "--model some/where --device cpu --dtype float16 --heads trained --revision v1"
+    assert run("dog", *flags.split(), "--" + flag.replace("_", "-"), *QUICK)[CODE] == 0
     assert seen == dict(
         source="some/where", device="cpu", dtype="float16", heads="trained", revision="v1", offload=False,
-        low_memory=True,
-    )  # fmt: skip
+        low_memory=False, compile=False,
+    ) | {flag: True}  # fmt: skip
 
 
 def test_the_list_of_samplers_has_a_line_for_each(run):
