@@ -39,8 +39,8 @@ def load(
     revision: of a hub repository: branch, tag or commit.
     offload:  keep on the device only the network that is running; the others wait in the computer's memory.
     low_memory: read each network from disk for its stage and let it go after.
-    compile:  compile the UNet, the VAE's decoder and the vocoder at their first call; on CUDA, capture them
-              as graphs. For many sounds: the first takes longer.
+    compile:  compile the UNet at its first call; on a GPU, GPT-2, the VAE's decoder and the vocoder too, on
+              CUDA as graphs. For many sounds: the first takes longer.
 
     Raises ValueError for a wrong argument, WeightsError for a checkpoint that cannot be found or loaded.
     """

@@ -26,7 +26,7 @@ def by_tracing(monkeypatch):
     """
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(residence, "compiled", partial(compiled.compiled, backend=counter))
-    everywhere = {name: replace(part, only_on_cuda=False) for name, part in compiled.PARTS.items()}
+    everywhere = {name: replace(part, on_cpu=True) for name, part in compiled.PARTS.items()}
     monkeypatch.setattr(compiled, "PARTS", everywhere)
     torch._dynamo.reset()  # what other tests have compiled
     with warnings.catch_warnings():
@@ -148,3 +148,15 @@ def test_no_step_reads_a_value_back(sampler: str, rescale: float, tiny_model):
     noise = torch.empty(1, config.latent_channels, 16, 8, device=META)
     made = SAMPLERS[sampler](denoiser, noise, NoiseSchedule(), 4)
     assert made.device == META and made.shape == noise.shape
+
+
+@pytest.mark.parametrize(("device", "parts"), [("cpu", {"unet"}), ("cuda", set(compiled.PARTS))])
+def test_what_is_compiled_where(device: str, parts: set[str], tiny_model):
+    found = set()
+    for name, config in tiny_model.networks.configs.items():
+        network = compiled.compiled(build_on_meta(name, config), name, torch.device(device))
+        if any(
+            isinstance(value, Compiled) for module in network.modules() for value in vars(module).values()
+        ):
+            found.add(name)
+    assert found == parts
