@@ -54,10 +54,11 @@ class FeedForward(unet.FeedForward):
     """The denoiser's feed-forward layer, gated by oneDNN where it may."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (_alone(x, self.out.weight) and gates(x.dtype)):
+        layer = self.value_and_gate
+        if not (is_plain(layer) and _alone(x, layer.weight) and gates(x.dtype)):
             return super().forward(x)
-        value, gate = self.value_and_gate.weight.chunk(2)
-        value_bias, gate_bias = self.value_and_gate.bias.chunk(2)
+        value, gate = layer.weight.chunk(2)
+        value_bias, gate_bias = layer.bias.chunk(2)
         return self.out(_gated(x, value, value_bias, gate, gate_bias))
 
 
@@ -126,6 +127,12 @@ def sums_of_taps(weight: Tensor) -> Tensor:
     sums = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
     taps = weight.permute(1, 2, 3, 0).flatten(1, 2)  # (in, 9, out)
     return (torch.kron(sums, sums) @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)  # out is innermost
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a linear layer is its weights and nothing else: neither replaced, as LoRA does, nor hooked."""
+    changed = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) in (nn.Linear, Linear) and not changed
 
 
 def _alone(x: Tensor, weight: Tensor) -> bool:

@@ -1,15 +1,16 @@
 """What a request computes once: all of the denoiser's attention to the prompts that does not see the sound.
 
-Prompts are the same at every step. Their keys and values are kept beside the very tensor that they were made
-of, so whatever else is asked is computed. Where prompts are short and heads are few, this goes further on a
-CPU: with the keys k of a prompt, (x Wqᵀ) kᵀ = x (k Wq)ᵀ, and with its values v, (w v) Woᵀ = w (v Woᵀ), head
-by head. What is in brackets on the right is made once; then a step has two small products in place of two
-projections, and takes 2 to 4 % less time. Results differ by rounding.
+Prompts are the same at every step. Their keys and values are kept beside the very tensors that they were made
+of, context and weights, so whatever else is asked is computed. Where prompts are short and heads are few,
+this goes further on a CPU: with the keys k of a prompt, (x Wqᵀ) kᵀ = x (k Wq)ᵀ, and with its values v, (w v)
+Woᵀ = w (v Woᵀ), head by head. What is in brackets on the right is made once; then a step has two small
+products in place of two projections, and takes 2 to 4 % less time. Results differ by rounding.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import is_
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from audioldm2.compiled import Compiled
 from audioldm2.models.unet import GPT2, T5, Attention, Layer
+from audioldm2.onednn import is_plain
 
 KEPT = 2  # contexts: with guidance, and without it where that is off for some of the steps
 LONGEST = 1  # tokens times heads, in widths of the layer: from there on folding saves no time
@@ -24,21 +26,22 @@ WHOLE = 32  # tokens that a prompt is filled up to: of 32 scores, softmax takes 
 
 
 class Remembered:
-    """A function of one tensor that knows what it made of the last few."""
+    """A function of one tensor, and of a network's weights, that knows what it made of the last few."""
 
-    def __init__(self, function: Callable[[Tensor], object]):
-        self.function = function
-        self.made: list[tuple[Tensor, int | None, object]] = []  # input, its version, output
+    def __init__(self, function: Callable[[Tensor], object], network: nn.Module | None = None):
+        self.function, self.network = function, network
+        self.made: list[tuple[list[Tensor], list[int], object]] = []  # of what, their versions, output
 
     def __call__(self, x: Tensor) -> object:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.function(x)
-        version = None if x.is_inference() else x._version  # in inference mode, writing leaves no trace
+        given = [x, *(self.network.parameters() if self.network else ())]
+        versions = [0 if each.is_inference() else each._version for each in given]  # there, none is counted
         for seen, then, made in self.made:
-            if seen is x and then == version:  # the same tensor, not written to since
+            if then == versions and all(map(is_, seen, given)):  # the same tensors, not written to since
                 return made
         made = self.function(x)
-        self.made = [(x, version, made), *self.made[: KEPT - 1]]
+        self.made = [(given, versions, made), *self.made[: KEPT - 1]]
         return made
 
 
@@ -47,7 +50,8 @@ class Folded:
 
     def __init__(self, attention: Attention):
         self.attention, self.usual = attention, attention.forward
-        self.fold = Remembered(partial(fold, attention))  # nothing of itself, or it would outlive the request
+        # Nothing of itself, or it would outlive the request.
+        self.fold = Remembered(partial(fold, attention), attention)
 
     def __call__(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """As `Attention.forward`; mask: (batch, 1, 1, tokens) bool."""
@@ -57,6 +61,7 @@ class Folded:
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or x.device.type != "cpu"
+            or not (is_plain(self.attention.query) and is_plain(self.attention.out))
             or heads * filled >= LONGEST * x.shape[-1]
         ):
             return self.usual(x, context, mask)
@@ -86,19 +91,21 @@ def fold(layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
 def remembering(unet: nn.Module) -> Iterator[None]:
     """While the block lasts, the denoiser makes what it needs of each context once.
 
-    Not where it is compiled: with every change of a layer, all would be compiled anew.
+    Not where it is compiled: with every change of a layer, all would be compiled anew. Nor what a user has
+    given a `forward` of its own, which may do anything.
     """
     changed = []
     for attention in _to_prompts(unet) if not isinstance(unet.forward, Compiled) else ():
-        for layer in (attention.key, attention.value):
-            layer.forward = Remembered(layer.forward)  # in place of the class's, for this one layer
-        attention.forward = Folded(attention)
-        changed += [attention.key, attention.value, attention]
+        for layer in (attention.key, attention.value, attention):
+            if isinstance(vars(layer).get("forward"), Remembered | Folded | None):  # ours: of another thread
+                # In place of the class's, for this one layer.
+                layer.forward = Folded(layer) if layer is attention else Remembered(layer.forward, layer)
+                changed.append(layer)
     try:
         yield
     finally:
         for layer in changed:
-            layer.__dict__.pop("forward", None)
+            vars(layer).pop("forward", None)
 
 
 def _to_prompts(unet: nn.Module) -> Iterator[Attention]:

@@ -36,7 +36,7 @@ TABLE = {
     "compiled": set(),
     "residence": {"models", "compiled", "onednn", "weights"},
     "precision": {"weights"},
-    "remembered": {"models.*", "compiled"},
+    "remembered": {"models.*", "compiled", "onednn"},
     "request": {"audio", "samplers"},
     "ranking": {"text", "audio", "residence"},
     "conditioning": set(),

@@ -136,6 +136,73 @@ def test_in_inference_mode_sounds_are_the_same(tiny_model):
     assert torch.equal(found.audio, tiny_model.generate("a dog barks", **REQUEST).audio)
 
 
+class Tuned(nn.Linear):
+    """As low-rank adaptation does it: a linear layer that adds to its weights' product."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 0.3 * x.roll(1, -1)[..., : self.out_features].mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("longest", [1000, 0], ids=["folded", "not folded"])
+@pytest.mark.parametrize("changed", ["query", "key", "value", "out", "value_and_gate"])
+@pytest.mark.parametrize("how", ["subclass", "hook", "forward"])
+def test_a_changed_layer_is_heard(how: str, changed: str, longest: int, tiny_folder, monkeypatch):
+    """What is made of weights alone is not, where a layer is more than they; and it stays changed."""
+    monkeypatch.setattr(remembered, "LONGEST", longest)
+    ours, theirs = (audioldm2.load(tiny_folder, device="cpu", dtype="float32") for _ in range(2))
+    untouched = ours.generate("a dog barks", **REQUEST)
+    for model in (ours, theirs):
+        with model.networks.running("unet") as unet:
+            for name, layer in unet.named_modules():
+                if name.endswith(f"gpt2_attn.blocks.0.context_attn.{changed}") or name.endswith(
+                    f"gpt2_attn.blocks.0.ff.{changed}"
+                ):
+                    if how == "subclass":
+                        layer.__class__ = Tuned
+                    elif how == "hook":
+                        layer.register_forward_hook(lambda module, given, made: made * 1.5)
+                    else:
+                        layer.forward = lambda x, usual=layer.forward: 1.5 * usual(x)
+    found = [ours.generate("a dog barks", **REQUEST).latents for _ in range(2)]
+    monkeypatch.setattr(pipeline, "remembering", lambda unet: torch.no_grad())
+    expected = theirs.generate("a dog barks", **REQUEST).latents
+    assert torch.equal(*found)
+    assert (found[0] - expected).norm() < 1e-4 * expected.norm() < (expected - untouched.latents).norm()
+
+
+def test_an_attention_with_a_forward_of_its_own_keeps_it(tiny_folder):
+    """As those do who look at what a prompt's attention attends to."""
+    model, seen = audioldm2.load(tiny_folder, device="cpu", dtype="float32"), []
+    with model.networks.running("unet") as unet:
+        name = next(
+            name for name, _ in unet.named_modules() if name.endswith("gpt2_attn.blocks.0.context_attn")
+        )
+        attention = unet.get_submodule(name)
+        usual = attention.forward
+        attention.forward = lambda *given: seen.append(given) or usual(*given)
+    for requests in (1, 2):
+        model.generate("a dog barks", **REQUEST)
+        assert len(seen) == 5 * requests
+
+
+def test_weights_written_to_between_steps_are_heard(tiny_folder, monkeypatch):
+    monkeypatch.setattr(remembered, "LONGEST", 1000)
+
+    def sound(watch) -> torch.Tensor:
+        model = audioldm2.load(tiny_folder, device="cpu", dtype="float32")
+
+        def louder(*_) -> None:
+            for name, weight in model.networks.running("unet").__enter__().named_parameters():
+                if hears_the_prompt(name):
+                    weight.mul_(1.1)
+
+        monkeypatch.setattr(pipeline, "remembering", watch)
+        return model.generate("a dog barks", on_step=louder, **REQUEST).latents
+
+    found, expected = sound(remembering), sound(lambda unet: torch.no_grad())
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
 def test_gradients_flow_anew_each_time():
     run, x = Remembered(lambda x: 2 * x), torch.ones(3, requires_grad=True)
     assert run(x) is not run(x) and not run.made
