@@ -33,24 +33,26 @@ HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/([\w.-]+\.(?:pth|ckpt|pt|s
 def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]:
     """Of the files in a network's folder, what holds its weights once: one format and precision, all shards.
 
-    names:  file names without their folder. safetensors come before pickles. The full precision comes before
-            the fp16 variant, unless `prefer_half`. Returns [] when there are none.
+    names:  file names without their folder. The full precision comes before the fp16 variant, and then
+            safetensors before pickles; with `prefer_half`, first safetensors and then the fp16 variant.
+            Returns [] when there are none.
     """
     names = sorted(names)
-    variants = (".fp16", "") if prefer_half else ("", ".fp16")
-    for suffix in ("safetensors", "bin"):
-        for variant in variants:
-            for stem in STEMS:
-                whole = f"{stem}{variant}.{suffix}"
-                if whole in names:
-                    return [whole]
-                # Shards carry the variant after their number or before it, by the age of the library.
-                shard = re.compile(
-                    rf"{stem}({re.escape(variant)}-\d+-of-(\d+)|-\d+-of-(\d+){re.escape(variant)})\.{suffix}"
-                )
-                shards = [name for name in names if shard.fullmatch(name)]
-                if shards:
-                    return shards
+    kinds = [("", "safetensors"), ("", "bin"), (".fp16", "safetensors"), (".fp16", "bin")]
+    if prefer_half:
+        kinds.sort(key=lambda kind: (kind[1] == "bin", kind[0] == ""))
+    for variant, suffix in kinds:
+        for stem in STEMS:
+            whole = f"{stem}{variant}.{suffix}"
+            if whole in names:
+                return [whole]
+            # Shards carry the variant after their number or before it, by the age of the library.
+            shard = re.compile(
+                rf"{stem}({re.escape(variant)}-\d+-of-(\d+)|-\d+-of-(\d+){re.escape(variant)})\.{suffix}"
+            )
+            shards = [name for name in names if shard.fullmatch(name)]
+            if shards:
+                return shards
     return []
 
 

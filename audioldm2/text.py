@@ -108,6 +108,19 @@ class _PromptTokenizer:
         return self.splitter.encode(text, add_special_tokens=False)
 
     @classmethod
+    def _most(cls, config: Path, max_length: int) -> int:
+        """How many tokens to read: `max_length`, or fewer where tokenizer_config.json says so."""
+        settings = _read_json(config)
+        with _reading(config, f"that of a tokenizer which {cls.__name__} can stand for"):
+            for side in ("padding_side", "truncation_side"):
+                if settings.get(side, "right") != "right":
+                    raise ValueError(f"{side} is {settings[side]!r}, and only 'right' is supported")
+            most = settings.get("model_max_length")
+            if most is not None and not most > len(cls.before) + len(cls.after):
+                raise ValueError(f"model_max_length={most} leaves no room beside the special tokens")
+            return max_length if most is None else int(min(max_length, most))
+
+    @classmethod
     def _check(cls, splitter: Tokenizer) -> None:
         for token, index in cls.SPECIALS.items():
             found = splitter.token_to_id(token)
@@ -152,7 +165,10 @@ class ClapTokenizer(_PromptTokenizer):
 
     @classmethod
     def from_folder(cls, folder: str | Path, max_length: int = 512) -> "ClapTokenizer":
-        """Reads tokenizer.json, or else vocab.json with merges.txt. Raises WeightsError."""
+        """Reads tokenizer.json, or else vocab.json with merges.txt. Raises WeightsError.
+
+        max_length: of tokens with the special ones, at most; fewer where tokenizer_config.json says so.
+        """
         file = _find(folder, "tokenizer.json", "merges.txt", also="vocab.json")
         with _reading(file, "the merges of CLAP's byte-level BPE"):
             if file.suffix == ".json":
@@ -170,7 +186,7 @@ class ClapTokenizer(_PromptTokenizer):
         prefix = _read_json(file.with_name("tokenizer_config.json")).get("add_prefix_space", False)
         splitter.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
         cls._add_special_tokens(splitter, file.parent, extra=[])
-        return cls(splitter, max_length)
+        return cls(splitter, cls._most(file.with_name("tokenizer_config.json"), max_length))
 
 
 class T5Tokenizer(_PromptTokenizer):
@@ -184,7 +200,10 @@ class T5Tokenizer(_PromptTokenizer):
 
     @classmethod
     def from_folder(cls, folder: str | Path, max_length: int = 128) -> "T5Tokenizer":
-        """Reads tokenizer.json, which wins as in the reference, or else spiece.model. Raises WeightsError."""
+        """Reads tokenizer.json, which wins as in the reference, or else spiece.model. Raises WeightsError.
+
+        max_length: of tokens with the special one, at most; fewer where tokenizer_config.json says so.
+        """
         file = _find(folder, "tokenizer.json", "spiece.model")
         extra_ids = _read_json(file.with_name("tokenizer_config.json")).get("extra_ids", 100)
         sentinels = [f"<extra_id_{i}>" for i in range(extra_ids)]
@@ -206,7 +225,7 @@ class T5Tokenizer(_PromptTokenizer):
         words, marks = pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")
         splitter.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
         cls._add_special_tokens(splitter, file.parent, extra=sentinels)
-        return cls(splitter, max_length)
+        return cls(splitter, cls._most(file.with_name("tokenizer_config.json"), max_length))
 
 
 _REPAIR = "copy the tokenizer's files from the checkpoint again, or convert it again"

@@ -39,7 +39,7 @@ class Part:
 
 PARTS: dict[str, Part] = {
     "clap_text": Part("text_encoder", clap.text_config_from, clap.text_rows, finish=clap.with_text_buffers),
-    "t5": Part("text_encoder_2", t5.config_from, t5.rows),
+    "t5": Part("text_encoder_2", t5.config_from, t5.rows, t5.with_one_embedding),
     "phonemes": Part("text_encoder_2", phonemes.config_from, phonemes.rows),
     "projection": Part("projection_model", projection.config_from, projection.rows),
     "gpt2": Part("language_model", gpt2.config_from, gpt2.rows, gpt2.without_prefix, gpt2.with_language_head),
@@ -152,8 +152,9 @@ def schedule_from(source: dict) -> dict[str, Any]:
     demand(source, "trained_betas", None)
     demand(source, "rescale_betas_zero_snr", False)
     demand(source, "beta_schedule", "scaled_linear", "linear")
+    absent = {"clip_sample": True, "set_alpha_to_one": True} if _is_ddim(source) else {}
     _tell_unfollowed(
-        source,
+        absent | source,
         {
             "timestep_spacing": "leading",
             "set_alpha_to_one": False,
@@ -167,17 +168,21 @@ def schedule_from(source: dict) -> dict[str, Any]:
         "beta_start": field(source, "beta_start", float),
         "beta_end": field(source, "beta_end", float),
         "steps": field(source, "num_train_timesteps", int),
-        "steps_offset": field(source, "steps_offset", int, 1),  # not every scheduler has it; 1 as published
+        "steps_offset": field(source, "steps_offset", int, 0),
     }
 
 
-CLAP_MEL = (  # ours, theirs, kind
-    ("sample_rate", "sampling_rate", int),
-    ("n_fft", "fft_window_size", int),
-    ("hop", "hop_length", int),
-    ("mels", "feature_size", int),
-    ("f_min", "frequency_min", float),
-    ("f_max", "frequency_max", float),
+def _is_ddim(source: dict) -> bool:
+    return source.get("_class_name", "DDIMScheduler") == "DDIMScheduler"
+
+
+CLAP_MEL = (  # ours, theirs, kind, what the reference takes where it is absent
+    ("sample_rate", "sampling_rate", int, 48000),
+    ("n_fft", "fft_window_size", int, 1024),
+    ("hop", "hop_length", int, 480),
+    ("mels", "feature_size", int, 64),
+    ("f_min", "frequency_min", float, 0.0),
+    ("f_max", "frequency_max", float, 14000.0),
 )
 
 
@@ -188,18 +193,22 @@ def clap_mel_from(path: Path) -> dict[str, Any]:
     source = read_json(path)
     demand(source, "feature_extractor_type", "ClapFeatureExtractor")
     _tell_unfollowed(
-        source,
+        {"truncation": "fusion"} | source,
         {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None},
         "candidates are ranked",
     )
-    return {ours: field(source, theirs, kind) for ours, theirs, kind in CLAP_MEL if theirs in source}
+    return {ours: field(source, theirs, kind, absent) for ours, theirs, kind, absent in CLAP_MEL}
 
 
 def _tell_unfollowed(source: dict, published: dict[str, Any], what: str) -> None:
-    """Warn about settings of the source that differ from the published ones, which alone are followed."""
+    """Warn about settings that differ from the published ones, which alone are followed.
+
+    source: what it says, over what the reference takes where it says nothing.
+    """
     other = {name: source[name] for name, value in published.items() if source.get(name, value) != value}
     if other:
         kept = {name: published[name] for name in other}
         warnings.warn(
-            f"the checkpoint says {other}; {what} as with the published models: {kept}.", stacklevel=2
+            f"the checkpoint says {other}; {what} as with the published models: {kept}.",
+            stacklevel=2,
         )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Size, Tensor
 
+from audioldm2.errors import WeightsError, some
 from audioldm2.models.gpt2 import GPT2Config
 
 from .configs import count, demand, field, need
@@ -34,8 +35,15 @@ def rows(config: GPT2Config) -> list[Row]:
 
 
 def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without the `transformer.` that a model with a language head puts before its keys."""
-    return {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
+    """The same tensors without the `transformer.` that a model with a language head puts before its keys.
+
+    Raises WeightsError where that makes one key of two.
+    """
+    made = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
+    if len(made) < len(state):
+        twice = [key for key in made if key in state and f"transformer.{key}" in state]
+        raise WeightsError(f"{some(twice)} stand here with and without 'transformer.' before them.")
+    return made
 
 
 def config_from(source: dict) -> GPT2Config:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,14 +144,15 @@ def differing_copies(checkpoint: Original) -> list[str]:
 
 
 def _unwrapped(tensors: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The table of tensors, which training wraps with its counters."""
+    """The table of tensors, which training wraps with its counters and, on several devices, with a prefix."""
     table = tensors.get("state_dict", tensors)
     if not is_table(table):
         raise WeightsError(
             f"{path} does not hold a table of tensors under 'state_dict'; it is another kind of file. "
             "Give an original AudioLDM 2 checkpoint, such as 'audioldm2-full.pth'."
         )
-    return {key: tensor.detach() for key, tensor in table.items()}
+    wrapped = bool(table) and all(key.startswith("module.") for key in table)
+    return {key.removeprefix("module." if wrapped else ""): tensor.detach() for key, tensor in table.items()}
 
 
 def _places(tensors: Mapping[str, Tensor], signature: str) -> list[str]:
@@ -298,22 +299,31 @@ def _with_average(tensors: Mapping[str, Tensor], place: str, path: Path) -> dict
 
 
 def _schedule(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """The fields of `samplers.NoiseSchedule` that make the file's betas; none, with a warning, if none do."""
-    betas = tensors.get("betas")
-    if betas is None or betas.numel() < 2:
+    """The fields of `samplers.NoiseSchedule` that make the file's noise; none, with a warning, if none do.
+
+    A file of half precision has its noise rounded too: then the published schedule, if it fits, is meant.
+    """
+    stored = [name for name in ("betas", "alphas_cumprod") if name in tensors and tensors[name].numel() > 1]
+    if not stored:
         return {}
-    betas = betas.double().flatten()
-    for kind in ("scaled_linear", "linear"):
-        ends = {"beta_start": round(float(betas[0]), 7), "beta_end": round(float(betas[-1]), 7)}
-        fields = {"kind": kind, **ends, "steps": len(betas), "steps_offset": NoiseSchedule().steps_offset}
+    noise = tensors[stored[0]].flatten()
+    betas = noise.double() if stored[0] == "betas" else _betas(noise.double())
+    ends = {"beta_start": round(float(betas[0]), 7), "beta_end": round(float(betas[-1]), 7)}
+    near = max(1e-4, 2 * torch.finfo(noise.dtype).eps) if noise.is_floating_point() else 0.0
+    for fields in ({}, {"kind": "scaled_linear", **ends}, {"kind": "linear", **ends}):
         with suppress(ValueError):  # ends that no schedule has
-            if torch.allclose(
-                NoiseSchedule(**fields).alpha_bar, (1 - betas).cumprod(0), rtol=1e-3, atol=1e-6
-            ):
-                return fields
+            schedule = NoiseSchedule(**fields, steps=len(noise))
+            expected = _betas(schedule.alpha_bar) if stored[0] == "betas" else schedule.alpha_bar
+            if torch.allclose(noise.double(), expected, rtol=near, atol=0):
+                return asdict(schedule)
     warnings.warn(
         f"{path} has a noise schedule (betas {float(betas[0]):g} to {float(betas[-1]):g}) that is neither "
         f"'scaled_linear' nor 'linear'; the published one is taken: {NoiseSchedule()}.",
         stacklevel=2,
     )
     return {}
+
+
+def _betas(alpha_bar: Tensor) -> Tensor:
+    """The variance of the noise added at each time, of what is left of the signal after it, both (steps,)."""
+    return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
-from torch import Size
+import torch
+from torch import Size, Tensor
 
+from audioldm2.errors import WeightsError
 from audioldm2.models.t5 import T5Config
 
 from .configs import count, demand, field, need
@@ -32,6 +34,17 @@ def rows(config: T5Config) -> list[Row]:
         Row("decoder", None, note="AudioLDM 2 only encodes", optional=True),
         Row("lm_head", None, note="AudioLDM 2 only encodes", optional=True),
     ]
+
+
+def with_one_embedding(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors. Raises WeightsError where the encoder has another embedding than the shared one."""
+    shared, own = state.get("shared.weight"), state.get("encoder.embed_tokens.weight")
+    if shared is not None and own is not None and not torch.equal(shared, own):
+        raise WeightsError(
+            "'shared.weight' and 'encoder.embed_tokens.weight' differ, and T5 has one embedding; "
+            "leave out the one that it was not trained with."
+        )
+    return state
 
 
 def config_from(source: dict) -> T5Config:

@@ -27,6 +27,7 @@ INDEX = {"_class_name": "AudioLDM2Pipeline", "unet": ["audioldm2", "AudioLDM2UNe
 SCHEDULER = dict(
     _class_name="DDIMScheduler", beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195,
     num_train_timesteps=1000, steps_offset=1, prediction_type="epsilon", trained_betas=None,
+    clip_sample=False, set_alpha_to_one=False,
 )  # fmt: skip
 HEARING = dict(
     feature_extractor_type="ClapFeatureExtractor", sampling_rate=48000, fft_window_size=1024, hop_length=480,

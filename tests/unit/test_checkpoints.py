@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -795,6 +796,69 @@ def test_a_front_end_that_ranks_otherwise_is_told(diffusers: Path):
         UserWarning, match="says {'truncation': 'fusion'}; candidates are ranked as with the published"
     ):
         audioldm2.load(diffusers, device="cpu")
+
+
+def test_what_a_scheduler_leaves_out_is_as_the_reference_takes_it(diffusers: Path):
+    checkpoints.change_json(diffusers / SCHEDULER, steps_offset=..., clip_sample=..., set_alpha_to_one=...)
+    with pytest.warns(UserWarning, match="'clip_sample': True.*as with the published"):
+        assert audioldm2.load(diffusers, device="cpu").schedule.steps_offset == 0
+
+
+def test_what_a_front_end_leaves_out_is_as_the_reference_takes_it(diffusers: Path):
+    checkpoints.change_json(diffusers / HEARING, frequency_min=..., frequency_max=..., truncation=...)
+    with pytest.warns(UserWarning, match="says {'truncation': 'fusion'}"):
+        hearing = audioldm2.load(diffusers, device="cpu").hearing
+    assert hearing == replace(CLAP_MEL, f_min=0.0)
+
+
+def test_one_tensor_of_gpt2_that_stands_twice_is_refused(diffusers: Path):
+    def twice(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        bare = {key.removeprefix("transformer."): each for key, each in state.items()}
+        other = {f"transformer.{key}": each + 1 for key, each in bare.items() if key.startswith("ln_f")}
+        return bare | other
+
+    change_state(weights_file(diffusers / "language_model"), twice)
+    assert "'ln_f.bias', 'ln_f.weight' stand here with and without 'transformer.'" in message(diffusers)
+
+
+def test_an_encoder_with_an_embedding_of_its_own_is_refused(diffusers: Path):
+    file, key = weights_file(diffusers / "text_encoder_2"), "encoder.embed_tokens.weight"
+    change_state(file, lambda state: state | {key: state["shared.weight"].clone()})
+    audioldm2.load(diffusers, device="cpu")
+    change_state(file, lambda state: state | {key: state[key] + 1})
+    assert "'shared.weight' and 'encoder.embed_tokens.weight' differ" in message(diffusers)
+
+
+@pytest.mark.parametrize(("folder", "most"), [("tokenizer", 512), ("tokenizer_2", 128)])
+def test_a_tokenizer_reads_as_many_tokens_as_its_file_says_and_no_more_than_published(
+    diffusers: Path, folder: str, most: int
+):
+    file = diffusers / folder / "tokenizer_config.json"
+    for said, read in ((40, 40), (10**30, most), (most + 1, most), (..., most)):
+        settings = json.loads(file.read_text()) if file.is_file() else {}
+        settings.pop("model_max_length", None)
+        file.write_text(json.dumps(settings if said is ... else settings | {"model_max_length": said}))
+        model = audioldm2.load(diffusers, device="cpu")
+        tokenizers = {"tokenizer": model.clap_tokenizer, "tokenizer_2": model.t5_tokenizer}
+        assert tokenizers[folder].max_length == read
+
+
+@pytest.mark.parametrize("folder", ["tokenizer", "tokenizer_2"])
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("padding_side", "left", "padding_side is 'left', and only 'right' is supported"),
+        ("truncation_side", "left", "truncation_side is 'left', and only 'right' is supported"),
+        ("model_max_length", 1, "model_max_length=1 leaves no room"),
+        ("model_max_length", "many", "tokenizer_config.json"),
+    ],
+)
+def test_a_tokenizer_that_cuts_or_pads_otherwise_is_refused(diffusers, folder, field, value, words):
+    file = diffusers / folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(settings | {field: value}))
+    said = message(diffusers)
+    assert words in said and str(file) in said
 
 
 @pytest.mark.parametrize("version", [0, 4, "1", None, [1], 1.5])

@@ -46,7 +46,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("model.fp16.safetensors model.safetensors", False, "model.safetensors"),
         ("model.fp16.safetensors model.safetensors", True, "model.fp16.safetensors"),
         ("model.safetensors pytorch_model.fp16.bin", True, "model.safetensors"),
-        ("pytorch_model.bin model.fp16.safetensors", False, "model.fp16.safetensors"),
+        ("pytorch_model.bin model.fp16.safetensors", False, "pytorch_model.bin"),
+        ("pytorch_model.bin model.fp16.safetensors", True, "model.fp16.safetensors"),
         (
             "model-00002-of-00002.safetensors model-00001-of-00002.safetensors model.safetensors.index.json",
             False,

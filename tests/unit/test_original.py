@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -143,6 +144,31 @@ def test_a_linear_schedule_is_told_from_the_usual_one(tmp_path):
     file = originals.save(tmp_path / "a.pth", tables("t5", betas=torch.linspace(0.001, 0.02, 500)))
     schedule = NoiseSchedule(**convert.read_original(file).schedule)
     assert schedule == replace(NoiseSchedule(), kind="linear", beta_start=0.001, beta_end=0.02, steps=500)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["betas", "alphas_cumprod"])
+def test_the_published_schedule_is_known_however_it_is_stored(tmp_path, name: str, dtype: torch.dtype):
+    table = {key: each for key, each in tables("t5").items() if key not in originals.schedule_buffers()}
+    file = originals.save(tmp_path / "a.pth", table | {name: originals.schedule_buffers()[name].to(dtype)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert NoiseSchedule(**convert.read_original(file).schedule) == NoiseSchedule()
+
+
+def test_a_linear_schedule_is_told_by_what_is_left_of_the_signal_too(tmp_path):
+    wanted = replace(NoiseSchedule(), kind="linear", beta_start=0.001, beta_end=0.02, steps=500)
+    table = {key: each for key, each in tables("t5").items() if key != "betas"}
+    file = originals.save(tmp_path / "a.pth", table | {"alphas_cumprod": wanted.alpha_bar})
+    assert NoiseSchedule(**convert.read_original(file).schedule) == wanted
+
+
+def test_a_file_of_data_parallel_training_is_the_same(tmp_path):
+    plain, wrapped = tables("t5"), {f"module.{key}": each for key, each in tables("t5").items()}
+    first, second = (
+        converted(originals.save(tmp_path / f"{i}.pth", table)) for i, table in enumerate((plain, wrapped))
+    )
+    assert_same(first, second)
 
 
 def test_an_unknown_schedule_is_told_and_the_published_one_taken(tmp_path):
