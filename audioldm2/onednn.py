@@ -16,7 +16,8 @@ itself, with sums of the weights, gives the same for 4/9 of the products: a fift
 Memory. Where maps change their size, for a stage of the vocoder or by doubling, the holes that earlier ones
 left in the C library's heap are too small: given back there, the peak in float32 is 0.2 to 0.3 GB lower.
 
-Results differ by rounding.
+Results differ by rounding. Who edits the `forward` of a class in AS_WRITTEN edits its twin here too, or
+deletes the twin.
 """
 
 from collections.abc import Callable
@@ -34,6 +35,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of one product, where
 TOLERANCE_GATED = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # of the product of two, one through GELU
 
 LARGE_MAP = 16_000_000  # bytes of a doubled map from which it is worth giving memory back: 3 ms
+
+# What classes here stand in for, as written. Who changes one gets the change: then that one runs.
+AS_WRITTEN = {
+    stood_for: stood_for.forward
+    for stood_for in (unet.Attention, unet.FeedForward, hifigan.Upsampling, layers.UpsamplingConv)
+}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -55,7 +62,8 @@ class FeedForward(unet.FeedForward):
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.value_and_gate
-        if not (is_plain(layer) and _alone(x, layer.weight) and gates(x.dtype)):
+        mirrored = is_as_written(unet.FeedForward) and is_plain(layer)
+        if not (mirrored and _alone(x, layer.weight) and gates(x.dtype)):
             return super().forward(x)
         value, gate = layer.weight.chunk(2)
         value_bias, gate_bias = layer.bias.chunk(2)
@@ -80,7 +88,7 @@ class Upsampling(hifigan.Upsampling):
     """The vocoder's upsampling, so too: what is innermost then is phases and channels, in their order."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _as_image(x, self.weight):
+        if not (is_as_written(hifigan.Upsampling) and _as_image(x, self.weight)):
             return super().forward(x)
         (rate,), (padding,), weight = self.stride, self.padding, self.phases()
         bias = self.bias.repeat(rate)
@@ -95,7 +103,8 @@ class UpsamplingConv(layers.UpsamplingConv):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         if (
-            not _alone(x, self.weight)
+            not is_as_written(layers.UpsamplingConv)
+            or not _alone(x, self.weight)
             or x.dtype != torch.float32  # in bfloat16 it takes as long
             or x.numel() < x.shape[1] ** 2  # fewer positions than channels: making the sums would take longer
             or (size or doubled(x)) != doubled(x)
@@ -129,10 +138,20 @@ def sums_of_taps(weight: Tensor) -> Tensor:
     return (torch.kron(sums, sums) @ taps).unflatten(1, (4, 4)).permute(0, 3, 1, 2)  # out is innermost
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a linear layer is its weights and nothing else: neither replaced, as LoRA does, nor hooked."""
-    changed = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) in (nn.Linear, Linear) and not changed
+def is_as_written(stood_for: type[nn.Module]) -> bool:
+    """Whether the class computes what it did when this module was imported."""
+    return stood_for.forward is AS_WRITTEN[stood_for] and unet.attention is layers.attention
+
+
+def is_plain(layer: nn.Module, but: type | None = None) -> bool:
+    """Whether a linear layer is its weights and nothing else: neither replaced, as LoRA does, nor hooked.
+
+    but: what its `forward` may be beside that of its class.
+    """
+    own = vars(layer).get("forward")
+    allowed = own is None or (but is not None and isinstance(own, but))
+    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) in (nn.Linear, Linear) and allowed and not hooked
 
 
 def _alone(x: Tensor, weight: Tensor) -> bool:

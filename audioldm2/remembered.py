@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from audioldm2.compiled import Compiled
 from audioldm2.models.unet import GPT2, T5, Attention, Layer
-from audioldm2.onednn import is_plain
+from audioldm2.onednn import is_as_written, is_plain
 
 KEPT = 2  # contexts: with guidance, and without it where that is off for some of the steps
 LONGEST = 1  # tokens times heads, in widths of the layer: from there on folding saves no time
@@ -61,7 +61,7 @@ class Folded:
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or x.device.type != "cpu"
-            or not (is_plain(self.attention.query) and is_plain(self.attention.out))
+            or not self._is_as_written()
             or heads * filled >= LONGEST * x.shape[-1]
         ):
             return self.usual(x, context, mask)
@@ -72,6 +72,12 @@ class Folded:
         bias = x.new_zeros(batch, 1, heads, filled).masked_fill(unseen, float("-inf")).flatten(2)
         scores = torch.baddbmm(bias, x, reading).unflatten(2, (heads, filled))  # (batch, queries, ...)
         return torch.baddbmm(self.attention.out.bias, scores.softmax(dim=-1).flatten(2), writing)
+
+    def _is_as_written(self) -> bool:
+        """Whether this is the attention that the products stand for: nothing in it replaced or hooked."""
+        own = self.attention
+        known = type(own) is Attention and is_as_written(Attention)
+        return known and is_plain(own.query) and is_plain(own.out)
 
 
 def fold(layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,16 +97,21 @@ def fold(layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
 def remembering(unet: nn.Module) -> Iterator[None]:
     """While the block lasts, the denoiser makes what it needs of each context once.
 
-    Not where it is compiled: with every change of a layer, all would be compiled anew. Nor what a user has
-    given a `forward` of its own, which may do anything.
+    Not where it is compiled: with every change of a layer, all would be compiled anew. Nor what is another
+    layer than ours, or has hooks or a `forward` of its own, which may do anything. Weights written to between
+    steps count at once, but through `.data`, of which PyTorch keeps no account, with the next request.
     """
     changed = []
     for attention in _to_prompts(unet) if not isinstance(unet.forward, Compiled) else ():
-        for layer in (attention.key, attention.value, attention):
-            if isinstance(vars(layer).get("forward"), Remembered | Folded | None):  # ours: of another thread
-                # In place of the class's, for this one layer.
-                layer.forward = Folded(layer) if layer is attention else Remembered(layer.forward, layer)
+        for layer in (attention.key, attention.value):
+            if is_plain(layer, but=Remembered):
+                layer.forward = Remembered(
+                    layer.forward, layer
+                )  # in place of the class's, for this one layer
                 changed.append(layer)
+        if isinstance(vars(attention).get("forward"), Folded | None):  # one of another thread
+            attention.forward = Folded(attention)
+            changed.append(attention)
     try:
         yield
     finally:
@@ -113,4 +124,5 @@ def _to_prompts(unet: nn.Module) -> Iterator[Attention]:
         if isinstance(layer, Layer):
             for role in {GPT2, T5}.intersection(layer.roles):
                 for block in getattr(layer, role).blocks:
-                    yield block.context_attn
+                    if isinstance(block.context_attn, Attention):  # not what somebody has put in its place
+                        yield block.context_attn

@@ -62,6 +62,7 @@ class Upsampling(nn.ConvTranspose1d):
     The kernel falls into `rate` phases: sample rate * i + r is the sum over n of x[i - n] w[rate * n + r].
     Why not as PyTorch has it: for kernel 10 at rate 5, as in the 48 kHz model, its CPU code (2.13, oneDNN) is
     wrong with two or more threads, otherwise each time, by as much as the sound is loud.
+    On a CPU `onednn.Upsampling` stands in for it: edit both.
     """
 
     def forward(self, x: Tensor) -> Tensor:

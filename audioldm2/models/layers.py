@@ -45,7 +45,10 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class UpsamplingConv(nn.Conv2d):
-    """A feature map resized to its nearest neighbours, doubled unless a size is given, then convolved."""
+    """A feature map resized to its nearest neighbours, doubled unless a size is given, then convolved.
+
+    On a CPU `onednn.UpsamplingConv` stands in for it: edit both.
+    """
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, padding=1)

@@ -58,7 +58,10 @@ class UNetConfig:
 
 
 class Attention(nn.Module):
-    """Attention of `dim` wide queries to keys and values made from vectors `context_dim` wide."""
+    """Attention of `dim` wide queries to keys and values made from vectors `context_dim` wide.
+
+    To a short prompt, on a CPU, `remembered.Folded` stands in for it: edit both.
+    """
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
@@ -74,7 +77,10 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU (Shazeer 2020): one half of the projection gates the other, through the exact GELU."""
+    """GEGLU (Shazeer 2020): one half of the projection gates the other, through the exact GELU.
+
+    On a CPU `onednn.FeedForward` stands in for it: edit both.
+    """
 
     def __init__(self, dim: int):
         super().__init__()

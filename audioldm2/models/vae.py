@@ -132,7 +132,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent to log-mel spectrogram; its levels run from coarse to fine."""
+    """Latent to log-mel spectrogram; its levels run from coarse to fine.
+
+    A sound over 10.24 s is decoded by `pieces`, which does piece by piece what its blocks do: edit both.
+    """
 
     def __init__(self, config: VAEConfig):
         super().__init__()

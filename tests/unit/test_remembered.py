@@ -10,28 +10,29 @@ import torch
 from torch import nn
 
 import audioldm2
-from audioldm2 import pipeline, remembered
+from audioldm2 import onednn, pipeline, remembered
+from audioldm2.models import unet as unet_file
 from audioldm2.models.unet import Attention
 from audioldm2.remembered import Folded, Remembered, remembering
 
 REQUEST = dict(audio_length_in_s=0.64, num_inference_steps=5)
 
 
-class Counting(nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.runs += 1
-        return super().forward(x)
-
-
 @pytest.fixture
-def counted(tiny_folder) -> tuple[audioldm2.AudioLDM2, Callable[[], dict[str, int]]]:
+def counted(tiny_folder, monkeypatch) -> tuple[audioldm2.AudioLDM2, Callable[[], dict[str, int]]]:
     """A model, and how often each of its denoiser's key and value layers has run."""
     model = audioldm2.load(tiny_folder, device="cpu", dtype="float32")
     with model.networks.running("unet") as unet:
-        layers = {name: each for name, each in unet.named_modules() if name.endswith((".key", ".value"))}
-    for layer in layers.values():
-        layer.__class__, layer.runs = Counting, 0
-    return model, lambda: {name: layer.runs for name, layer in layers.items()}
+        names = {each: name for name, each in unet.named_modules() if name.endswith((".key", ".value"))}
+    runs, usual = dict.fromkeys(names.values(), 0), onednn.Linear.forward
+
+    def forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        if layer in names:
+            runs[names[layer]] += 1
+        return usual(layer, x)
+
+    monkeypatch.setattr(onednn.Linear, "forward", forward)
+    return model, lambda: dict(runs)
 
 
 def hears_the_prompt(name: str) -> bool:
@@ -183,6 +184,42 @@ def test_an_attention_with_a_forward_of_its_own_keeps_it(tiny_folder):
     for requests in (1, 2):
         model.generate("a dog barks", **REQUEST)
         assert len(seen) == 5 * requests
+
+
+def of_their_own(self, x: torch.Tensor, *_) -> torch.Tensor:
+    return 0 * x
+
+
+@pytest.mark.parametrize("name", ["Attention", "FeedForward"])
+@pytest.mark.parametrize("how", ["the class", "a subclass", "another in its place"])
+def test_a_changed_class_is_heard(name: str, how: str, tiny_folder, monkeypatch):
+    """Also where a twin stands in for it; here all of a kind make nothing."""
+    monkeypatch.setattr(remembered, "LONGEST", 1000)
+    model, kind = audioldm2.load(tiny_folder, device="cpu", dtype="float32"), getattr(unet_file, name)
+    with model.networks.running("unet") as unet:
+        places = [
+            (each, attribute)
+            for each in unet.modules()
+            for attribute, child in each.named_children()
+            if isinstance(child, kind)
+        ]
+    if how == "the class":
+        monkeypatch.setattr(kind, "forward", of_their_own)
+    for place, attribute in places:
+        layer = getattr(place, attribute)
+        if how == "a subclass":
+            layer.__class__ = type("Changed", (type(layer),), {"forward": of_their_own})
+        elif how == "another in its place":
+            setattr(place, attribute, type("Another", (nn.Module,), {"forward": of_their_own})())
+    found = model.generate("a dog barks", **REQUEST).latents
+    silent = audioldm2.load(tiny_folder, device="cpu", dtype="float32")
+    with silent.networks.running("unet") as unet:
+        for module in unet.modules():
+            if isinstance(module, kind):
+                module.out.weight.zero_(), module.out.bias.zero_()
+    monkeypatch.undo()
+    expected = silent.generate("a dog barks", **REQUEST).latents
+    assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_weights_written_to_between_steps_are_heard(tiny_folder, monkeypatch):
