@@ -8,13 +8,14 @@ filled up to whole multiples of 32 tokens, with what the mask hides.
 What a captured graph has made lies in the graph's own memory, where its next run writes too; so it is copied
 out. Nothing in these networks may depend on values of tensors, or a graph would be wrong: `fullgraph` makes
 PyTorch refuse. Nor may anything about them change between calls, or they are compiled anew: see `remembered`.
+Hooks are heard if they are there before the first sound: PyTorch does not look for later ones.
 What PyTorch cannot compile, for want of a C++ compiler or for having compiled too many kinds of request, runs
 as written.
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,14 +47,27 @@ PARTS = {
 class Compiled:
     """A method of a network, compiled at its first call."""
 
-    def __init__(
-        self, function: Callable[..., Tensor], name: str, device: torch.device, any_length: bool, backend: str
-    ):
-        graphs = "reduce-overhead" if device.type == "cuda" and backend == "inductor" else None
-        dynamic = True if any_length else None  # None: for any from the second length on
-        self.name, self.as_written, self.warned = name, function, False
-        self.run = torch.compile(function, fullgraph=True, dynamic=dynamic, mode=graphs, backend=backend)
+    def __init__(self, module: nn.Module, part: Part, name: str, device: torch.device, backend: str):
+        self.module, self.part, self.name, self.device, self.backend = module, part, name, device, backend
+        self.warned = False
+        self._begin()
+
+    def _begin(self) -> None:
+        graphs = "reduce-overhead" if self.device.type == "cuda" and self.backend == "inductor" else None
+        dynamic = True if self.part.any_length else None  # None: for any from the second length on
+        self.as_written = getattr(type(self.module), self.part.method).__get__(self.module)
+        self.run = torch.compile(
+            self.as_written, fullgraph=True, dynamic=dynamic, mode=graphs, backend=self.backend
+        )
         self.has_run = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to this very network: a copy compiles anew."""
+        return {key: value for key, value in vars(self).items() if key not in ("as_written", "run")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     def __call__(self, *given: Tensor, **named: Tensor) -> Tensor:
         named |= _few_lengths(**named)
@@ -85,8 +99,7 @@ def compiled(network: nn.Module, name: str, device: torch.device, backend: str =
     part = PARTS.get(name)
     if part is not None and (device.type != "cpu" or part.on_cpu):
         module = network.get_submodule(part.module)
-        method = getattr(module, part.method)
-        setattr(module, part.method, Compiled(method, name, device, part.any_length, backend))
+        setattr(module, part.method, Compiled(module, part, name, device, backend))
     return network
 
 

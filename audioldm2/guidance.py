@@ -36,7 +36,8 @@ def guided(
     lo, hi = interval or (0.0, float("inf"))
 
     def predict(x: Tensor, t: float, seen: Conditioning) -> Tensor:
-        time = torch.full((), t, device=x.device)  # without waiting for the device, as a copy would
+        # Without waiting for the device, as a copy would.
+        time = torch.full((), t, dtype=torch.float32, device=x.device)
         return unet(x.to(dtype), time, **seen.tensors).float()
 
     def denoiser(x: Tensor, t: float) -> Tensor:

@@ -40,7 +40,7 @@ def load(
     offload:  keep on the device only the network that is running; the others wait in the computer's memory.
     low_memory: read each network from disk for its stage and let it go after.
     compile:  compile the UNet at its first call; on a GPU, GPT-2, the VAE's decoder and the vocoder too, on
-              CUDA as graphs. For many sounds: the first takes longer.
+              CUDA as graphs. For many sounds: the first takes longer. Later hooks on modules are not heard.
 
     Raises ValueError for a wrong argument, WeightsError for a checkpoint that cannot be found or loaded.
     """

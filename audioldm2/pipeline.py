@@ -23,7 +23,7 @@ from audioldm2.guidance import guided
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.pieces import decode_in_pieces, vocode_in_pieces
 from audioldm2.remembered import remembering
-from audioldm2.request import Request, SoundShape, check_denoising, check_noise, negatives, texts
+from audioldm2.request import Request, SoundShape, check_denoising, check_noise, negatives, texts, whole
 from audioldm2.residence import Networks
 from audioldm2.result import Result
 from audioldm2.samplers import SAMPLERS, Generators, NoiseSchedule
@@ -151,7 +151,9 @@ class AudioLDM2:
         noise = request.latents
         if noise is None:
             shape = self.sound.latents(1, request.latent_frames)
-            noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+            noise = torch.cat(  # the same whatever PyTorch's default device and dtype
+                [torch.randn(shape, generator=g, device="cpu", dtype=torch.float32) for g in generators]
+            )
 
         denoised = []
         for first in range(0, len(noise), at_once):
@@ -241,7 +243,7 @@ class AudioLDM2:
                 denoiser,
                 latents.to(self.device, torch.float32),
                 self.schedule,
-                num_inference_steps,
+                int(num_inference_steps),
                 eta=eta,
                 karras=karras,
                 generator=generator,
@@ -267,16 +269,20 @@ class AudioLDM2:
         (default: the model's own). Clips over 10 s are heard whole, in windows (see `ranking`).
         """
         self._check_hearing()
+        if audio.ndim not in (1, 2) or not audio.is_floating_point() or not audio.numel():
+            raise ValueError(
+                f"audio is {audio.dtype} {tuple(audio.shape)}; it has to be floats in [-1, 1], (samples,) or "
+                "(sounds, samples), with one sample or more."
+            )
         audio = audio[None] if audio.ndim == 1 else audio
+        rate = self.sample_rate if sample_rate is None else whole("sample_rate", sample_rate, 1)
         wanted = texts("text", text)
         if len(wanted) not in (1, len(audio)):
             raise ValueError(
                 f"text has {len(wanted)} entries for {len(audio)} sounds; give one for each, or one for all."
             )
         wanted = wanted * len(audio) if len(wanted) == 1 else wanted
-        return ranking.score(
-            self.networks, self.clap_tokenizer, self.hearing, wanted, audio, sample_rate or self.sample_rate
-        )
+        return ranking.score(self.networks, self.clap_tokenizer, self.hearing, wanted, audio, rate)
 
     def _check_widths(self, conditioning: Conditioning) -> None:
         """Conditioning may come from a file, and so from another model."""
@@ -284,13 +290,14 @@ class AudioLDM2:
         wanted = {"clap_vector": config.film_dim}
         wanted |= {"gpt2_context": config.gpt2_dim} if GPT2 in config.roles else {}
         wanted |= {"t5_context": config.t5_dim} if T5 in config.roles else {}
-        given = {name: each.shape[-1] for name, each in conditioning.tensors.items() if name != "t5_mask"}
-        for name, width in wanted.items():
-            if width and given.get(name) != width:
-                raise ValueError(
-                    f"conditioning has {_widths(given)}; this model needs {_widths(wanted)}. "
-                    "Make it with this model's encode_prompt."
-                )
+        for part in filter(None, (conditioning, conditioning.negative)):
+            given = {name: each.shape[-1] for name, each in part.tensors.items() if name != "t5_mask"}
+            for name, width in wanted.items():
+                if width and given.get(name) != width:
+                    raise ValueError(
+                        f"conditioning has {_widths(given)}; this model needs {_widths(wanted)}. "
+                        "Make it with this model's encode_prompt."
+                    )
 
     def _check_hearing(self) -> None:
         absent = {"clap_text", "clap_audio"} - self.networks.configs.keys()

@@ -278,6 +278,8 @@ def check_noise(latents: Any, shape: SoundShape, rows: int) -> None:
         raise ValueError(
             f"latents has shape {tuple(latents.shape)}; this model's are (batch, {channels}, time, {mel})."
         )
+    if rows < 1:
+        raise ValueError("conditioning has no rows; it has to have one for each prompt.")
     if latents.shape[0] < 1 or latents.shape[0] % rows:
         raise ValueError(
             f"latents has {latents.shape[0]} rows; a conditioning of {rows} needs a multiple of {rows}."

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -104,6 +106,51 @@ def test_the_noise_of_a_seed_is_an_ordinary_draw_on_the_cpu(tiny_model):
         tiny_model.generate("dog", latents=noise, num_inference_steps=3).audio,
         tiny_model.generate("dog", seed=4, **QUICK).audio,
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_seed_means_the_same_under_another_default_dtype(tiny_model, dtype):
+    request = dict(audio_length_in_s=0.64, num_inference_steps=2, seed=5)
+    expected = tiny_model.generate("a dog barks", **request)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = tiny_model.generate("a dog barks", **request)
+    finally:
+        torch.set_default_dtype(usual)
+    assert (found.latents - expected.latents).norm() < 1e-3 * expected.latents.norm()
+
+
+def test_the_stages_take_numbers_of_numpy(tiny_model):
+    told, noise = tiny_model.encode_prompt("a dog barks"), torch.randn(tiny_model.sound.latents(1, 16))
+    assert torch.equal(
+        tiny_model.denoise(told, noise, num_inference_steps=np.int64(2)),
+        tiny_model.denoise(told, noise, num_inference_steps=2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda model, told, z: model.denoise(told[:0], z), "conditioning has no rows"),
+        (
+            lambda model, told, z: model.denoise(replace(told, negative=narrow(told.negative)), z),
+            "this model needs",
+        ),
+        (lambda model, told, z: model.score("rain", torch.zeros(9000), sample_rate=0), "sample_rate is 0"),
+        (lambda model, told, z: model.score("rain", torch.zeros(9000, dtype=torch.int16)), "floats in"),
+        (lambda model, told, z: model.score("rain", torch.zeros(0, 9000)), "with one sample or more"),
+        (lambda model, told, z: model.score("rain", torch.zeros(1, 1, 9000)), r"\(sounds, samples\)"),
+    ],
+)
+def test_the_stages_name_what_is_wrong(tiny_model, ask, words):
+    told = tiny_model.encode_prompt("a dog barks")
+    with pytest.raises(ValueError, match=words):
+        ask(tiny_model, told, torch.randn(tiny_model.sound.latents(1, 16)))
+
+
+def narrow(told: audioldm2.Conditioning) -> audioldm2.Conditioning:
+    return replace(told, t5_context=told.t5_context[..., :-1])
 
 
 def test_a_conditioning_can_be_saved_and_passed_back(tiny_model, tmp_path):

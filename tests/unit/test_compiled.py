@@ -1,11 +1,14 @@
 """Compiled networks: the same sounds, whole graphs, and nothing in the loop that waits for the device."""
 
+import copy
+import pickle
 import warnings
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import audioldm2
@@ -63,8 +66,21 @@ def test_sounds_are_those_as_written_and_each_kind_of_request_is_compiled_once(b
     assert compilations("wind", guidance_interval=(0.5, 3.0)) == 0  # with the prompt alone and with both
 
 
-def layer(backend, name: str = "unet") -> Compiled:
-    return Compiled(torch.nn.Linear(4, 3), name, CPU, any_length=False, backend=backend)
+def layer(backend) -> Compiled:
+    return Compiled(torch.nn.Linear(4, 3), compiled.Part(), "unet", CPU, backend)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_its_own_weights(copied):
+    original = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    x = torch.ones(2, 4)
+    original[0].forward = Compiled(original[0], compiled.Part(), "unet", CPU, "eager")
+    expected = original(x)
+    other = copied(original)
+    assert torch.equal(other(x), expected)
+    other[0].bias.zero_()
+    assert torch.equal(other(x), F.linear(x, original[0].weight)) and torch.equal(original(x), expected)
 
 
 @torch.no_grad()
@@ -111,10 +127,8 @@ def test_wrong_inputs_raise_what_they_raise_as_written():
 @pytest.mark.parametrize(("tokens", "filled"), [(1, 32), (32, 32), (33, 64), (128, 128)])
 def test_prompts_are_filled_up_to_few_lengths_that_are_not_seen(tokens: int, filled: int):
     seen = {}
-    unet = Compiled(
-        lambda x, **named: seen.update(named) or x, "unet", CPU, any_length=False, backend="eager"
-    )
-    unet.run = unet.as_written
+    unet = layer("eager")
+    unet.run = lambda x, **named: seen.update(named) or x
     context, mask = torch.randn(2, tokens, 3), torch.ones(2, tokens, dtype=torch.bool)
     unet(torch.zeros(1), gpt2_context=context, t5_context=context, t5_mask=mask)
     assert seen["gpt2_context"] is context
