@@ -36,7 +36,8 @@ TOLERANCE_GATED = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # of the product 
 
 LARGE_MAP = 16_000_000  # bytes of a doubled map from which it is worth giving memory back: 3 ms
 
-# What classes here stand in for, as written. Who changes one gets the change: then that one runs.
+# What classes here (and, for attention, `remembered.Folded`) stand in for, as written. One that has been
+# changed while Python runs is heard: then it runs itself.
 AS_WRITTEN = {
     stood_for: stood_for.forward
     for stood_for in (unet.Attention, unet.FeedForward, hifigan.Upsampling, layers.UpsamplingConv)
