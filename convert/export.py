@@ -106,7 +106,7 @@ def write_diffusers(
                 "clip_sample": False,
             },
         )
-        heard = {theirs: getattr(hearing, ours) for ours, theirs, _ in CLAP_MEL}
+        heard = {theirs: getattr(hearing, ours) for ours, theirs, *_ in CLAP_MEL}
         _write_json(
             draft / "feature_extractor" / "preprocessor_config.json",
             {"feature_extractor_type": "ClapFeatureExtractor", "processor_class": "ClapProcessor", **heard}
