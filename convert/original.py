@@ -11,6 +11,8 @@ Traps
 - Heads, group counts, the vocoder's rates and the schedule's kind leave no trace in shapes: the published
   ones stand in, and a config file may say otherwise.
 - The vocoder's tensors lie below the autoencoder's.
+
+The file is long because all that such a file may hold is told in one place.
 """
 
 from __future__ import annotations
