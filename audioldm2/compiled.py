@@ -14,6 +14,7 @@ as written.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +33,24 @@ class Part:
     method: str = "forward"
     any_length: bool = False  # from the first length on: nearly every call has another
     on_cpu: bool = False  # there too
+    prepare: Callable[..., dict[str, Any]] = dict  # of what it is given by name
+
+
+def few_lengths(
+    t5_context: Tensor | None = None, t5_mask: Tensor | None = None, **others: Any
+) -> dict[str, Any]:
+    """What the denoiser is given; of T5, (batch, seq, t5_dim) and (batch, seq), with seq filled up."""
+    if t5_context is not None and t5_mask is not None:
+        more = -t5_mask.shape[1] % WHOLE
+        t5_context, t5_mask = F.pad(t5_context, (0, 0, 0, more)), F.pad(t5_mask, (0, more))
+    return {"t5_context": t5_context, "t5_mask": t5_mask, **others}
 
 
 # On a CPU, GPT-2 takes minutes to compile and then 0.3 s in place of 0.35; the decoder takes as long as
 # before, and the vocoder longer, without what `onednn` makes of its convolutions.
 PARTS = {
     "gpt2": Part(method="generate", any_length=True),  # its eight steps as one graph
-    "unet": Part(on_cpu=True),
+    "unet": Part(on_cpu=True, prepare=few_lengths),
     "vae": Part(module="decoder"),
     "hifigan": Part(),
 }
@@ -70,7 +82,7 @@ class Compiled:
         self._begin()
 
     def __call__(self, *given: Tensor, **named: Tensor) -> Tensor:
-        named |= _few_lengths(**named)
+        named = self.part.prepare(**named)
         torch.compiler.cudagraph_mark_step_begin()
         try:
             made = self.run(*given, **named).clone()
@@ -101,13 +113,3 @@ def compiled(network: nn.Module, name: str, device: torch.device, backend: str =
         module = network.get_submodule(part.module)
         setattr(module, part.method, Compiled(module, part, name, device, backend))
     return network
-
-
-def _few_lengths(
-    t5_context: Tensor | None = None, t5_mask: Tensor | None = None, **_: Tensor | None
-) -> dict[str, Tensor]:
-    """What the denoiser is given of T5, (batch, seq, t5_dim) and (batch, seq), with seq filled up."""
-    if t5_context is None or t5_mask is None:
-        return {}
-    more = -t5_mask.shape[1] % WHOLE
-    return {"t5_context": F.pad(t5_context, (0, 0, 0, more)), "t5_mask": F.pad(t5_mask, (0, more))}

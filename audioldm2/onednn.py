@@ -140,7 +140,7 @@ def sums_of_taps(weight: Tensor) -> Tensor:
 
 
 def is_as_written(stood_for: type[nn.Module]) -> bool:
-    """Whether the class computes what it did when this module was imported."""
+    """Whether the class, and the attention that they may call, are what they were when this was imported."""
     return stood_for.forward is AS_WRITTEN[stood_for] and unet.attention is layers.attention
 
 

@@ -111,14 +111,21 @@ class _PromptTokenizer:
     def _most(cls, config: Path, max_length: int) -> int:
         """How many tokens to read: `max_length`, or fewer where tokenizer_config.json says so."""
         settings = _read_json(config)
-        with _reading(config, f"that of a tokenizer which {cls.__name__} can stand for"):
-            for side in ("padding_side", "truncation_side"):
-                if settings.get(side, "right") != "right":
-                    raise ValueError(f"{side} is {settings[side]!r}, and only 'right' is supported")
-            most = settings.get("model_max_length")
-            if most is not None and not most > len(cls.before) + len(cls.after):
-                raise ValueError(f"model_max_length={most} leaves no room beside the special tokens")
-            return max_length if most is None else int(min(max_length, most))
+        for side in ("padding_side", "truncation_side"):
+            if settings.get(side, "right") != "right":
+                raise WeightsError(
+                    f"{config} says {side} = {settings[side]!r}; only 'right' is supported. This is another "
+                    "tokenizer than AudioLDM 2's."
+                )
+        most, least = settings.get("model_max_length"), len(cls.before) + len(cls.after) + 1
+        if most is None:
+            return max_length
+        if isinstance(most, bool) or not isinstance(most, (int, float)) or not most >= least:
+            raise WeightsError(
+                f"{config} says model_max_length = {most!r:.80}; it has to be a number from {least} on, for "
+                "the special tokens have to fit."
+            )
+        return int(min(max_length, most))
 
     @classmethod
     def _check(cls, splitter: Tokenizer) -> None:

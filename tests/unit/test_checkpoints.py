@@ -847,10 +847,10 @@ def test_a_tokenizer_reads_as_many_tokens_as_its_file_says_and_no_more_than_publ
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("padding_side", "left", "padding_side is 'left', and only 'right' is supported"),
-        ("truncation_side", "left", "truncation_side is 'left', and only 'right' is supported"),
-        ("model_max_length", 1, "model_max_length=1 leaves no room"),
-        ("model_max_length", "many", "tokenizer_config.json"),
+        ("padding_side", "left", "padding_side = 'left'; only 'right' is supported"),
+        ("truncation_side", "left", "truncation_side = 'left'; only 'right' is supported"),
+        ("model_max_length", 0, "model_max_length = 0; it has to be a number from"),
+        ("model_max_length", "many", "model_max_length = 'many'; it has to be a number from"),
     ],
 )
 def test_a_tokenizer_that_cuts_or_pads_otherwise_is_refused(diffusers, folder, field, value, words):

@@ -67,7 +67,7 @@ def test_sounds_are_those_as_written_and_each_kind_of_request_is_compiled_once(b
 
 
 def layer(backend) -> Compiled:
-    return Compiled(torch.nn.Linear(4, 3), compiled.Part(), "unet", CPU, backend)
+    return Compiled(torch.nn.Linear(4, 3), compiled.PARTS["unet"], "unet", CPU, backend)
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def layer(backend) -> Compiled:
 def test_a_copy_has_its_own_weights(copied):
     original = torch.nn.Sequential(torch.nn.Linear(4, 3))
     x = torch.ones(2, 4)
-    original[0].forward = Compiled(original[0], compiled.Part(), "unet", CPU, "eager")
+    original[0].forward = Compiled(original[0], compiled.PARTS["unet"], "unet", CPU, "eager")
     expected = original(x)
     other = copied(original)
     assert torch.equal(other(x), expected)

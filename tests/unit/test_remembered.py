@@ -228,6 +228,17 @@ def test_a_changed_class_is_heard(name: str, how: str, tiny_folder, monkeypatch)
     assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
+def test_another_attention_function_sees_every_call(tiny_folder, monkeypatch):
+    """As those do who record attention maps; here none is folded past it."""
+    monkeypatch.setattr(remembered, "LONGEST", 1000)
+    model, usual, calls = audioldm2.load(tiny_folder, device="cpu", dtype="float32"), unet_file.attention, []
+    with model.networks.running("unet") as unet:
+        attentions = sum(isinstance(module, Attention) for module in unet.modules())
+    monkeypatch.setattr(unet_file, "attention", lambda *given, **how: calls.append(1) or usual(*given, **how))
+    model.generate("a dog barks", **REQUEST)
+    assert len(calls) == 5 * attentions
+
+
 def test_weights_written_to_between_steps_are_heard(tiny_folder, monkeypatch):
     monkeypatch.setattr(remembered, "LONGEST", 1000)
 
