@@ -66,8 +66,9 @@ def test_sounds_are_those_as_written_and_each_kind_of_request_is_compiled_once(b
     assert compilations("wind", guidance_interval=(0.5, 3.0)) == 0  # with the prompt alone and with both
 
 
-def layer(backend) -> Compiled:
-    return Compiled(torch.nn.Linear(4, 3), compiled.PARTS["unet"], "unet", CPU, backend)
+def layer(backend, name: str = "hifigan") -> Compiled:
+    """A linear layer, compiled as the network of a name would be."""
+    return Compiled(torch.nn.Linear(4, 3), compiled.PARTS[name], name, CPU, backend)
 
 
 @torch.no_grad()
@@ -75,7 +76,7 @@ def layer(backend) -> Compiled:
 def test_a_copy_has_its_own_weights(copied):
     original = torch.nn.Sequential(torch.nn.Linear(4, 3))
     x = torch.ones(2, 4)
-    original[0].forward = Compiled(original[0], compiled.PARTS["unet"], "unet", CPU, "eager")
+    original[0].forward = Compiled(original[0], compiled.PARTS["hifigan"], "hifigan", CPU, "eager")
     expected = original(x)
     other = copied(original)
     assert torch.equal(other(x), expected)
@@ -93,7 +94,7 @@ def test_what_cannot_be_compiled_runs_as_written_and_says_so_once():
 
     double, x = layer(without_a_compiler), torch.ones(2, 4)
     with pytest.warns(
-        RuntimeWarning, match=r"'unet' could not be compiled.*runs as written.*no C\+\+"
+        RuntimeWarning, match=r"'hifigan' could not be compiled.*runs as written.*no C\+\+"
     ) as told:
         made = [double(x) for _ in range(3)]
     assert len(told) == len(tried) == 1
@@ -127,7 +128,7 @@ def test_wrong_inputs_raise_what_they_raise_as_written():
 @pytest.mark.parametrize(("tokens", "filled"), [(1, 32), (32, 32), (33, 64), (128, 128)])
 def test_prompts_are_filled_up_to_few_lengths_that_are_not_seen(tokens: int, filled: int):
     seen = {}
-    unet = layer("eager")
+    unet = layer("eager", "unet")
     unet.run = lambda x, **named: seen.update(named) or x
     context, mask = torch.randn(2, tokens, 3), torch.ones(2, tokens, dtype=torch.bool)
     unet(torch.zeros(1), gpt2_context=context, t5_context=context, t5_mask=mask)
