@@ -7,6 +7,15 @@ of the time. oneDNN also gates the denoiser's feed-forward layers while it multi
 done before a result leaves the cache. These operators are internal to PyTorch, so each is tried once against
 the public ones, and left alone where it is absent or differs.
 
+Attention of many tokens. PyTorch's kernel takes its products from MKL too, and at 512 tokens and more two
+products of oneDNN a head and a softmax between them take 0.5 to 0.85 of its time. They are in float32, in
+bfloat16 networks as well: there, large scores would be rounded by several percent. Processors with AMX keep
+PyTorch's kernel where heads are narrow, for it has AMX's products in bfloat16, and MKL is fast on them.
+
+Convolutions of narrow maps. At the denoiser's coarsest level maps are 2 wide, which leaves oneDNN's blocks
+mostly empty; as one product of all patches they take 0.25 to 0.4 of the time. In bfloat16 alone: it needs
+weights with channels innermost, and those of float32 stay as they are in their file.
+
 Convolutions over time. They are faster with channels innermost in memory, by a quarter in float32 and up to
 five times in bfloat16. PyTorch has that layout for images only, so they run over an image one row high.
 
@@ -28,19 +37,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import memory
-from audioldm2.models import hifigan, layers, unet
+from audioldm2.models import hifigan, layers, unet, vae
 from audioldm2.models.layers import doubled
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of one product, where an operator is tried
 TOLERANCE_GATED = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # of the product of two, one through GELU
 
+MANY = 512  # keys, from which attention by two products of oneDNN is the faster one
+WIDE = 128  # heads, for which it is on processors with AMX too
+SCORES = 2**20  # of a head at once: 4 MB, which stay in the cache from one product to the next
+NARROW = 2  # maps, of which a convolution is a product of patches
+
 LARGE_MAP = 16_000_000  # bytes of a doubled map from which it is worth giving memory back: 3 ms
 
-# What classes here (and, for attention, `remembered.Folded`) stand in for, as written. One that has been
-# changed while Python runs is heard: then it runs itself.
+# What classes here (and, for attention to prompts, `remembered.Folded`) stand in for, as written. One that
+# has been changed while Python runs is heard: then it runs itself.
 AS_WRITTEN = {
     stood_for: stood_for.forward
-    for stood_for in (unet.Attention, unet.FeedForward, hifigan.Upsampling, layers.UpsamplingConv)
+    for stood_for in (
+        unet.Attention,
+        unet.FeedForward,
+        vae.SelfAttention,
+        hifigan.Upsampling,
+        layers.UpsamplingConv,
+    )
 }
 
 
@@ -69,6 +89,76 @@ class FeedForward(unet.FeedForward):
         value, gate = layer.weight.chunk(2)
         value_bias, gate_bias = layer.bias.chunk(2)
         return self.out(_gated(x, value, value_bias, gate, gate_bias))
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """`layers.attention` without a mask, a head at a time: softmax of one product of oneDNN, and another.
+
+    query: (batch, queries, dim); key and value: (batch, keys, dim). Returns (batch, queries, dim).
+    """
+    queries, keys = query.shape[1], key.shape[1]
+    # (batch * heads, seq, head_dim) and, of values, (batch * heads, head_dim, keys): each head's in one
+    # piece, without which oneDNN takes several hundred times as long.
+    query, key, value = (x.unflatten(2, (heads, -1)).float() for x in (query, key, value))
+    q = (query * query.shape[-1] ** -0.5).transpose(1, 2).flatten(0, 1).contiguous()
+    k = key.transpose(1, 2).flatten(0, 1).contiguous()
+    v = value.permute(0, 2, 3, 1).flatten(0, 1).contiguous()
+    mixed, rows = torch.empty_like(q), max(SCORES // keys, 128)
+    for head in range(len(q)):
+        for start in range(0, queries, rows):
+            block = slice(start, start + rows)
+            scores = _linear(q[head, block], k[head], None)  # (queries of the block, keys)
+            mixed[head, block] = _linear(scores.softmax(dim=-1), v[head], None)
+    return mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+
+
+class Attention(unet.Attention):
+    """The denoiser's attention, by products of oneDNN where that is the faster way."""
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        if (
+            mask is not None
+            or not is_as_written(unet.Attention)
+            or not _by_products(x, self.query.weight, context.shape[1], x.shape[2] // self.heads)
+        ):
+            return super().forward(x, context, mask)
+        mixed = attention(self.query(x), self.key(context), self.value(context), self.heads)
+        return self.out(mixed.to(x.dtype))
+
+
+class SelfAttention(vae.SelfAttention):
+    """The VAE's attention, so too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions, channels = x.shape[2] * x.shape[3], x.shape[1]
+        if not (is_as_written(vae.SelfAttention) and _by_products(x, self.query.weight, positions, channels)):
+            return super().forward(x)
+        seq = self.norm(x).flatten(2).transpose(1, 2)  # (batch, time * mel, channels)
+        seq = self.out(attention(self.query(seq), self.key(seq), self.value(seq), heads=1).to(x.dtype))
+        return x + seq.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution over an image; of a narrow one, as a product of all its patches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (
+            x.shape[-1] > NARROW
+            or x.dtype != torch.bfloat16
+            or not (_alone(x, self.weight) and is_here(x.dtype) and self._keeps_size())
+            or not self.weight.is_contiguous(memory_format=torch.channels_last)
+        ):
+            return super().forward(x)
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (batch, time + 2, mel + 2, channels_in)
+        patches = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # (batch, time, mel, channels_in, 3, 3)
+        patches = patches.movedim(3, 5).flatten(3)  # (batch, time, mel, 9 * channels_in)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (channels_out, 9 * channels_in), as in memory
+        return _linear(patches, weight, self.bias).permute(0, 3, 1, 2)
+
+    def _keeps_size(self) -> bool:
+        """Whether it is a plain convolution of 3 x 3 that makes a map of the same size."""
+        ones = self.stride == self.padding == self.dilation == (1, 1)
+        return ones and self.kernel_size == (3, 3) and self.groups == 1 and self.padding_mode == "zeros"
 
 
 class Conv1d(nn.Conv1d):
@@ -141,7 +231,8 @@ def sums_of_taps(weight: Tensor) -> Tensor:
 
 def is_as_written(stood_for: type[nn.Module]) -> bool:
     """Whether the class, and the attention that they may call, are what they were when this was imported."""
-    return stood_for.forward is AS_WRITTEN[stood_for] and unet.attention is layers.attention
+    called = unet.attention is vae.attention is layers.attention
+    return called and stood_for.forward is AS_WRITTEN[stood_for]
 
 
 def is_plain(layer: nn.Module, but: type | None = None) -> bool:
@@ -166,6 +257,25 @@ def _alone(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _by_products(x: Tensor, weight: Tensor, keys: int, head_dim: int) -> bool:
+    """Whether `attention` is allowed, and faster than PyTorch's kernel, for what a layer makes of x."""
+    wide = x.dtype == torch.float32 and head_dim >= WIDE
+    return (
+        keys >= MANY
+        and x.dtype in TOLERANCE
+        and _alone(x, weight)
+        and is_here(torch.float32)
+        and (wide or not has_amx())
+    )
+
+
+@lru_cache
+def has_amx() -> bool:
+    """Whether the processor has Intel's matrix units, as far as this PyTorch can tell."""
+    tell = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return tell is not None and tell()
+
+
 def _as_image(x: Tensor, weight: Tensor) -> bool:
     """Where a convolution over an image is the faster one; with gradients, it is in bfloat16 only."""
     if x.dtype == torch.bfloat16:
@@ -183,7 +293,10 @@ def channels_innermost(weight: Tensor) -> Tensor:
 def through_onednn(network: nn.Module) -> nn.Module:
     """The same network, whose layers ask oneDNN where this PyTorch can."""
     classes = {
+        unet.Attention: Attention,
         unet.FeedForward: FeedForward,
+        vae.SelfAttention: SelfAttention,
+        nn.Conv2d: Conv2d,
         nn.Conv1d: Conv1d,
         hifigan.Upsampling: Upsampling,
         hifigan.Stage: Stage,

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2 import onednn
 from audioldm2.compiled import Compiled
 from audioldm2.models.unet import GPT2, T5, Attention, Layer
 from audioldm2.onednn import is_as_written, is_plain
@@ -80,7 +81,7 @@ class Folded:
     def _is_as_written(self) -> bool:
         """Whether this is the attention that the products stand for: nothing in it replaced or hooked."""
         own = self.attention
-        known = type(own) is Attention and is_as_written(Attention)
+        known = type(own) in (Attention, onednn.Attention) and is_as_written(Attention)
         return known and all(is_plain(layer, but=Remembered) for layer in own.children())
 
 

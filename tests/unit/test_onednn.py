@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from audioldm2 import onednn
-from audioldm2.models import hifigan, layers
+from audioldm2.models import hifigan, layers, unet, vae
 from audioldm2.models.unet import FeedForward
 
 needs_it = pytest.mark.skipif(
@@ -168,17 +168,164 @@ def test_without_it_gated_layers_compute_as_the_network_file_says(monkeypatch, u
     torch.testing.assert_close(onednn.through_onednn(layer)(x), expected)
 
 
+# Attention --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_products(monkeypatch) -> list:
+    """The inputs of attention by products, which is asked for any number of tokens, on any processor."""
+    inputs, attention = [], onednn.attention
+    monkeypatch.setattr(
+        onednn, "attention", lambda *given, **how: inputs.append(given) or attention(*given, **how)
+    )
+    monkeypatch.setattr(onednn, "MANY", 1)
+    monkeypatch.setattr(onednn, "has_amx", lambda: False)
+    return inputs
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@needs_it
+@torch.no_grad()
+@pytest.mark.parametrize("scores", [2**20, 1], ids=["a head at once", "in blocks"])
+@pytest.mark.parametrize(
+    "batch, queries, keys, heads, dim", [(1, 7, 7, 1, 5), (2, 300, 41, 4, 96), (3, 1, 600, 2, 8)]
+)
+def test_attention_by_products_is_attention(batch, queries, keys, heads, dim, scores, monkeypatch):
+    """And products get their tensors in one piece: slices take oneDNN several hundred times as long."""
+    linear, pieces = onednn._linear, []
+    monkeypatch.setattr(
+        onednn, "_linear", lambda x, weight, _: pieces.extend((x, weight)) or linear(x, weight, None)
+    )
+    monkeypatch.setattr(onednn, "SCORES", scores)
+    given = torch.randn(batch, queries, dim), torch.randn(batch, keys, dim), torch.randn(batch, keys, dim)
+    expected = layers.attention(*(each.double() for each in given), heads)
+    found = onednn.attention(*given, heads)
+    assert found.shape == expected.shape and distance(found, expected) < 2e-6
+    assert pieces and all(each.is_contiguous() for each in pieces)
+
+
+@needs_it
+@torch.no_grad()
+def test_large_scores_are_not_rounded_in_bfloat16():
+    """Where scores are as large as 60, rounding them to bfloat16 would be an error of several percent."""
+    given = [(scale * torch.randn(1, 600, 64)).bfloat16() for scale in (4, 4, 1)]
+    expected = layers.attention(*(each.double() for each in given), heads=2)
+    assert distance(onednn.attention(*given, heads=2), expected) < 1e-5
+
+
+@needs_it
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 2e-6), (torch.bfloat16, 0.01)])
+def test_layers_that_attend_by_products_are_those_of_the_network_files(dtype, near, by_products):
+    self_attention, x = vae.SelfAttention(vae.VAEConfig(norm_groups=2), 8), torch.randn(2, 8, 5, 3)
+    attention, seq = unet.Attention(64, 24, heads=4), (torch.randn(2, 30, 64), torch.randn(2, 9, 24))
+    for layer, given in ((self_attention, (x,)), (attention, seq)):
+        expected = layer.double()(*(each.double() for each in given))
+        found = onednn.through_onednn(layer.to(dtype))(*(each.to(dtype) for each in given))
+        assert found.dtype == dtype and distance(found, expected) < near
+    assert len(by_products) == 2
+
+
+@needs_it
+def test_attention_takes_the_public_way_where_products_are_not_faster_or_not_allowed(
+    by_products, monkeypatch
+):
+    layer = onednn.through_onednn(unet.Attention(64, 64, heads=4))
+    x, mask = torch.randn(2, 30, 64), torch.ones(2, 1, 1, 30, dtype=torch.bool)
+    layer(x, x).sum().backward()
+    assert layer.query.weight.grad is not None
+    with torch.no_grad():
+        layer(x, x, mask)
+        monkeypatch.setattr(onednn, "MANY", 31)
+        layer(x, x)
+        monkeypatch.setattr(onednn, "MANY", 30)
+        monkeypatch.setattr(onednn, "has_amx", lambda: True)  # whose own way is as fast, but with wide heads
+        layer(x, x)
+        assert by_products == []
+        onednn.through_onednn(unet.Attention(256, 64, heads=2))(torch.randn(2, 30, 256), x)
+        assert len(by_products) == 1
+
+
+# Convolutions of narrow maps --------------------------------------------------------------------------------
+
+
+@needs_it_in_bfloat16
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 6, 9, 2), (1, 6, 1, 1), (3, 6, 2, 2)])
+def test_a_convolution_of_a_narrow_map_is_a_product(shape: tuple[int, ...], bias: bool, asked):
+    layer = nn.Conv2d(6, 10, 3, padding=1, bias=bias)
+    layer.weight = nn.Parameter(onednn.channels_innermost(layer.weight.bfloat16()))
+    x = torch.randn(shape, dtype=torch.bfloat16)
+    expected = layer.double()(x.double())
+    narrow = onednn.through_onednn(nn.Sequential(layer.bfloat16()))[0]
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        assert distance(narrow(given), expected) < 0.005
+    assert len(asked) == 2
+    assert narrow(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_it_in_bfloat16
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("stood_for", "made", "x"),
+    "other",
     [
-        (layers.UpsamplingConv, lambda: layers.UpsamplingConv(4), torch.ones(1, 4, 8, 8)),
-        (hifigan.Upsampling, lambda: hifigan.Upsampling(4, 2, 16, stride=5, padding=5), torch.ones(1, 4, 9)),
-        (FeedForward, lambda: FeedForward(8), torch.ones(1, 3, 8)),
+        dict(stride=2),
+        dict(kernel_size=5, padding=2),
+        dict(padding=(2, 1)),
+        dict(groups=2),
+        dict(dilation=2, padding=2),
+        dict(padding_mode="circular"),
+    ],
+    ids=str,
+)
+def test_other_convolutions_take_the_public_way(other: dict, asked):
+    layer = nn.Conv2d(4, 4, **{"kernel_size": 3, "padding": 1, **other}).bfloat16()
+    layer.weight = nn.Parameter(onednn.channels_innermost(layer.weight))
+    x = torch.randn(1, 4, 8, 2, dtype=torch.bfloat16)
+    expected = layer(x)
+    assert torch.equal(onednn.through_onednn(nn.Sequential(layer))[0](x), expected) and asked == []
+
+
+# Whatever stands in -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("stood_for", "made", "given"),
+    [
+        (layers.UpsamplingConv, lambda: layers.UpsamplingConv(4), [torch.ones(1, 4, 8, 8)]),
+        (
+            hifigan.Upsampling,
+            lambda: hifigan.Upsampling(4, 2, 16, stride=5, padding=5),
+            [torch.ones(1, 4, 9)],
+        ),
+        (FeedForward, lambda: FeedForward(8), [torch.ones(1, 3, 8)]),
+        (unet.Attention, lambda: unet.Attention(8, 8, heads=2), [torch.ones(1, 3, 8), torch.ones(1, 3, 8)]),
+        (vae.SelfAttention, lambda: vae.SelfAttention(vae.VAEConfig(), 32), [torch.ones(1, 32, 4, 4)]),
     ],
 )
-def test_a_class_that_was_changed_runs_itself(stood_for, made, x, monkeypatch):
+def test_a_class_that_was_changed_runs_itself(stood_for, made, given, monkeypatch, by_products):
     twin = onednn.through_onednn(made())
-    assert type(twin) is not stood_for and not torch.equal(twin(x), x)
+    assert type(twin) is not stood_for and not torch.equal(twin(*given), given[0])
     monkeypatch.setattr(stood_for, "forward", lambda self, x, *_: x)
-    assert torch.equal(twin(x), x)
+    assert torch.equal(twin(*given), given[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("file", [unet, vae])
+def test_another_attention_function_is_called(file, by_products, monkeypatch):
+    monkeypatch.setattr(file, "attention", lambda query, *_, **__: 0 * query)
+    attention, self_attention = unet.Attention(8, 8, heads=2), vae.SelfAttention(vae.VAEConfig(), 32)
+    onednn.through_onednn(nn.Sequential(attention, self_attention))
+    x, image = torch.randn(1, 3, 8), torch.randn(1, 32, 4, 4)
+    found, silent = (
+        (attention(x, x), attention.out.bias.expand(1, 3, 8))
+        if file is unet
+        else (self_attention(image), image + self_attention.out.bias[:, None, None])
+    )
+    torch.testing.assert_close(found, silent)
+    assert by_products == []
