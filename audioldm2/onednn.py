@@ -108,7 +108,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         for start in range(0, queries, rows):
             block = slice(start, start + rows)
             scores = _linear(q[head, block], k[head], None)  # (queries of the block, keys)
-            mixed[head, block] = _linear(scores.softmax(dim=-1), v[head], None)
+            torch.softmax(scores, dim=-1, out=scores)  # a second 4 MB would come anew from the system
+            mixed[head, block] = _linear(scores, v[head], None)
     return mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
 
 
