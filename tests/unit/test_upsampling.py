@@ -92,6 +92,8 @@ def test_stages_of_the_vocoder_give_back_what_they_freed_unless_they_learn(monke
     assert len(given_back) == 0
     with torch.no_grad():
         vocoder(mel)
+        assert len(given_back) == 2
+        vocoder.bfloat16()(mel.bfloat16())  # smaller holes, not worth the time
     assert len(given_back) == 2
 
 
@@ -124,6 +126,22 @@ def test_a_doubled_map_is_convolved_by_sums_of_taps(shape, innermost: bool, sums
 
 
 @torch.no_grad()
+@pytest.mark.skipif(not onednn.is_here(torch.bfloat16), reason="no oneDNN for bfloat16 here")
+@pytest.mark.parametrize("shape", [(1, 512, 61, 16), (2, 256, 128, 8), (3, 6, 5, 3)])
+def test_a_doubled_map_is_so_in_bfloat16_too_but_by_amx(shape, sums, monkeypatch):
+    monkeypatch.setattr(onednn, "has_amx", lambda: False)
+    layer, x = layers.UpsamplingConv(shape[1]).bfloat16(), torch.randn(shape).bfloat16()
+    expected = layer.double()(x.double())
+    layer = through_onednn(nn.Sequential(layer.bfloat16()))[0]
+    first = layer(x)
+    assert len(sums) == 1 and first.dtype == torch.bfloat16
+    assert (first - expected).norm() < 0.006 * expected.norm()
+    assert all(torch.equal(layer(x), first) for _ in range(5))
+    monkeypatch.setattr(onednn, "has_amx", lambda: True)
+    assert (layer(x) - expected).norm() < 0.006 * expected.norm() and len(sums) == 6
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("size", [(9, 6), (10, 5), (9, 5)])
 def test_odd_sizes_are_resized_to(size: tuple[int, int], sums):
     """A doubled map that lost its last row has its padding there: the sums would see the row."""
@@ -142,7 +160,7 @@ def test_where_sums_do_not_pay_maps_are_doubled(sums):
     layer(torch.randn(1, 32, 30, 20)).sum().backward()
     assert sums == [] and layer.weight.grad is not None
     with torch.no_grad():
-        layer.bfloat16()(torch.randn(1, 32, 30, 20).bfloat16())
+        layer.double()(torch.randn(1, 32, 30, 20).double())
     assert sums == []
 
 
