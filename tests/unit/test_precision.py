@@ -40,7 +40,8 @@ def test_a_system_that_does_not_tell_has_no_bfloat16(tmp_path: Path):
 def test_auto_halves_what_is_not_heard(monkeypatch):
     monkeypatch.setattr(precision, "multiplies_in_bfloat16", lambda: True)
     found = precision.of_networks("auto", CPU, PUBLISHED)
-    assert {name for name, dtype in found.items() if dtype == torch.float32} == set(precision.EXACT)
+    exact = {name for name, dtype in found.items() if dtype == torch.float32}
+    assert exact == {"vae", "hifigan", "clap_audio"}  # what is heard as it is rounded
     assert {found[name] for name in ("unet", "t5", "gpt2", "projection", "clap_text")} == {torch.bfloat16}
     assert found.keys() == PUBLISHED.keys()
 
@@ -74,7 +75,7 @@ def test_a_model_of_two_dtypes_makes_a_sound(monkeypatch, tiny_folder):
     monkeypatch.setattr(precision, "multiplies_in_bfloat16", lambda: True)
     monkeypatch.setattr(precision, "WORTH_HALVING", 0)
     mixed = audioldm2.load(tiny_folder, device="cpu")
-    assert mixed.describe()["dtype"] == "bfloat16, float32 for vae, clap_audio"
+    assert mixed.describe()["dtype"] == "bfloat16, float32 for vae, hifigan, clap_audio"
     request = dict(audio_length_in_s=0.64, num_inference_steps=3, num_waveforms_per_prompt=2)
     ours, theirs = (model.generate("a dog barks", **request) for model in (mixed, exact))
     assert ours.audio.dtype == ours.scores.dtype == torch.float32
