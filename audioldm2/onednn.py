@@ -101,7 +101,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     queries, keys = query.shape[1], key.shape[1]
     # (batch * heads, seq, head_dim), each head's in one piece: slices take oneDNN a thousand times as long.
     q, k, v = (
-        x.float().unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+        x.unflatten(2, (heads, -1)).transpose(1, 2).contiguous().flatten(0, 1).float()
         for x in (query, key, value)
     )
     q = q * q.shape[-1] ** -0.5
@@ -112,7 +112,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
             scores = _linear(q[head, block], k[head], None)  # (queries of the block, keys)
             torch.softmax(scores, dim=-1, out=scores)  # a second 4 MB would come anew from the system
             mixed[head, block] = _linear(scores, v[head].T, None)
-    return mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+    return mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2).to(query.dtype)
 
 
 class Attention(unet.Attention):
@@ -125,8 +125,7 @@ class Attention(unet.Attention):
             or not _by_products(x, self.query.weight, context.shape[1], x.shape[2] // self.heads)
         ):
             return super().forward(x, context, mask)
-        mixed = attention(self.query(x), self.key(context), self.value(context), self.heads)
-        return self.out(mixed.to(x.dtype))
+        return self.out(attention(self.query(x), self.key(context), self.value(context), self.heads))
 
 
 class SelfAttention(vae.SelfAttention):
@@ -137,7 +136,7 @@ class SelfAttention(vae.SelfAttention):
         if not (is_as_written(vae.SelfAttention) and _by_products(x, self.query.weight, positions, channels)):
             return super().forward(x)
         seq = self.norm(x).flatten(2).transpose(1, 2)  # (batch, time * mel, channels)
-        seq = self.out(attention(self.query(seq), self.key(seq), self.value(seq), heads=1).to(x.dtype))
+        seq = self.out(attention(self.query(seq), self.key(seq), self.value(seq), heads=1))
         return x + seq.transpose(1, 2).unflatten(2, x.shape[2:])
 
 

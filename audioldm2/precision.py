@@ -13,10 +13,10 @@ import torch
 
 from audioldm2 import weights
 
-# Networks that stay float32 on a CPU where others are bfloat16. What the decoder rounds is only 32 to 38 dB
-# below the spectrogram, what the vocoder does 36 to 42 dB below the sound, most of it in its last and cheapest
-# stages (scripts/compare_precision.py, two random checkpoints of the published base size). CLAP's scores tell
-# candidates apart that are nearly equal.
+# Networks that stay float32 on a CPU where others are bfloat16. What the VAE's decoder rounds is only 32 to
+# 38 dB below the spectrogram, what the vocoder does 36 to 42 dB below the sound, most of it in its last and
+# cheapest stages (scripts/compare_precision.py, two random checkpoints of the published base size). CLAP's
+# scores tell candidates apart that are nearly equal.
 EXACT = ("vae", "hifigan", "clap_audio")
 # Fewer weights than this in the denoiser: bfloat16 takes as long, because little of the time is arithmetic.
 WORTH_HALVING = 30_000_000

@@ -191,7 +191,8 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 @torch.no_grad()
 @pytest.mark.parametrize("scores", [2**20, 1], ids=["a head at once", "in blocks"])
 @pytest.mark.parametrize(
-    "batch, queries, keys, heads, dim", [(1, 7, 7, 1, 5), (2, 300, 41, 4, 96), (3, 1, 600, 2, 8)]
+    "batch, queries, keys, heads, dim",
+    [(1, 7, 7, 1, 5), (1, 30, 30, 4, 32), (2, 300, 41, 4, 96), (3, 1, 600, 2, 8)],
 )
 def test_attention_by_products_is_attention(batch, queries, keys, heads, dim, scores, monkeypatch):
     """And products get their tensors in one piece: slices take oneDNN several hundred times as long."""
@@ -213,7 +214,7 @@ def test_large_scores_are_not_rounded_in_bfloat16():
     """Where scores are as large as 60, rounding them to bfloat16 would be an error of several percent."""
     given = [(scale * torch.randn(1, 600, 64)).bfloat16() for scale in (4, 4, 1)]
     expected = layers.attention(*(each.double() for each in given), heads=2)
-    assert distance(onednn.attention(*given, heads=2), expected) < 1e-5
+    assert distance(onednn.attention(*given, heads=2), expected.bfloat16()) < 1e-3  # 3e-2 of rounded scores
 
 
 @needs_it
