@@ -4,8 +4,10 @@ Linear layers. In float32 PyTorch gives them to MKL, which uses the vector units
 only in part: 100 GFLOP/s on two cores of an AMD EPYC, where oneDNN, which PyTorch has too and uses for
 convolutions, comes to 230. In bfloat16 PyTorch asks oneDNN itself, but writes the bias beforehand: 10 to 20 %
 of the time. oneDNN also gates the denoiser's feed-forward layers while it multiplies: GELU and product are
-done before a result leaves the cache. These operators are internal to PyTorch, so each is tried once against
-the public ones, and left alone where it is absent or differs.
+done before a result leaves the cache. And it puts a weight into another order at every call, unless it is
+given one in that order: so the denoiser's are kept, in bfloat16, while a request lasts (`remembered`). These
+operators are internal to PyTorch, so each is tried once against the public ones, and left alone where it is
+absent or differs.
 
 Attention of many tokens. PyTorch's kernel takes its products from MKL too, and at 512 tokens and more two
 products of oneDNN a head and a softmax between them take 0.5 to 0.85 of its time. They are in float32, in
@@ -28,7 +30,7 @@ left in the C library's heap are too small: given back there, the peak in float3
 bfloat16 holes are half as large, and getting the memory anew would be a tenth of the vocoder's time.
 
 Results differ by rounding. Who edits the `forward` of a class in AS_WRITTEN edits its twin here too, or
-deletes the twin.
+deletes the twin. The file is long because its classes share one set of rules, of when they may stand in.
 """
 
 from collections.abc import Callable
@@ -73,22 +75,41 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+# Twins with a `pack` multiply by what it makes of their weight, where `packed` is set: to a function that
+# does it once and keeps it, while a request lasts (see `remembered`).
+Packing = Callable[[Tensor], list[Tensor]]
+
+
 class Linear(nn.Linear):
     """An `nn.Linear` that asks oneDNN where it may."""
 
+    packed: Packing | None = None
+
+    @staticmethod
+    def pack(weight: Tensor) -> list[Tensor]:
+        return [_packed(weight)]
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None and _alone(x, self.weight):
+            return _linear(x, *self.packed(self.weight), self.bias)
         return linear(x, self.weight, self.bias)
 
 
 class FeedForward(unet.FeedForward):
     """The denoiser's feed-forward layer, gated by oneDNN where it may."""
 
+    packed: Packing | None = None
+
+    @staticmethod
+    def pack(weight: Tensor) -> list[Tensor]:
+        return [_packed(half) for half in weight.chunk(2)]
+
     def forward(self, x: Tensor) -> Tensor:
         layer = self.value_and_gate
         mirrored = is_as_written(unet.FeedForward) and is_plain(layer)
         if not (mirrored and _alone(x, layer.weight) and gates(x.dtype)):
             return super().forward(x)
-        value, gate = layer.weight.chunk(2)
+        value, gate = layer.weight.chunk(2) if self.packed is None else self.packed(layer.weight)
         value_bias, gate_bias = layer.bias.chunk(2)
         return self.out(_gated(x, value, value_bias, gate, gate_bias))
 
@@ -143,18 +164,25 @@ class SelfAttention(vae.SelfAttention):
 class Conv2d(nn.Conv2d):
     """A convolution over an image; of a narrow one, as a product of all its patches."""
 
+    packed: Packing | None = None
+
+    @staticmethod
+    def pack(weight: Tensor) -> list[Tensor]:
+        return [_packed(patches_to_channels(weight))]
+
     def forward(self, x: Tensor) -> Tensor:
         if (
-            x.shape[-1] > NARROW
+            not _alone(x, self.weight)
+            or x.shape[-1] > NARROW
             or x.dtype != torch.bfloat16
-            or not (_alone(x, self.weight) and is_here(x.dtype) and self._keeps_size())
+            or not (is_here(x.dtype) and self._keeps_size())
             or not self.weight.is_contiguous(memory_format=torch.channels_last)
         ):
             return super().forward(x)
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (batch, time + 2, mel + 2, channels_in)
         patches = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # (batch, time, mel, channels_in, 3, 3)
         patches = patches.movedim(3, 5).flatten(3)  # (batch, time, mel, 9 * channels_in)
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (channels_out, 9 * channels_in), as in memory
+        weight = patches_to_channels(self.weight) if self.packed is None else self.packed(self.weight)[0]
         return _linear(patches, weight, self.bias).permute(0, 3, 1, 2)
 
     def _keeps_size(self) -> bool:
@@ -213,13 +241,18 @@ class UpsamplingConv(layers.UpsamplingConv):
 
 
 class Stage(hifigan.Stage):
-    """A stage of the vocoder that gives back what it has freed."""
+    """A stage of the vocoder that, in float32, gives back what it has freed."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         if x.dtype == torch.float32 and _alone(x, self.upsample.weight):
             memory.give_back()
         return y
+
+
+def patches_to_channels(weight: Tensor) -> Tensor:
+    """A convolution's weight (out, in, 3, 3) as that of a product (out, 9 in); no copy if `in` is innermost."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def sums_of_taps(weight: Tensor) -> Tensor:
@@ -265,9 +298,9 @@ def _by_products(x: Tensor, weight: Tensor, keys: int, head_dim: int) -> bool:
     """Whether `attention` is allowed, and faster than PyTorch's kernel, for what a layer makes of x."""
     wide = x.dtype == torch.float32 and head_dim >= WIDE
     return (
-        keys >= MANY
+        _alone(x, weight)
+        and keys >= MANY
         and x.dtype in TOLERANCE
-        and _alone(x, weight)
         and is_here(torch.float32)
         and (wide or not has_amx())
     )
@@ -321,6 +354,16 @@ def is_here(dtype: torch.dtype) -> bool:
 
 
 @lru_cache
+def packs(dtype: torch.dtype) -> bool:
+    """Whether a packed weight exists here for a dtype, and products with it are those of the weight."""
+
+    def packed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return _linear(x, _packed(weight), bias)
+
+    return _agree(packed, F.linear, TOLERANCE.get(dtype), dtype, (3, 5, 16), (8, 16), (8,))
+
+
+@lru_cache
 def gates(dtype: torch.dtype) -> bool:
     """Whether the operators of a gated layer exist here for a dtype and agree with the public ones."""
 
@@ -355,3 +398,8 @@ def _gated(x: Tensor, value: Tensor, value_bias: Tensor, gate: Tensor, gate_bias
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """A weight (out, in) in the layout that products read, which oneDNN else makes of it at every call."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight)

@@ -1,10 +1,13 @@
-"""What a request computes once: all of the denoiser's attention to the prompts that does not see the sound.
+"""What a request computes once: the denoiser's attention to prompts, as far as it does not see the sound.
 
 Prompts are the same at every step. Their keys and values are kept beside the very tensors that they were made
 of, context and weights, so whatever else is asked is computed. Where prompts are short and heads are few,
 this goes further on a CPU: with the keys k of a prompt, (x Wqᵀ) kᵀ = x (k Wq)ᵀ, and with its values v, (w v)
 Woᵀ = w (v Woᵀ), head by head. What is in brackets on the right is made once; then a step has two small
 products in place of two projections, and takes 2 to 5 % less time. Results differ by rounding.
+
+The weights of the denoiser's products, in bfloat16 on a CPU, are put into the order that oneDNN reads once a
+request in place of once a step: 2 to 7 % of its time, for 0.4 GB. Results are the same to the bit.
 
 Not here, because it saves too little: the embeddings of all times at once (0.2 to 0.4 % of a step), and the
 negative prompt's encoding for the next request (0.3 to 0.7 % of it; but so that equal requests stay equal,
@@ -13,6 +16,7 @@ each text would have to be encoded alone, and that takes longer).
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from operator import is_
 
@@ -21,7 +25,7 @@ from torch import Tensor, nn
 
 from audioldm2 import onednn
 from audioldm2.compiled import Compiled
-from audioldm2.models.unet import GPT2, T5, Attention, Layer
+from audioldm2.models.unet import GPT2, T5, Attention, Layer, Transformer
 from audioldm2.onednn import is_as_written, is_plain
 
 KEPT = 2  # contexts: with guidance, and without it where that is off for some of the steps
@@ -34,6 +38,10 @@ class Remembered:
     def __init__(self, function: Callable[[Tensor], object], network: nn.Module | None = None):
         self.function, self.network = function, network
         self.made: list[tuple[list[Tensor], list[int], object]] = []  # of what, their versions, output
+
+    def __deepcopy__(self, memo: dict) -> "Remembered":
+        """Without what it knows, which may be in a layout that PyTorch cannot copy."""
+        return Remembered(deepcopy(self.function, memo), deepcopy(self.network, memo))
 
     def __call__(self, x: Tensor) -> object:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -103,7 +111,9 @@ def remembering(unet: nn.Module) -> Iterator[None]:
     layer than ours, or has hooks or a `forward` of its own, which may do anything. Weights written to between
     steps count at once, but through `.data`, of which PyTorch keeps no account, with the next request.
     """
-    changed = []
+    changed, packed = [], _packing(unet) if not isinstance(unet.forward, Compiled) else []
+    for module in packed:
+        module.packed = Remembered(type(module).pack)
     for attention in _to_prompts(unet) if not isinstance(unet.forward, Compiled) else ():
         for layer in (attention.key, attention.value):
             if is_plain(layer, but=Remembered):
@@ -117,6 +127,23 @@ def remembering(unet: nn.Module) -> Iterator[None]:
     finally:
         for layer in changed:
             vars(layer).pop("forward", None)
+        for module in packed:
+            vars(module).pop("packed", None)
+
+
+def _packing(unet: nn.Module) -> list[nn.Module]:
+    """What multiplies by weights that are worth packing.
+
+    In float32 they would be copies of what is mapped from a file, and twice as large; the weights that embed
+    times meet one row a step.
+    """
+    kinds = (onednn.Linear, onednn.FeedForward)
+    found = [each for t in unet.modules() if isinstance(t, Transformer) for each in t.modules()]
+    found = [each for each in found if type(each) in kinds]
+    found += [each for each in unet.modules() if type(each) is onednn.Conv2d]
+    weight = next(unet.parameters())
+    fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and onednn.packs(weight.dtype)
+    return found if fits else []
 
 
 def _to_prompts(unet: nn.Module) -> Iterator[Attention]:

@@ -28,10 +28,10 @@ def asked(monkeypatch) -> list:
 @pytest.fixture
 def unknown():
     """What is known of the operators is forgotten, before and after."""
-    for known in (onednn.is_here, onednn.gates):
+    for known in (onednn.is_here, onednn.gates, onednn.packs):
         known.cache_clear()
     yield
-    for known in (onednn.is_here, onednn.gates):
+    for known in (onednn.is_here, onednn.gates, onednn.packs):
         known.cache_clear()
 
 
@@ -166,6 +166,45 @@ def test_without_it_gated_layers_compute_as_the_network_file_says(monkeypatch, u
     layer, x = FeedForward(8), torch.randn(2, 3, 8)
     expected = layer(x)
     torch.testing.assert_close(onednn.through_onednn(layer)(x), expected)
+
+
+# Packed weights ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not onednn.packs(torch.bfloat16), reason="this PyTorch cannot pack, or packs otherwise")
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "layer, x",
+    [
+        (nn.Linear(70, 40), torch.randn(2, 30, 70)),
+        (nn.Linear(70, 40, bias=False), torch.randn(300, 70)),
+        (FeedForward(48), torch.randn(2, 30, 48)),
+        (nn.Conv2d(6, 10, 3, padding=1), torch.randn(2, 6, 9, 2)),
+    ],
+)
+def test_a_packed_weight_gives_the_same_to_the_bit(layer: nn.Module, x: torch.Tensor):
+    if isinstance(layer, nn.Conv2d):
+        layer.weight = nn.Parameter(onednn.channels_innermost(layer.weight))
+    twin = onednn.through_onednn(nn.Sequential(layer.bfloat16()))[0]
+    expected, packings = twin(x.bfloat16()), []
+    twin.packed = lambda weight: packings.append(weight) or type(twin).pack(weight)
+    assert torch.equal(twin(x.bfloat16()), expected) and len(packings) == 1
+    twin.packed = lambda weight: type(twin).pack(2 * weight)  # it is this that is read
+    assert not torch.equal(twin(x.bfloat16()), expected)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda *_: (_ for _ in ()).throw(NotImplementedError("not on this backend")),
+        lambda weight: weight + 0.1,
+        lambda weight: weight[:4],
+    ],
+    ids=["unsupported", "wrong", "another shape"],
+)
+def test_where_packing_fails_it_is_left_alone(answer, monkeypatch, unknown):
+    monkeypatch.setattr(onednn, "_packed", answer)
+    assert not onednn.packs(torch.bfloat16)
 
 
 # Attention --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What does not see the sound is computed once a request, and nothing is kept after it."""
 
+import copy
 import gc
 import itertools
 import math
@@ -100,7 +101,7 @@ def test_nothing_stays(tiny_model):
     with tiny_model.networks.running("unet") as unet:
         with pytest.raises(KeyError), remembering(unet), remembering(unet):  # as two threads may
             raise KeyError
-        assert not any("forward" in module.__dict__ for module in unet.modules())
+        assert not any({"forward", "packed"} & vars(module).keys() for module in unet.modules())
 
 
 def test_what_was_made_goes_with_the_request_not_with_the_garbage_collector(tiny_model, monkeypatch):
@@ -239,22 +240,75 @@ def test_another_attention_function_sees_every_call(tiny_folder, monkeypatch):
     assert len(calls) == 5 * attentions
 
 
-def test_weights_written_to_between_steps_are_heard(tiny_folder, monkeypatch):
-    monkeypatch.setattr(remembered, "LONGEST", 1000)
+def sound_with(watch, tiny_folder, monkeypatch, dtype: str, on_step: Callable) -> torch.Tensor:
+    """Latents; on_step is called with the denoiser, after each step."""
+    model = audioldm2.load(tiny_folder, device="cpu", dtype=dtype)
+    monkeypatch.setattr(pipeline, "remembering", watch)
+    with model.networks.running("unet") as unet:
+        return model.generate("a dog barks", on_step=lambda *_: on_step(unet) and None, **REQUEST).latents
 
-    def sound(watch) -> torch.Tensor:
-        model = audioldm2.load(tiny_folder, device="cpu", dtype="float32")
 
-        def louder(*_) -> None:
-            for name, weight in model.networks.running("unet").__enter__().named_parameters():
-                if hears_the_prompt(name):
-                    weight.mul_(1.1)
+@pytest.mark.parametrize("dtype, longest, near", [("float32", 1000, 1e-4), ("bfloat16", 0, 0)])
+@pytest.mark.parametrize("which", ["hears the prompt", "all"])
+def test_weights_written_to_between_steps_are_heard(
+    which: str, dtype: str, longest: int, near: float, tiny_folder, monkeypatch
+):
+    """Folded prompts, to rounding; kept keys and packed weights, to the bit."""
+    monkeypatch.setattr(remembered, "LONGEST", longest)
 
-        monkeypatch.setattr(pipeline, "remembering", watch)
-        return model.generate("a dog barks", on_step=louder, **REQUEST).latents
+    def louder(unet: nn.Module) -> None:
+        for name, weight in unet.named_parameters():
+            if weight.ndim > 1 and (which == "all" or hears_the_prompt(name)):
+                weight.mul_(1.1)
 
-    found, expected = sound(remembering), sound(lambda unet: torch.no_grad())
-    assert (found - expected).norm() < 1e-4 * expected.norm()
+    given = tiny_folder, monkeypatch, dtype
+    found, expected = (
+        sound_with(watch, *given, louder) for watch in (remembering, lambda unet: torch.no_grad())
+    )
+    untouched = sound_with(remembering, *given, lambda unet: None)
+    assert (found - expected).norm() <= near * expected.norm() < (expected - untouched).norm()
+
+
+# Packed weights ---------------------------------------------------------------------------------------------
+
+packs = pytest.mark.skipif(
+    not onednn.packs(torch.bfloat16), reason="this processor or PyTorch cannot pack in bfloat16"
+)
+
+
+@packs
+def test_weights_are_packed_once_a_request_and_sounds_are_the_same_to_the_bit(tiny_folder, monkeypatch):
+    model, packed, pack = audioldm2.load(tiny_folder, device="cpu", dtype="bfloat16"), [], onednn._packed
+    monkeypatch.setattr(onednn, "_packed", lambda weight: packed.append(weight) or pack(weight))
+    first = model.generate("a dog barks", **REQUEST).latents
+    count = len(packed)
+    assert count > 20 and len({(each.data_ptr(), each.shape) for each in packed}) == count
+    model.generate("a dog barks", **REQUEST)
+    assert len(packed) == 2 * count
+    monkeypatch.setattr(remembered, "_packing", lambda unet: [])
+    assert torch.equal(model.generate("a dog barks", **REQUEST).latents, first)
+    assert len(packed) == 2 * count
+
+
+def test_in_float32_nothing_is_packed(tiny_model, monkeypatch):
+    monkeypatch.setattr(onednn, "_packed", lambda weight: pytest.fail("a weight was packed"))
+    tiny_model.generate("a dog barks", **REQUEST)
+
+
+@packs
+def test_a_denoiser_can_be_copied_while_its_weights_are_packed(tiny_folder, monkeypatch):
+    copies = []
+    sound_with(
+        remembering, tiny_folder, monkeypatch, "bfloat16", lambda unet: copies.append(copy.deepcopy(unet))
+    )
+    x, t = torch.randn(1, 8, 16, 16, dtype=torch.bfloat16), torch.tensor(7)
+    gpt2, t5 = (
+        torch.randn(1, 8, width).bfloat16() for width in (copies[0].config.gpt2_dim, copies[0].config.t5_dim)
+    )
+    with torch.no_grad():
+        made = [each(x, t, gpt2, t5) for each in copies[:2]]
+        copies[0].middle.layer.self_attn.proj_out.weight.zero_()
+        assert torch.equal(*made) and not torch.equal(copies[0](x, t, gpt2, t5), made[1])
 
 
 def test_gradients_flow_anew_each_time():
