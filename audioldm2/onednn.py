@@ -251,7 +251,7 @@ class Stage(hifigan.Stage):
 
 
 def patches_to_channels(weight: Tensor) -> Tensor:
-    """A convolution's weight (out, in, 3, 3) as that of a product (out, 9 in); no copy if `in` is innermost."""
+    """A weight (out, in, 3, 3), with `in` innermost in memory, as that of a product: (out, 9 * in)."""
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
