@@ -105,30 +105,32 @@ def fold(layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def remembering(unet: nn.Module) -> Iterator[None]:
-    """While the block lasts, the denoiser makes what it needs of each context once.
+    """While the block lasts, the denoiser makes what it needs of each context, and packs its weights, once.
 
     Not where it is compiled: with every change of a layer, all would be compiled anew. Nor what is another
     layer than ours, or has hooks or a `forward` of its own, which may do anything. Weights written to between
     steps count at once, but through `.data`, of which PyTorch keeps no account, with the next request.
     """
-    changed, packed = [], _packing(unet) if not isinstance(unet.forward, Compiled) else []
-    for module in packed:
-        module.packed = Remembered(type(module).pack)
-    for attention in _to_prompts(unet) if not isinstance(unet.forward, Compiled) else ():
-        for layer in (attention.key, attention.value):
-            if is_plain(layer, but=Remembered):
-                layer.forward = Remembered(layer.forward, layer)  # for this one, in place of the class's
-                changed.append(layer)
-        if isinstance(vars(attention).get("forward"), Folded | None):  # one of another thread
-            attention.forward = Folded(attention)
-            changed.append(attention)
+    replaced: list[tuple[nn.Module, str]] = []
+
+    def replace(module: nn.Module, name: str, by: object) -> None:  # for this one, in place of its class's
+        setattr(module, name, by)
+        replaced.append((module, name))
+
+    if not isinstance(unet.forward, Compiled):
+        for module in _packing(unet):
+            replace(module, "packed", Remembered(type(module).pack))
+        for attention in _to_prompts(unet):
+            for layer in (attention.key, attention.value):
+                if is_plain(layer, but=Remembered):
+                    replace(layer, "forward", Remembered(layer.forward, layer))
+            if isinstance(vars(attention).get("forward"), Folded | None):  # one of another thread
+                replace(attention, "forward", Folded(attention))
     try:
         yield
     finally:
-        for layer in changed:
-            vars(layer).pop("forward", None)
-        for module in packed:
-            vars(module).pop("packed", None)
+        for module, name in replaced:
+            vars(module).pop(name, None)
 
 
 def _packing(unet: nn.Module) -> list[nn.Module]:

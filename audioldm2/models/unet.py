@@ -60,7 +60,7 @@ class UNetConfig:
 class Attention(nn.Module):
     """Attention of `dim` wide queries to keys and values made from vectors `context_dim` wide.
 
-    To a short prompt, on a CPU, `remembered.Folded` stands in for it: edit both.
+    On a CPU `onednn.Attention` and, to a short prompt, `remembered.Folded` stand in for it: edit all three.
     """
 
     def __init__(self, dim: int, context_dim: int, heads: int):

@@ -57,7 +57,10 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every position attends to every position, with one head."""
+    """Every position attends to every position, with one head.
+
+    On a CPU `onednn.SelfAttention` stands in for it: edit both.
+    """
 
     def __init__(self, config: VAEConfig, channels: int):
         super().__init__()
