@@ -46,6 +46,8 @@ from audioldm2.models.layers import doubled
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}  # of one product, where an operator is tried
 TOLERANCE_GATED = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # of the product of two, one through GELU
+OF_LINEAR = (3, 5, 16), (8, 16), (8,)  # shapes of what they are tried with
+OF_GATED = *OF_LINEAR, (8, 16), (8,)
 
 MANY = 512  # keys, from which attention by two products of oneDNN is the faster one
 WIDE = 128  # heads, for which it is on processors with AMX too
@@ -64,8 +66,10 @@ AS_WRITTEN = {
         vae.SelfAttention,
         hifigan.Upsampling,
         layers.UpsamplingConv,
+        nn.Conv2d,
     )
 }
+CONVOLVE, ATTEND = nn.Conv2d._conv_forward, F.scaled_dot_product_attention  # what those call, so too
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -90,8 +94,9 @@ class Linear(nn.Linear):
         return [_packed(weight)]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed is not None and _alone(x, self.weight):
-            return _linear(x, *self.packed(self.weight), self.bias)
+        packed = self.packed  # of one request, which may end in another thread
+        if packed is not None and _alone(x, self.weight):
+            return _linear(x, *packed(self.weight), self.bias)
         return linear(x, self.weight, self.bias)
 
 
@@ -109,7 +114,8 @@ class FeedForward(unet.FeedForward):
         mirrored = is_as_written(unet.FeedForward) and is_plain(layer)
         if not (mirrored and _alone(x, layer.weight) and gates(x.dtype)):
             return super().forward(x)
-        value, gate = layer.weight.chunk(2) if self.packed is None else self.packed(layer.weight)
+        packed = self.packed
+        value, gate = layer.weight.chunk(2) if packed is None else packed(layer.weight)
         value_bias, gate_bias = layer.bias.chunk(2)
         return self.out(_gated(x, value, value_bias, gate, gate_bias))
 
@@ -142,11 +148,15 @@ class Attention(unet.Attention):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         if (
             mask is not None
-            or not is_as_written(unet.Attention)
+            or len(context) != len(x)
+            or not (is_as_written(unet.Attention) and all(map(is_plain, self.children())))
             or not _by_products(x, self.query.weight, context.shape[1], x.shape[2] // self.heads)
         ):
             return super().forward(x, context, mask)
         return self.out(attention(self.query(x), self.key(context), self.value(context), self.heads))
+
+
+AS_WRITTEN[Attention] = Attention.forward  # for which `remembered.Folded` stands in, in its turn
 
 
 class SelfAttention(vae.SelfAttention):
@@ -154,7 +164,10 @@ class SelfAttention(vae.SelfAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         positions, channels = x.shape[2] * x.shape[3], x.shape[1]
-        if not (is_as_written(vae.SelfAttention) and _by_products(x, self.query.weight, positions, channels)):
+        plain = all(map(is_plain, (self.query, self.key, self.value, self.out)))
+        if not (plain and is_as_written(vae.SelfAttention)) or not _by_products(
+            x, self.query.weight, positions, channels
+        ):
             return super().forward(x)
         seq = self.norm(x).flatten(2).transpose(1, 2)  # (batch, time * mel, channels)
         seq = self.out(attention(self.query(seq), self.key(seq), self.value(seq), heads=1))
@@ -173,20 +186,24 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if (
             not _alone(x, self.weight)
-            or x.shape[-1] > NARROW
+            or x.ndim != 4
+            or x.shape[3] > NARROW
             or x.dtype != torch.bfloat16
-            or not (is_here(x.dtype) and self._keeps_size())
+            or not (is_as_written(nn.Conv2d) and is_here(x.dtype) and self._keeps_size())
             or not self.weight.is_contiguous(memory_format=torch.channels_last)
         ):
             return super().forward(x)
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (batch, time + 2, mel + 2, channels_in)
         patches = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # (batch, time, mel, channels_in, 3, 3)
         patches = patches.movedim(3, 5).flatten(3)  # (batch, time, mel, 9 * channels_in)
-        weight = patches_to_channels(self.weight) if self.packed is None else self.packed(self.weight)[0]
+        packed = self.packed
+        weight = patches_to_channels(self.weight) if packed is None else packed(self.weight)[0]
         return _linear(patches, weight, self.bias).permute(0, 3, 1, 2)
 
     def _keeps_size(self) -> bool:
         """Whether it is a plain convolution of 3 x 3 that makes a map of the same size."""
+        if getattr(self._conv_forward, "__func__", None) is not CONVOLVE:  # as those have it who make tiles
+            return False
         ones = self.stride == self.padding == self.dilation == (1, 1)
         return ones and self.kernel_size == (3, 3) and self.groups == 1 and self.padding_mode == "zeros"
 
@@ -267,8 +284,8 @@ def sums_of_taps(weight: Tensor) -> Tensor:
 
 
 def is_as_written(stood_for: type[nn.Module]) -> bool:
-    """Whether the class, and the attention that they may call, are what they were when this was imported."""
-    called = unet.attention is vae.attention is layers.attention
+    """Whether the class, and the attention that it may call, are what they were when this was imported."""
+    called = unet.attention is vae.attention is layers.attention and F.scaled_dot_product_attention is ATTEND
     return called and stood_for.forward is AS_WRITTEN[stood_for]
 
 
@@ -288,9 +305,10 @@ def _alone(x: Tensor, weight: Tensor) -> bool:
     which knows public operators only, nor gradients."""
     return (
         x.device.type == "cpu"
-        and x.dtype == weight.dtype  # else autocast is on
+        and x.dtype == weight.dtype
         and not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -350,28 +368,28 @@ def through_onednn(network: nn.Module) -> nn.Module:
 @lru_cache
 def is_here(dtype: torch.dtype) -> bool:
     """Whether the operator exists here for a dtype and agrees with `torch.nn.functional.linear`."""
-    return _agree(_linear, F.linear, TOLERANCE.get(dtype), dtype, (3, 5, 16), (8, 16), (8,))
+    return _agree(_linear, F.linear, TOLERANCE.get(dtype), dtype, *OF_LINEAR)
 
 
 @lru_cache
 def packs(dtype: torch.dtype) -> bool:
     """Whether a packed weight exists here for a dtype, and products with it are those of the weight."""
 
-    def packed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return _linear(x, _packed(weight), bias)
 
-    return _agree(packed, F.linear, TOLERANCE.get(dtype), dtype, (3, 5, 16), (8, 16), (8,))
+    def gated(x: Tensor, value: Tensor, value_bias: Tensor, gate: Tensor, gate_bias: Tensor) -> Tensor:
+        return _gated(x, _packed(value), value_bias, _packed(gate), gate_bias)
+
+    return _agree(linear, F.linear, TOLERANCE.get(dtype), dtype, *OF_LINEAR) and (
+        not gates(dtype) or _agree(gated, _publicly_gated, TOLERANCE_GATED.get(dtype), dtype, *OF_GATED)
+    )
 
 
 @lru_cache
 def gates(dtype: torch.dtype) -> bool:
     """Whether the operators of a gated layer exist here for a dtype and agree with the public ones."""
-
-    def public(x: Tensor, value: Tensor, value_bias: Tensor, gate: Tensor, gate_bias: Tensor) -> Tensor:
-        return F.linear(x, value, value_bias) * F.gelu(F.linear(x, gate, gate_bias))
-
-    shapes = (3, 5, 16), (8, 16), (8,), (8, 16), (8,)
-    return _agree(_gated, public, TOLERANCE_GATED.get(dtype), dtype, *shapes)
+    return _agree(_gated, _publicly_gated, TOLERANCE_GATED.get(dtype), dtype, *OF_GATED)
 
 
 def _agree(
@@ -381,7 +399,7 @@ def _agree(
     if near is None:
         return False
     generator = torch.Generator().manual_seed(0)
-    given = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    given = [torch.randn(shape, generator=generator, device="cpu").to(dtype) for shape in shapes]
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             found, expected = ours(*given), public(*given)
@@ -394,6 +412,10 @@ def _gated(x: Tensor, value: Tensor, value_bias: Tensor, gate: Tensor, gate_bias
     """(x value + its bias) * GELU(x gate + its bias)."""
     gate = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")  # none: the exact one
     return torch.ops.mkldnn._linear_pointwise.binary(x, gate, value, value_bias, "mul")
+
+
+def _publicly_gated(x: Tensor, value: Tensor, value_bias: Tensor, gate: Tensor, gate_bias: Tensor) -> Tensor:
+    return F.linear(x, value, value_bias) * F.gelu(F.linear(x, gate, gate_bias))
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -39,9 +39,13 @@ class Remembered:
         self.function, self.network = function, network
         self.made: list[tuple[list[Tensor], list[int], object]] = []  # of what, their versions, output
 
-    def __deepcopy__(self, memo: dict) -> "Remembered":
-        """Without what it knows, which may be in a layout that PyTorch cannot copy."""
-        return Remembered(deepcopy(self.function, memo), deepcopy(self.network, memo))
+    def __deepcopy__(self, memo: dict) -> object:
+        """The function alone: a copy of a network belongs to no request."""
+        return deepcopy(self.function, memo)
+
+    def __getstate__(self) -> dict:
+        """Without what it knows, which may be in a layout that PyTorch cannot write."""
+        return vars(self) | {"made": []}
 
     def __call__(self, x: Tensor) -> object:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -52,17 +56,30 @@ class Remembered:
             if then == versions and all(map(is_, seen, given)):  # the same tensors, not written to since
                 return made
         made = self.function(x)
-        self.made = [(given, versions, made), *self.made[: KEPT - 1]]
+        others = [each for each in self.made if not all(map(is_, each[0], given))]
+        self.made = [(given, versions, made), *others[: KEPT - 1]]
         return made
+
+
+class Packed(Remembered):
+    """What a layer multiplies by in place of its weight."""
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copy takes its weight as it is."""
 
 
 class Folded:
     """Attention to a prompt, two products a step where the prompt is short."""
 
     def __init__(self, attention: Attention):
-        self.attention, self.usual = attention, attention.forward
+        self.attention = attention
         # Nothing of itself, or it would outlive the request.
         self.fold = Remembered(partial(fold, attention), attention)
+
+    def __deepcopy__(self, memo: dict) -> object:
+        """What a copy has without: the `forward` of its class."""
+        copied = deepcopy(self.attention, memo)
+        return type(copied).forward.__get__(copied)
 
     def __call__(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """As `Attention.forward`; mask: (batch, 1, 1, tokens) bool."""
@@ -71,10 +88,11 @@ class Folded:
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or x.device.type != "cpu"
+            or len(context) != len(x)
             or not self._is_as_written()
             or heads * tokens >= LONGEST * x.shape[-1]
         ):
-            return self.usual(x, context, mask)
+            return type(self.attention).forward(self.attention, x, context, mask)
         reading, writing = self.fold(context)
         bias = x.new_zeros(len(context), heads, tokens, 1)
         if mask is not None:
@@ -88,7 +106,9 @@ class Folded:
         """Whether this is the attention that the products stand for: nothing in it replaced or hooked."""
         own = self.attention
         known = type(own) in (Attention, onednn.Attention) and is_as_written(Attention)
-        return known and all(is_plain(layer, but=Remembered) for layer in own.children())
+        known = known and is_as_written(onednn.Attention)
+        plain = known and all(is_plain(layer, but=Remembered) for layer in own.children())
+        return plain and own.query.bias is None and own.out.bias is not None
 
 
 def fold(layer: Attention, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,16 +137,16 @@ def remembering(unet: nn.Module) -> Iterator[None]:
         setattr(module, name, by)
         replaced.append((module, name))
 
-    if not isinstance(unet.forward, Compiled):
-        for module in _packing(unet):
-            replace(module, "packed", Remembered(type(module).pack))
-        for attention in _to_prompts(unet):
-            for layer in (attention.key, attention.value):
-                if is_plain(layer, but=Remembered):
-                    replace(layer, "forward", Remembered(layer.forward, layer))
-            if isinstance(vars(attention).get("forward"), Folded | None):  # one of another thread
-                replace(attention, "forward", Folded(attention))
     try:
+        if not isinstance(unet.forward, Compiled):
+            for module in _packing(unet):
+                replace(module, "packed", Packed(type(module).pack))
+            for attention in _to_prompts(unet):
+                for layer in (attention.key, attention.value):
+                    if is_plain(layer, but=Remembered):
+                        replace(layer, "forward", Remembered(layer.forward, layer))
+                if isinstance(vars(attention).get("forward"), Folded | None):  # one of another thread
+                    replace(attention, "forward", Folded(attention))
         yield
     finally:
         for module, name in replaced:
@@ -144,8 +164,9 @@ def _packing(unet: nn.Module) -> list[nn.Module]:
     found = [each for each in found if type(each) in kinds]
     found += [each for each in unet.modules() if type(each) is onednn.Conv2d]
     weight = next(unet.parameters())
+    counted = not weight.is_inference()  # whether it is, and so whether a weight was written to
     fits = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and onednn.packs(weight.dtype)
-    return found if fits else []
+    return found if fits and counted else []
 
 
 def _to_prompts(unet: nn.Module) -> Iterator[Attention]:

@@ -369,3 +369,85 @@ def test_another_attention_function_is_called(file, by_products, monkeypatch):
     )
     torch.testing.assert_close(found, silent)
     assert by_products == []
+
+
+class Wrapped(nn.Module):
+    """As those write it who adapt a layer: around it, without its weight."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.layer(x)
+
+
+@torch.no_grad()
+def test_layers_in_place_of_those_of_an_attention_are_called(by_products):
+    attention, self_attention = unet.Attention(8, 8, heads=2), vae.SelfAttention(vae.VAEConfig(), 32)
+    onednn.through_onednn(nn.Sequential(attention, self_attention))
+    for layer, given in (
+        (attention, [torch.randn(1, 3, 8)] * 2),
+        (self_attention, [torch.randn(1, 32, 4, 4)]),
+    ):
+        before = layer(*given)
+        layer.query, layer.value = Wrapped(layer.query), Wrapped(layer.value)
+        assert not torch.allclose(layer(*given), before)
+    assert len(by_products) == 2
+
+
+@torch.no_grad()
+def test_contexts_of_another_batch_take_the_public_way(by_products):
+    """Which repeats what is 1."""
+    layer = onednn.through_onednn(unet.Attention(8, 8, heads=2))
+    assert layer(torch.randn(3, 5, 8), torch.randn(1, 6, 8)).shape == (3, 5, 8)
+    assert layer(torch.randn(1, 5, 8), torch.randn(3, 6, 8)).shape == (3, 5, 8)
+    assert by_products == []
+
+
+@torch.no_grad()
+def test_another_kernel_is_called(by_products, monkeypatch):
+    layer, x, calls = onednn.through_onednn(unet.Attention(8, 8, heads=2)), torch.randn(1, 5, 8), []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *_, **__: calls.append(1) or query)
+    layer(x, x)
+    assert calls == [1] and by_products == []
+
+
+@needs_it_in_bfloat16
+@torch.no_grad()
+def test_a_changed_convolution_is_heard_where_maps_are_narrow(monkeypatch):
+    """As those change it who make tiles that fit: each convolution's `_conv_forward`, or the class."""
+    layer = nn.Conv2d(6, 10, 3, padding=1).bfloat16()
+    layer.weight = nn.Parameter(onednn.channels_innermost(layer.weight))
+    x = torch.randn(1, 6, 9, 2).bfloat16()
+    onednn.through_onednn(nn.Sequential(layer))
+    torch.testing.assert_close(layer(x[0]), layer(x)[0], rtol=0, atol=0.02)  # without a batch, too
+    layer._conv_forward = lambda x, *_: 7 * x
+    assert torch.equal(layer(x), 7 * x)
+    del layer._conv_forward
+    with monkeypatch.context() as patched:
+        patched.setattr(nn.Conv2d, "_conv_forward", lambda self, x, *_: 7 * x)
+        assert torch.equal(layer(x), 7 * x)
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: 7 * x)
+    assert torch.equal(layer(x), 7 * x)
+
+
+@needs_it_in_bfloat16
+@torch.no_grad()
+def test_packed_weights_may_go_while_a_layer_computes(monkeypatch):
+    """A request in another thread, which packed them, ends."""
+    linear, gated, narrow = nn.Linear(8, 8), FeedForward(8), nn.Conv2d(8, 8, 3, padding=1)
+    narrow.weight = nn.Parameter(onednn.channels_innermost(narrow.weight))
+    onednn.through_onednn(nn.Sequential(linear, gated, narrow)).bfloat16()
+    seq, image, alone = torch.randn(3, 8).bfloat16(), torch.randn(1, 8, 9, 2).bfloat16(), onednn._alone
+    for layer, x in ((linear, seq), (gated, seq), (narrow, image)):
+        layer.packed = type(layer).pack
+
+        def ends(x: torch.Tensor, weight: torch.Tensor, layer: nn.Module = layer) -> bool:
+            vars(layer).pop("packed", None)
+            return alone(x, weight)
+
+        expected = layer(x)
+        monkeypatch.setattr(onednn, "_alone", ends)
+        assert torch.equal(layer(x), expected)
+        monkeypatch.setattr(onednn, "_alone", alone)

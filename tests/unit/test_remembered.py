@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import itertools
 import math
 import weakref
@@ -295,20 +296,76 @@ def test_in_float32_nothing_is_packed(tiny_model, monkeypatch):
     tiny_model.generate("a dog barks", **REQUEST)
 
 
-@packs
-def test_a_denoiser_can_be_copied_while_its_weights_are_packed(tiny_folder, monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_copy_of_a_denoiser_belongs_to_no_request(dtype: str, tiny_folder, monkeypatch):
+    """Taken while one lasts: it can be made and written, and hears whatever is done to its weights later."""
     copies = []
-    sound_with(
-        remembering, tiny_folder, monkeypatch, "bfloat16", lambda unet: copies.append(copy.deepcopy(unet))
-    )
-    x, t = torch.randn(1, 8, 16, 16, dtype=torch.bfloat16), torch.tensor(7)
-    gpt2, t5 = (
-        torch.randn(1, 8, width).bfloat16() for width in (copies[0].config.gpt2_dim, copies[0].config.t5_dim)
-    )
+
+    def copied(unet: nn.Module) -> None:
+        copies.append(copy.deepcopy(unet))
+        torch.save(unet, io.BytesIO())
+
+    sound_with(remembering, tiny_folder, monkeypatch, dtype, copied)
+    unet = copies[0]
+    assert not any(vars(module).get("packed") for module in unet.modules())
+    assert not any(isinstance(vars(m).get("forward"), Remembered | Folded) for m in unet.modules())
+    given = [torch.randn(1, 8, 16, 16), torch.tensor(7)]
+    given += [torch.randn(1, 8, width) for width in (unet.config.gpt2_dim, unet.config.t5_dim)]
+    given = [each.to(unet.conv_in.weight.dtype) for each in given]
     with torch.no_grad():
-        made = [each(x, t, gpt2, t5) for each in copies[:2]]
-        copies[0].middle.layer.self_attn.proj_out.weight.zero_()
-        assert torch.equal(*made) and not torch.equal(copies[0](x, t, gpt2, t5), made[1])
+        before, expected = (each(*given) for each in copies[:2])
+        assert torch.equal(before, expected)
+        for weight in unet.parameters():
+            weight.data.mul_(1.1)
+        assert (unet(*given) - before).norm() > 0.05 * before.norm()
+
+
+def test_when_a_request_cannot_begin_nothing_stays(tiny_folder):
+    model = audioldm2.load(tiny_folder, device="cpu", dtype="bfloat16")
+    with model.networks.running("unet") as unet:
+        unet.middle.layer.t5_attn = nn.Identity()  # which has no blocks
+        with pytest.raises(AttributeError), remembering(unet):
+            pass
+        assert not any({"forward", "packed"} & vars(module).keys() for module in unet.modules())
+
+
+def test_what_was_written_to_is_not_kept():
+    run, x = Remembered(lambda x: 2 * x), torch.ones(3)
+    with torch.no_grad():
+        for _ in range(3):
+            run(x)
+            x.add_(1)
+    assert len(run.made) == 1
+
+
+def test_weights_whose_changes_pytorch_does_not_count_are_not_packed(tiny_folder):
+    with torch.inference_mode():
+        model = audioldm2.load(tiny_folder, device="cpu", dtype="bfloat16")
+        with model.networks.running("unet") as unet:
+            assert unet.conv_in.weight.is_inference() and remembered._packing(unet) == []
+
+
+def test_a_changed_twin_is_heard_where_prompts_are_folded(monkeypatch):
+    attention = onednn.through_onednn(Attention(64, 64, heads=2))
+    folded, x, context = Folded(attention), torch.randn(1, 4, 64), torch.randn(1, 3, 64)
+    with torch.no_grad():
+        assert folded(x, context).any() and folded.fold.made
+        monkeypatch.setattr(type(attention), "forward", of_their_own)
+        assert not folded(x, context).any()
+
+
+def test_prompts_are_not_folded_where_that_would_leave_something_out():
+    x, context = torch.randn(3, 4, 64), torch.randn(3, 2, 64)
+    for change in (
+        lambda layer: setattr(layer.query, "bias", nn.Parameter(torch.ones(64))),
+        lambda layer: setattr(layer.out, "bias", None),
+    ):
+        layer = Attention(64, 64, heads=2)
+        change(layer)
+        with torch.no_grad():
+            assert torch.equal(Folded(layer)(x, context), layer(x, context))
+    with torch.no_grad():
+        assert torch.equal(Folded(layer)(x, context[:1]), layer(x, context[:1]))  # repeated for each row
 
 
 def test_gradients_flow_anew_each_time():
