@@ -5,9 +5,9 @@ only in part: 100 GFLOP/s on two cores of an AMD EPYC, where oneDNN, which PyTor
 convolutions, comes to 230. In bfloat16 PyTorch asks oneDNN itself, but writes the bias beforehand: 10 to 20 %
 of the time. oneDNN also gates the denoiser's feed-forward layers while it multiplies: GELU and product are
 done before a result leaves the cache. And it puts a weight into another order at every call, unless it is
-given one in that order: so the denoiser's are kept, in bfloat16, while a request lasts (`remembered`). These
-operators are internal to PyTorch, so each is tried once against the public ones, and left alone where it is
-absent or differs.
+given one in that order: so some of the denoiser's are kept, in bfloat16, while a request lasts
+(`remembered`). These operators are internal to PyTorch, so each is tried once against the public ones, and
+left alone where it is absent or differs.
 
 Attention of many tokens. PyTorch's kernel takes its products from MKL too, and at 512 tokens and more two
 products of oneDNN a head and a softmax between them take 0.5 to 0.85 of its time. They are in float32, in
@@ -51,6 +51,7 @@ OF_GATED = *OF_LINEAR, (8, 16), (8,)
 
 MANY = 512  # keys, from which attention by two products of oneDNN is the faster one
 WIDE = 128  # heads, for which it is on processors with AMX too
+PACKED = 256  # rows of a product from which packing its weight takes less time than it saves in a few steps
 SCORES = 2**20  # of a head at once: 4 MB, which stay in the cache from one product to the next
 NARROW = 2  # maps, of which a convolution is a product of patches
 
@@ -95,7 +96,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         packed = self.packed  # of one request, which may end in another thread
-        if packed is not None and _alone(x, self.weight):
+        if packed is not None and _alone(x, self.weight) and _has_many_rows(x):
             return _linear(x, *packed(self.weight), self.bias)
         return linear(x, self.weight, self.bias)
 
@@ -115,7 +116,7 @@ class FeedForward(unet.FeedForward):
         if not (mirrored and _alone(x, layer.weight) and gates(x.dtype)):
             return super().forward(x)
         packed = self.packed
-        value, gate = layer.weight.chunk(2) if packed is None else packed(layer.weight)
+        value, gate = packed(layer.weight) if packed and _has_many_rows(x) else layer.weight.chunk(2)
         value_bias, gate_bias = layer.bias.chunk(2)
         return self.out(_gated(x, value, value_bias, gate, gate_bias))
 
@@ -177,12 +178,6 @@ class SelfAttention(vae.SelfAttention):
 class Conv2d(nn.Conv2d):
     """A convolution over an image; of a narrow one, as a product of all its patches."""
 
-    packed: Packing | None = None
-
-    @staticmethod
-    def pack(weight: Tensor) -> list[Tensor]:
-        return [_packed(patches_to_channels(weight))]
-
     def forward(self, x: Tensor) -> Tensor:
         if (
             not _alone(x, self.weight)
@@ -196,8 +191,7 @@ class Conv2d(nn.Conv2d):
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (batch, time + 2, mel + 2, channels_in)
         patches = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # (batch, time, mel, channels_in, 3, 3)
         patches = patches.movedim(3, 5).flatten(3)  # (batch, time, mel, 9 * channels_in)
-        packed = self.packed
-        weight = patches_to_channels(self.weight) if packed is None else packed(self.weight)[0]
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (channels_out, 9 * channels_in), as in memory
         return _linear(patches, weight, self.bias).permute(0, 3, 1, 2)
 
     def _keeps_size(self) -> bool:
@@ -267,11 +261,6 @@ class Stage(hifigan.Stage):
         return y
 
 
-def patches_to_channels(weight: Tensor) -> Tensor:
-    """A weight (out, in, 3, 3), with `in` innermost in memory, as that of a product: (out, 9 * in)."""
-    return weight.permute(0, 2, 3, 1).flatten(1)
-
-
 def sums_of_taps(weight: Tensor) -> Tensor:
     """The weight (out, in, 3, 3) of a doubled map's convolution as that of a transposed one (in, out, 4, 4).
 
@@ -310,6 +299,10 @@ def _alone(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _has_many_rows(x: Tensor) -> bool:
+    return x.numel() >= PACKED * x.shape[-1]
 
 
 def _by_products(x: Tensor, weight: Tensor, keys: int, head_dim: int) -> bool:

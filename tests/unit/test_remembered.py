@@ -256,6 +256,7 @@ def test_weights_written_to_between_steps_are_heard(
 ):
     """Folded prompts, to rounding; kept keys and packed weights, to the bit."""
     monkeypatch.setattr(remembered, "LONGEST", longest)
+    monkeypatch.setattr(onednn, "PACKED", 1)
 
     def louder(unet: nn.Module) -> None:
         for name, weight in unet.named_parameters():
@@ -279,6 +280,7 @@ packs = pytest.mark.skipif(
 
 @packs
 def test_weights_are_packed_once_a_request_and_sounds_are_the_same_to_the_bit(tiny_folder, monkeypatch):
+    monkeypatch.setattr(onednn, "PACKED", 1)
     model, packed, pack = audioldm2.load(tiny_folder, device="cpu", dtype="bfloat16"), [], onednn._packed
     monkeypatch.setattr(onednn, "_packed", lambda weight: packed.append(weight) or pack(weight))
     first = model.generate("a dog barks", **REQUEST).latents
