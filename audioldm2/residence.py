@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audioldm2.compiled import compiled
 from audioldm2.models import build_on_meta
 from audioldm2.onednn import channels_innermost, through_onednn
 from audioldm2.weights import Checkpoint, cast
+
+READ = 2**28  # bytes that are made another dtype of before a network's tensors are opened anew
 
 
 def materialise(checkpoint: Checkpoint, name: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -20,14 +22,27 @@ def materialise(checkpoint: Checkpoint, name: str, *, device: torch.device, dtyp
 
     What opens the tensors has checked that they are the network's (see `demand_fit`).
     """
-    network = build_on_meta(name, checkpoint.configs[name])
-    state = {
-        key: cast(name, key, tensor, dtype).to(device) for key, tensor in checkpoint.states[name]().items()
-    }
-    if device.type == "cuda" or dtype == torch.bfloat16:  # the layout that matrix units read, on CPUs too
-        state = {key: channels_innermost(tensor) for key, tensor in state.items()}
+    network, state = build_on_meta(name, checkpoint.configs[name]), {}
+    innermost = device.type == "cuda" or dtype == torch.bfloat16  # what matrix units read, on CPUs too
+    for key, tensor in _tensors(checkpoint, name, dtype):
+        made = cast(name, key, tensor, dtype).to(device)
+        state[key] = channels_innermost(made) if innermost else made
     network.load_state_dict(state, strict=True, assign=True)
     return through_onednn(network.requires_grad_(False))
+
+
+def _tensors(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Keys and tensors of one network.
+
+    What has been read of a mapped file counts as resident until the last of its tensors is gone. So, where
+    another dtype is made of them, and they are not kept, they are opened anew now and then.
+    """
+    state, read = dict(checkpoint.states[name]()), 0
+    for key in list(state):
+        if read > READ:
+            state, read = dict(checkpoint.states[name]()), 0
+        read += state[key].nbytes if state[key].dtype != dtype else 0
+        yield key, state.pop(key)
 
 
 class Networks:

@@ -5,13 +5,15 @@ import torch
 from torch import nn
 
 import audioldm2
+from audioldm2 import residence
+from audioldm2.loading import open_checkpoint
 
 REQUEST = dict(audio_length_in_s=0.5, num_inference_steps=2, num_waveforms_per_prompt=2)
 
 
-@pytest.mark.parametrize("residence", [dict(offload=True), dict(low_memory=True)])
-def test_every_residence_makes_the_same_sound(tiny_folder, tiny_model, residence):
-    model = audioldm2.load(tiny_folder, device="cpu", **residence)
+@pytest.mark.parametrize("where", [dict(offload=True), dict(low_memory=True)])
+def test_every_residence_makes_the_same_sound(tiny_folder, tiny_model, where):
+    model = audioldm2.load(tiny_folder, device="cpu", **where)
     expected = tiny_model.generate("rain", **REQUEST)
     for _ in range(2):  # the second time everything has moved back
         found = model.generate("rain", **REQUEST)
@@ -34,6 +36,22 @@ def test_offload_keeps_the_same_tensors_at_home(tiny_folder):
     with model.networks.running("t5") as t5:
         pass
     assert home == {name: weight.data_ptr() for name, weight in t5.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype, times", [(torch.bfloat16, 10), (torch.float32, 1)])
+def test_what_is_converted_is_opened_anew_now_and_then(dtype, times: int, tiny_folder, monkeypatch):
+    """So that a network's file is never resident whole beside what is made of it."""
+    checkpoint, opened = open_checkpoint(tiny_folder), []
+    expected = checkpoint.states["unet"]()
+    monkeypatch.setattr(residence, "READ", sum(tensor.nbytes for tensor in expected.values()) // 9)
+    open_unet = checkpoint.states["unet"]
+    checkpoint.states["unet"] = lambda: opened.append(open_unet()) or opened[-1]
+    unet = residence.materialise(checkpoint, "unet", device=torch.device("cpu"), dtype=dtype)
+    assert 1 <= len(opened) <= times and (len(opened) > 4) == (times > 1)
+    assert all(state.keys() == expected.keys() for state in opened)  # nobody's dictionary was emptied
+    found = unet.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], tensor.to(dtype)) for key, tensor in expected.items())
 
 
 def test_offload_and_low_memory_exclude_each_other(tiny_folder):
