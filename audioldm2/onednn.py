@@ -12,8 +12,8 @@ left alone where it is absent or differs.
 Attention of many tokens. PyTorch's kernel takes its products from MKL too, and at 512 tokens and more two
 products of oneDNN a head and a softmax between them take 0.5 to 0.85 of its time. They are in float32, in
 bfloat16 networks as well: there, large scores would be rounded by several percent. Processors with AMX keep
-PyTorch's kernel where heads are narrow: it uses AMX in bfloat16, and MKL is fast on them in float32. (Which is
-the faster way there has not been measured.)
+PyTorch's kernel where heads are narrow: it uses AMX in bfloat16, and MKL is fast on them in float32. Which
+way is the faster one there has not been measured.
 
 Convolutions of narrow maps. At the denoiser's coarsest level maps are 2 wide, which leaves oneDNN's blocks
 mostly empty; as one product of all patches they take 0.25 to 0.4 of the time. In bfloat16 alone: it needs
