@@ -2,7 +2,7 @@
 
 import sys
 
-from audioldm2.cli import main
+from audioldm2.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

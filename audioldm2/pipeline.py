@@ -4,7 +4,7 @@ encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-
 denoise         noise    -> latent                    UNet under a sampler          (guidance.py, samplers.py)
 decode          latent   -> log-mel spectrogram       VAE decoder
 vocode          log-mel  -> waveform                  HiFi-GAN
-rank            waveform -> scores, best first        CLAP                          (ranking.py)
+rank            waveform -> scores, best first        CLAP                          (clap_score.py)
 
 A third of it is the docstrings of the public face.
 """
@@ -15,19 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioldm2 import checks, memory, precision, ranking
+from audioldm2 import clap_score
 from audioldm2.audio import CLAP_MEL, USUAL_SECONDS, MelSettings
-from audioldm2.conditioning import Conditioning
-from audioldm2.encoding import encode
-from audioldm2.guidance import guided
+from audioldm2.checkpoints import validate
 from audioldm2.models.unet import GPT2, T5
-from audioldm2.pieces import decode_in_pieces, vocode_in_pieces
-from audioldm2.remembered import remembering
-from audioldm2.request import Request, SoundShape, check_denoising, check_noise, negatives, texts, whole
-from audioldm2.residence import Networks
+from audioldm2.options import Request, SoundShape, check_denoising, check_noise, negatives, texts, whole
+from audioldm2.prompt.conditioning import Conditioning
+from audioldm2.prompt.encode import encode
+from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from audioldm2.result import Result
-from audioldm2.samplers import SAMPLERS, Generators, NoiseSchedule
-from audioldm2.text import ClapTokenizer, T5Tokenizer
+from audioldm2.runtime import dtypes, memory
+from audioldm2.runtime.placement import Networks
+from audioldm2.runtime.remembered import remembering
+from audioldm2.runtime.tiling import decode_in_pieces, vocode_in_pieces
+from audioldm2.sampling.guidance import guided
+from audioldm2.sampling.samplers import SAMPLERS, Generators
+from audioldm2.sampling.schedule import NoiseSchedule
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
 OnStep = Callable[[int, float, Tensor], object]
@@ -282,7 +285,7 @@ class AudioLDM2:
                 f"text has {len(wanted)} entries for {len(audio)} sounds; give one for each, or one for all."
             )
         wanted = wanted * len(audio) if len(wanted) == 1 else wanted
-        return ranking.score(self.networks, self.clap_tokenizer, self.hearing, wanted, audio, rate)
+        return clap_score.score(self.networks, self.clap_tokenizer, self.hearing, wanted, audio, rate)
 
     def _check_widths(self, conditioning: Conditioning) -> None:
         """Conditioning may come from a file, and so from another model."""
@@ -306,7 +309,7 @@ class AudioLDM2:
                 f"sounds cannot be scored with {self.source or 'this model'}: it has no {sorted(absent)[0]}. "
                 "Ask for one waveform a prompt."
             )
-        checks.check_hearing(self.networks.configs["clap_audio"], self.hearing, self.source or "this model")
+        validate.check_hearing(self.networks.configs["clap_audio"], self.hearing, self.source or "this model")
 
     def _sounds_at_once(self, request: Request) -> int:
         needed = memory.bytes_for_one_sound(
@@ -319,8 +322,8 @@ class AudioLDM2:
         return memory.sounds_at_once(needed, self.device, request.seconds)
 
     def __repr__(self) -> str:
-        dtypes = precision.describe(self.networks.dtypes)
-        return f"<AudioLDM2 from {self.source or 'memory'}, {dtypes} on {self.device}>"
+        words = dtypes.describe(self.networks.dtypes)
+        return f"<AudioLDM2 from {self.source or 'memory'}, {words} on {self.device}>"
 
     def describe(self) -> dict[str, Any]:
         """What this model is, for the record beside a sound."""
@@ -330,7 +333,7 @@ class AudioLDM2:
             "revision": self.revision,
             "heads": list(self.networks.configs["unet"].heads),
             "device": str(self.device),
-            "dtype": precision.describe(self.networks.dtypes),
+            "dtype": dtypes.describe(self.networks.dtypes),
         }
 
 

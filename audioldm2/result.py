@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from audioldm2.audio import write_wav
-from audioldm2.ranking import best_first
-from audioldm2.request import LARGEST_SEED, Request
+from audioldm2.clap_score import best_first
+from audioldm2.options import LARGEST_SEED, Request
 
 
 @dataclass(frozen=True, repr=False)

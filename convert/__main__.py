@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from audioldm2 import weights
-from audioldm2.checks import typed
-from audioldm2.cli import demand_writable
-from audioldm2.flags import Parser
-from audioldm2.loading import open_checkpoint
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.load import open_checkpoint
+from audioldm2.checkpoints.validate import typed
+from audioldm2.cli.arguments import Parser
+from audioldm2.cli.main import demand_writable
 
 from . import differing_copies, report
 from .export import demand_exportable, write_diffusers
@@ -43,7 +43,7 @@ def parser() -> Parser:
     made.add_argument(
         "--to", choices=["converted", "diffusers"], default="converted", help="the layout of OUT"
     )
-    made.add_argument("--dtype", choices=list(weights.DTYPES), help="cast the weights (default: as they are)")
+    made.add_argument("--dtype", choices=list(storage.DTYPES), help="cast the weights (default: as they are)")
     made.add_argument(
         "--heads",
         choices=["config", "trained"],
@@ -90,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
         config=_overrides(options.config) if options.config else None,
     )
     if options.check:
-        count = report.check_by_value(weights.read(options.out), checkpoint, options.out)
+        count = report.check_by_value(storage.read(options.out), checkpoint, options.out)
         print(f"{options.out}: all {count} tensors are those of {options.source}")
         return 0
     if options.to == "diffusers":
@@ -99,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
         print(line, file=sys.stderr)
     for sentence in differing_copies(checkpoint) if isinstance(checkpoint, Original) else ():
         warnings.warn(sentence, stacklevel=1)
-    absent = sorted(set(weights.tokenizers_of(checkpoint.configs)) - set(checkpoint.tokenizers))
+    absent = sorted(set(storage.tokenizers_of(checkpoint.configs)) - set(checkpoint.tokenizers))
     if absent:
         warnings.warn(
             f"no tokenizers were found (the file has none, and the hub cannot be reached): put {absent} of "
@@ -110,8 +110,8 @@ def run(arguments: Sequence[str]) -> int:
         for open_state in checkpoint.states.values():
             open_state()  # which checks that every tensor fits
         return 0
-    write = write_diffusers if options.to == "diffusers" else weights.write
-    dtype = options.dtype and weights.DTYPES[options.dtype]
+    write = write_diffusers if options.to == "diffusers" else storage.write
+    dtype = options.dtype and storage.DTYPES[options.dtype]
     write(checkpoint, options.out, dtype=dtype, force=options.force, on_network=_tell_written)
     print(options.out)
     return 0
@@ -156,13 +156,13 @@ def _demand_place(out: Path, force: bool) -> None:
 
 
 def _is_ours_to_replace(folder: Path) -> bool:
-    return weights.is_converted(folder) or is_diffusers_layout(folder) or not any(folder.iterdir())
+    return storage.is_converted(folder) or is_diffusers_layout(folder) or not any(folder.iterdir())
 
 
 def _overrides(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"--config {path}: there is no such file.")
-    found = weights.read_json(path)
+    found = storage.read_json(path)
     return {name: typed(f"'{name}' in {path}", fields, dict) for name, fields in found.items()}
 
 
@@ -171,6 +171,6 @@ def _tell_written(name: str, tensors: int, size: int) -> None:
 
 
 if __name__ == "__main__":
-    from audioldm2.cli import main
+    from audioldm2.cli.main import main
 
     sys.exit(main(["convert", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Size
 
-from audioldm2.checks import typed
+from audioldm2.checkpoints.validate import typed
 from audioldm2.errors import WeightsError
 
 NEEDED = object()

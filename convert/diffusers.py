@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from audioldm2 import weights
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.storage import Checkpoint, check, read_json
 from audioldm2.errors import WeightsError
-from audioldm2.weights import Checkpoint, check, read_json
 
 from . import clap, gpt2, hifigan, keymap, phonemes, projection, t5, unet, vae
 from .configs import demand, field
@@ -109,7 +109,7 @@ def read_diffusers(
         states=states,
         schedule=schedule,
         clap_mel=hearing,
-        tokenizers={name: tokenizers[name] for name in weights.tokenizers_of(configs)},
+        tokenizers={name: tokenizers[name] for name in storage.tokenizers_of(configs)},
         source=source or str(folder),
         revision=revision,
         symbols=symbols,

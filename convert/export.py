@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from audioldm2 import weights
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.storage import Checkpoint, read_json
 from audioldm2.errors import WeightsError, some
 from audioldm2.files import folder_written_whole
 from audioldm2.models import NETWORKS
-from audioldm2.text import ClapTokenizer, T5Tokenizer
-from audioldm2.weights import Checkpoint, read_json
+from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 
 from . import clap, gpt2, hifigan, keymap, projection, t5, unet, vae
 from .diffusers import CLAP_MEL, PARTS
@@ -45,7 +45,7 @@ def demand_exportable(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source} has the networks {sorted(checkpoint.configs)}; the diffusers layout is "
             f"that of AudioLDM2Pipeline, which needs {sorted(whole)}. Keep it in the converted format."
         )
-    absent = [name for name in weights.TOKENIZERS if name not in checkpoint.tokenizers]
+    absent = [name for name in storage.TOKENIZERS if name not in checkpoint.tokenizers]
     if absent:
         raise WeightsError(
             f"{checkpoint.source} has no {some(absent)}, which the diffusers layout needs. "
@@ -61,7 +61,7 @@ def write_diffusers(
     force: bool = False,
     on_network: Callable[[str, int, int], object] = lambda name, tensors, size: None,
 ) -> None:
-    """Write a checkpoint in the diffusers layout, whole or not at all; the arguments are `weights.write`'s.
+    """Write a checkpoint in the diffusers layout, whole or not at all; the arguments are `storage.write`'s.
 
     The UNet's heads are written as numbers a level, so the reference computes what we do.
     """
@@ -76,9 +76,9 @@ def write_diffusers(
         "vae": vae.config_to(configs["vae"]),
         "vocoder": hifigan.config_to(configs["hifigan"]),
     }
-    schedule = weights.schedule_of(checkpoint, checkpoint.source)
-    hearing = weights.hearing_of(checkpoint, checkpoint.source)
-    weights.demand_tokenizers(checkpoint)
+    schedule = storage.schedule_of(checkpoint, checkpoint.source)
+    hearing = storage.hearing_of(checkpoint, checkpoint.source)
+    storage.demand_tokenizers(checkpoint)
     with folder_written_whole(folder, force=force) as draft:
         for name, content in contents.items():
             (draft / name).mkdir()
@@ -89,7 +89,7 @@ def write_diffusers(
                     state |= _back(ours, checkpoint, dtype)
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
             stem = "diffusion_pytorch_model" if name in OF_DIFFUSERS else "model"
-            weights.save(state, draft / name / f"{stem}.safetensors", folder)
+            storage.save(state, draft / name / f"{stem}.safetensors", folder)
             del state  # before the next is read
         _write_json(
             draft / "scheduler" / "scheduler_config.json",
@@ -113,8 +113,8 @@ def write_diffusers(
             | {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None},
         )
         for ours, theirs in (("clap_tokenizer", "tokenizer"), ("t5_tokenizer", "tokenizer_2")):
-            tokenizer = weights.TOKENIZERS[ours].from_folder(checkpoint.tokenizers[ours])
-            weights.copy_tokenizer(ours, checkpoint.tokenizers[ours], draft / theirs)
+            tokenizer = storage.TOKENIZERS[ours].from_folder(checkpoint.tokenizers[ours])
+            storage.copy_tokenizer(ours, checkpoint.tokenizers[ours], draft / theirs)
             _say_length(draft / theirs, tokenizer)
             whole = draft / theirs / "tokenizer.json"
             if ours == "t5_tokenizer" and not whole.is_file():
@@ -129,7 +129,7 @@ def write_diffusers(
 def _back(name: str, checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """One network's tensors under the layout's keys: the rows, read backwards."""
     part, config = PARTS[name], checkpoint.configs[name]
-    state = weights.ready(name, checkpoint.states[name](), dtype, checkpoint.source)
+    state = storage.ready(name, checkpoint.states[name](), dtype, checkpoint.source)
     moves = keymap.plan(state, keymap.reverse(part.rows(config)), checkpoint.source)
     made = part.finish(keymap.convert(state, moves), config)
     return {key: tensor.contiguous() for key, tensor in made.items()}

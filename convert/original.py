@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from audioldm2 import checks, weights
+from audioldm2.checkpoints import storage, validate
 from audioldm2.errors import WeightsError, some
 from audioldm2.models import NETWORKS
-from audioldm2.samplers import NoiseSchedule
+from audioldm2.sampling.schedule import NoiseSchedule
 
 from . import clap, gpt2, hifigan, keymap, phonemes, projection, t5, unet, vae
 from .configs import need
@@ -61,7 +61,7 @@ SPOKEN_VECTORS = 512  # that GPT-2 makes in a speech model, where others make 8;
 
 
 @dataclass
-class Original(weights.Checkpoint):
+class Original(storage.Checkpoint):
     """A Checkpoint out of an original file, with what was left there."""
 
     dropped: list[Move] = field(default_factory=list)  # what belongs to none of our networks
@@ -83,9 +83,9 @@ def read_original(
 
     source, revision: what to call its origin (default: the file's path).
     heads:            "trained": 32 wide, as upstream's; "config": 8 at every level, as the published twins'.
-    ema:              take the running average of the UNet's weights.
+    ema:              take the running average of the UNet's converted.
     config:           {network: {field: value}} for what the file cannot tell; "schedule" and "clap_mel" too.
-    tokenizers:       the folder of each of `weights.TOKENIZERS`, by name: the file has none.
+    tokenizers:       the folder of each of `storage.TOKENIZERS`, by name: the file has none.
     Raises WeightsError, naming the file and the first offending keys.
     """
     tensors = _unwrapped(read_file(path), path)
@@ -108,7 +108,7 @@ def read_original(
         own = [_moved_up(move, name) for move in moves if (move.target or "").startswith(f"{name}.")]
         finish = hifigan.with_mean_and_scale if name == "hifigan" else _as_it_is
         states[name] = Reading(name, configs[name], str(path), partial(_opened, tensors, own), finish)
-    settings, known = dict(config or {}), weights.tokenizers_of(configs)
+    settings, known = dict(config or {}), storage.tokenizers_of(configs)
     checkpoint = Original(
         configs=configs,
         states=states,
@@ -122,7 +122,7 @@ def read_original(
         tensors=tensors,
         copies=found,
     )
-    weights.check(checkpoint, str(path))
+    storage.check(checkpoint, str(path))
     return checkpoint
 
 
@@ -212,7 +212,7 @@ def _configs(
             raise WeightsError(f"the config file speaks of '{name}'; {path} has {', '.join(known)}.")
         if name in made:
             kind, what = NETWORKS[name][1], f"'{name}' of the config file"
-            made[name] = checks.build(kind, fields, what, made[name])
+            made[name] = validate.build(kind, fields, what, made[name])
     if not made["hifigan"].upsample_rates:
         raise WeightsError(
             f"{path}: its vocoder has kernels {made['hifigan'].upsample_kernels}, which no published one "

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from audioldm2 import weights
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import WeightsError, some
-from audioldm2.weights import Checkpoint
 
 from .clap import OTHER_BRANCH
 from .keymap import Move
@@ -106,10 +106,10 @@ def check_by_value(converted: Checkpoint, source: Checkpoint, folder: Path) -> i
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All that a checkpoint says beside its weights."""
+    """All that a checkpoint says beside its converted."""
     return checkpoint.configs | {
-        "schedule": weights.schedule_of(checkpoint, checkpoint.source),
-        "clap_mel": weights.hearing_of(checkpoint, checkpoint.source),
+        "schedule": storage.schedule_of(checkpoint, checkpoint.source),
+        "clap_mel": storage.hearing_of(checkpoint, checkpoint.source),
         "symbols": checkpoint.symbols,
     }
 
@@ -134,7 +134,7 @@ def describe(checkpoint: Checkpoint, *, opened: bool = True) -> Iterator[str]:
     yield ""
     all_count = all_size = 0
     for name, config in configs.items():
-        shapes = weights.expected_shapes(name, config)
+        shapes = storage.expected_shapes(name, config)
         count = sum(shape.numel() for shape in shapes.values())
         words = f"{name:<11} {len(shapes):>5} tensors {count:>13,} values"
         if opened:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audioldm2.checkpoints.hub import choose_weights
+from audioldm2.checkpoints.storage import demand_fit, read_json, read_safetensors
 from audioldm2.errors import WeightsError, some
-from audioldm2.hub import choose_weights
-from audioldm2.weights import demand_fit, read_json, read_safetensors
 
 from . import keymap
 from .keymap import Move

@@ -20,7 +20,7 @@ The arithmetic is that of matrix products, convolutions and attention, as each s
 the same speed is a shorter time. The ceiling is the fastest of some large matrix products and 3x3
 convolutions, in the same run and dtype: what the machine gives to such code at best.
 
-Starting is measured in fresh processes: imports, loading, the first sound and the second one, of the settings
+Starting is measured in fresh processes: imports, load, the first sound and the second one, of the settings
 of the run. Files are in the system's cache by then, and what --compile has compiled is in PyTorch's: that
 begins empty, and what the first request took longer for it is told too.
 
@@ -44,9 +44,11 @@ from typing import Any, NoReturn
 
 import torch
 
-from audioldm2 import WeightsError, hub, loading, precision
+from audioldm2 import WeightsError
+from audioldm2.checkpoints import hub, load
 from audioldm2.convert import write_diffusers
 from audioldm2.files import written_whole
+from audioldm2.runtime import dtypes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
 from scripts import benchmark_report as report
@@ -76,13 +78,13 @@ def models(options: argparse.Namespace, with_peer: bool, scratch: Path) -> tuple
         raise WeightsError(
             f"--peer-model {options.peer_model} is not in the diffusers layout: it has no model_index.json."
         )
-    write_diffusers(loading.open_checkpoint(ours), scratch / "peer")
+    write_diffusers(load.open_checkpoint(ours), scratch / "peer")
     return ours, str(scratch / "peer")
 
 
 def sides_of(options: argparse.Namespace, device: torch.device, folders: tuple[str, str]) -> dict[str, Side]:
     """Ours and, where there is a folder for it, the peer."""
-    dtype = precision.name_of(options.dtype or "auto")
+    dtype = dtypes.name_of(options.dtype or "auto")
     if dtype == "auto":  # which is ours alone: both sides need the same
         dtype = "float16" if device.type == "cuda" else "float32"
     steps, sampler = options.steps or OUR_STEPS, options.sampler or "dpmpp_2m"
@@ -125,7 +127,7 @@ def machine(device: torch.device, threads: int | None) -> dict[str, Any]:
 
 def benchmark(options: argparse.Namespace, scratch: Path, say: Callable[[str], object]) -> dict[str, Any]:
     """Everything that was asked for, as it stands in the JSON file."""
-    device = loading.resolve_device(options.device)
+    device = load.resolve_device(options.device)
     absent = [name for name in PEER_NEEDS if find_spec(name) is None]
     if absent and not options.no_peer:
         say(f"{' and '.join(absent)} not installed: ours alone is measured")
@@ -135,7 +137,7 @@ def benchmark(options: argparse.Namespace, scratch: Path, say: Callable[[str], o
     of_each = {}
     with working("ceiling", options.threads) as worker:
         for dtype in sorted({side.dtype for side in sides.values()}):
-            multiplied = str(precision.usual(device)).removeprefix("torch.") if dtype == "auto" else dtype
+            multiplied = str(dtypes.usual(device)).removeprefix("torch.") if dtype == "auto" else dtype
             of_each[dtype] = worker.ask("ceiling", device=str(device), dtype=multiplied)
     ceilings = {dtype: max(speeds.values()) for dtype, speeds in of_each.items()}
 
@@ -277,7 +279,7 @@ def demand_sense(options: argparse.Namespace) -> None:
         raise ValueError("--default takes each side's own steps, sampler and dtype: leave out what is given.")
     if options.peer_steps and not options.default:
         raise ValueError("--peer-steps goes with --default; otherwise both sides take --steps.")
-    precision.name_of(options.dtype or "auto")  # complains before a model is made
+    dtypes.name_of(options.dtype or "auto")  # complains before a model is made
     if options.starts < 0:
         raise ValueError(f"--starts is {options.starts}; it has to be 0 or more.")
     for flag, path in (("--json", options.json), ("--plot", options.plot)):

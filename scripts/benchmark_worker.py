@@ -321,7 +321,7 @@ def ceiling(device: str, dtype_name: str) -> dict[str, float]:
     import torch
     import torch.nn.functional as F
 
-    from audioldm2 import onednn
+    from audioldm2.ops import onednn
 
     dtype, generator = getattr(torch, dtype_name), torch.Generator().manual_seed(0)
     large = device.startswith("cuda")

@@ -5,7 +5,7 @@
 
 Every network gets the same input in both dtypes: what the float32 networks before it make of a prompt and of
 noise. Told is the signal over the error, in dB, of what it makes; rounding that is 40 dB below a sound is not
-heard beside it. That is what `audioldm2.precision` goes by. Times are medians; the first call is not timed.
+heard beside it. `audioldm2.runtime.dtypes` goes by that. Times are medians; the first call is not timed.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from audioldm2 import weights
 from audioldm2.audio import clap_log_mel, resample
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.load import open_checkpoint, resolve_device
 from audioldm2.errors import WeightsError
-from audioldm2.loading import open_checkpoint, resolve_device
-from audioldm2.precision import name_of
-from audioldm2.residence import materialise
-from audioldm2.text import pad
+from audioldm2.prompt.tokenizers import pad
+from audioldm2.runtime.dtypes import name_of
+from audioldm2.runtime.placement import materialise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
 from scripts import make_random_checkpoint
@@ -35,7 +35,7 @@ Run = Callable[[nn.Module, torch.dtype], Tensor]
 
 
 def compare(
-    checkpoint: weights.Checkpoint, dtype: torch.dtype, device: torch.device, seconds: float, runs: int
+    checkpoint: storage.Checkpoint, dtype: torch.dtype, device: torch.device, seconds: float, runs: int
 ) -> Iterator[tuple[str, float, float, float]]:
     """Each network's name, signal over error in dB, and seconds in float32 and in `dtype`."""
     inputs = _Inputs(checkpoint, device, seconds)
@@ -60,7 +60,7 @@ def decibels(exact: Tensor, other: Tensor) -> float:
 class _Inputs:
     """What each network is given: what those before it made, in float32."""
 
-    def __init__(self, checkpoint: weights.Checkpoint, device: torch.device, seconds: float):
+    def __init__(self, checkpoint: storage.Checkpoint, device: torch.device, seconds: float):
         self.checkpoint, self.device, self.made = checkpoint, device, {}
         vae, vocoder = (checkpoint.configs[name] for name in ("vae", "hifigan"))
         generator = torch.Generator().manual_seed(0)
@@ -68,7 +68,7 @@ class _Inputs:
         shape = (vae.latent_channels, frames, vocoder.mels // vae.downsampling)
         self.noise = torch.randn(1, *shape, generator=generator).to(device)
         self.tokens = {}
-        for name, kind in weights.TOKENIZERS.items():
+        for name, kind in storage.TOKENIZERS.items():
             tokenizer = kind.from_folder(checkpoint.tokenizers[name])
             tokens = pad([tokenizer.encode(PROMPT)], tokenizer.pad_id)
             self.tokens[name] = (tokens.ids.to(device), tokens.mask.to(device))
@@ -94,7 +94,7 @@ class _Inputs:
         yield "vae", lambda net, dtype: net.decode(z.to(dtype)).squeeze(1)
         yield "hifigan", lambda net, dtype: net(made["vae"].to(dtype))
         rate = self.checkpoint.configs["hifigan"].sample_rate
-        hearing = weights.hearing_of(self.checkpoint, self.checkpoint.source)
+        hearing = storage.hearing_of(self.checkpoint, self.checkpoint.source)
         wave = resample(made["hifigan"], rate, hearing.sample_rate)[:, : 10 * hearing.sample_rate]
         yield "clap_audio", lambda net, dtype: net(clap_log_mel(wave, hearing).to(dtype))
 
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 make_random_checkpoint.make(model, size="base")
             checkpoint = open_checkpoint(model)
             print(f"{'':12}{'signal / error':>16}{'float32':>12}{name:>12}{'ratio':>8}")
-            rows = compare(checkpoint, weights.DTYPES[name], device, options.seconds, options.runs)
+            rows = compare(checkpoint, storage.DTYPES[name], device, options.seconds, options.runs)
             for network, error, exact, other in rows:
                 times = f"{exact:10.3f} s{other:10.3f} s{other / exact:8.2f}"
                 print(f"{network:12}{error:13.1f} dB{times}", flush=True)

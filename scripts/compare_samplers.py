@@ -25,7 +25,8 @@ from torch import Tensor
 
 import audioldm2
 from audioldm2 import SAMPLERS
-from audioldm2.samplers import Denoiser, NoiseSchedule
+from audioldm2.sampling.samplers import Denoiser
+from audioldm2.sampling.schedule import NoiseSchedule
 
 Walk = Callable[..., Tensor]  # (sampler, steps, karras=, on_step=) -> the clean latent, from one noise
 

@@ -31,10 +31,11 @@ from diffusers import AudioLDM2Pipeline, DDIMScheduler, DPMSolverMultistepSchedu
 from torch import Tensor, nn
 
 import audioldm2
-from audioldm2 import AudioLDM2, WeightsError, hub
+from audioldm2 import AudioLDM2, WeightsError
 from audioldm2.audio import clap_log_mel, resample
-from audioldm2.text import T5Tokenizer, pad
-from audioldm2.weights import read_json
+from audioldm2.checkpoints import hub
+from audioldm2.checkpoints.storage import read_json
+from audioldm2.prompt.tokenizers import T5Tokenizer, pad
 
 SCHEDULERS = {"ddim": DDIMScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
 Ours = Callable[[AudioLDM2], Tensor | tuple[Tensor, ...]]

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import audioldm2
-from audioldm2 import ranking
+from audioldm2 import clap_score
 from audioldm2.audio import read, resample
 from audioldm2.errors import WeightsError
 from audioldm2.files import written_whole
@@ -55,12 +55,12 @@ class Judge:
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
         """(texts, clap_dim), of norm 1."""
-        return ranking.embed_texts(self.networks, self.tokenizer, texts)
+        return clap_score.embed_texts(self.networks, self.tokenizer, texts)
 
     def of_sounds(self, sounds: Sequence[Tensor], rate: int) -> Tensor:
         """(sounds, clap_dim), of norm 1; each sound is (samples,)."""
         return torch.cat(
-            [ranking.embed_sounds(self.networks, self.hearing, sound[None], rate) for sound in sounds]
+            [clap_score.embed_sounds(self.networks, self.hearing, sound[None], rate) for sound in sounds]
         )
 
     def families(self, sounds: Tensor, texts: Mapping[str, Sequence[str]]) -> list[str]:

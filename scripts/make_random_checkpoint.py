@@ -24,7 +24,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 
-from audioldm2 import hub, weights
+from audioldm2.checkpoints import hub, storage
 from audioldm2.errors import WeightsError
 from audioldm2.models import NETWORKS, build_on_meta
 from audioldm2.models.clap_audio import ClapAudioConfig
@@ -35,7 +35,7 @@ from audioldm2.models.projection import ProjectionConfig
 from audioldm2.models.t5 import T5Config
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
 from audioldm2.models.vae import VAEConfig
-from audioldm2.samplers import NoiseSchedule
+from audioldm2.sampling.schedule import NoiseSchedule
 
 BASE = {name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"}  # as published
 ATTENDING = (SELF, GPT2, T5, LAST_SELF)
@@ -107,13 +107,13 @@ def make(
         if size == "tiny":  # the published networks have more rows than any of the vocabularies
             sizes = {
                 name: kind.from_folder(folders[name]).splitter.get_vocab_size()
-                for name, kind in weights.TOKENIZERS.items()
+                for name, kind in storage.TOKENIZERS.items()
             }
             configs = configs | {
                 "clap_text": replace(configs["clap_text"], vocabulary=sizes["clap_tokenizer"]),
                 "t5": replace(configs["t5"], vocabulary=sizes["t5_tokenizer"]),
             }
-        checkpoint = weights.Checkpoint(
+        checkpoint = storage.Checkpoint(
             configs=configs,
             states={
                 name: partial(random_state, name, config, seed + place, dtype)
@@ -121,10 +121,10 @@ def make(
             },
             schedule=asdict(NoiseSchedule()),
             clap_mel={},
-            tokenizers={name: folders[name] for name in weights.tokenizers_of(configs)},
+            tokenizers={name: folders[name] for name in storage.tokenizers_of(configs)},
             source=f"random {size} checkpoint, seed {seed}",
         )
-        weights.write(checkpoint, Path(out), on_network=on_network)
+        storage.write(checkpoint, Path(out), on_network=on_network)
 
 
 # Weights ----------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def random_state(name: str, config: Any, seed: int, dtype: torch.dtype) -> dict[
     elif name == "hifigan":
         set_loudness(network)
     state = network.state_dict()
-    return {key: weights.cast(name, key, state.pop(key), dtype) for key in list(state)}
+    return {key: storage.cast(name, key, state.pop(key), dtype) for key in list(state)}
 
 
 @torch.no_grad()
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="tiny: a second and 3 MB; the others: a minute and 4 to 6 GB (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--dtype", choices=weights.DTYPES, default="float32", help="of the weights (default: %(default)s)"
+        "--dtype", choices=storage.DTYPES, default="float32", help="of the weights (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of every weight (default: %(default)s)")
     parser.add_argument(
@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make(
             options.out,
             options.size,
-            dtype=weights.DTYPES[options.dtype],
+            dtype=storage.DTYPES[options.dtype],
             seed=options.seed,
             tokenizers=options.tokenizers,
             on_network=lambda name, tensors, size: print(

@@ -27,7 +27,7 @@ from transformers import ClapFeatureExtractor, RobertaTokenizerFast, SpeechT5Hif
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/ is in the clone, not in the package
 from scripts.make_random_checkpoint import CAPTIONS
-from tests.parity import reference
+from tests.support import reference
 
 # What the published configs set otherwise than the libraries' defaults; the music model is of base size.
 T5 = dict(vocab_size=32128, d_model=1024, d_kv=64, d_ff=2816, num_layers=24, num_heads=16)
@@ -56,7 +56,7 @@ HIFIGAN = dict(
 )  # fmt: skip
 BASE = dict(t5=T5, clap=CLAP, gpt2=GPT2, projection=PROJECTION, unet=UNET, vae=VAE, hifigan=HIFIGAN)
 
-# The sizes of tests/parity/reference.py, but with the published hop of 160 samples and ears for 64 mel bands.
+# As in tests/support/reference.py, but with the published hop of 160 samples and 64 mel bands for CLAP.
 TINY = dict(
     t5={},
     clap=dict(

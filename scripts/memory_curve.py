@@ -41,13 +41,13 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from audioldm2 import ranking
+from audioldm2 import clap_score
 from audioldm2.audio import CLAP_MEL
 from audioldm2.models.clap_audio import ClapAudio, ClapAudioConfig
 from audioldm2.models.hifigan import HiFiGAN, HiFiGANConfig
 from audioldm2.models.unet import UNet, UNetConfig
 from audioldm2.models.vae import VAE, VAEConfig
-from audioldm2.pieces import decode_in_pieces, vocode_in_pieces
+from audioldm2.runtime.tiling import decode_in_pieces, vocode_in_pieces
 
 WAYS = {
     "denoise": ("whole",),
@@ -150,7 +150,7 @@ def rank(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
     networks = SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32, running=lambda name: nullcontext(clap)
     )
-    return lambda: ranking.embed_sounds(networks, CLAP_MEL, wave, VOCODER.sample_rate)
+    return lambda: clap_score.embed_sounds(networks, CLAP_MEL, wave, VOCODER.sample_rate)
 
 
 PREPARE = {"denoise": denoise, "decode": decode, "vocode": vocode, "rank": rank}

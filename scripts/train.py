@@ -37,14 +37,14 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
-from audioldm2 import weights
 from audioldm2.audio import SAMPLE_RATE, resample
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.load import open_checkpoint, resolve_device
 from audioldm2.errors import WeightsError, some
 from audioldm2.files import written_whole
-from audioldm2.loading import open_checkpoint, resolve_device
 from audioldm2.training import STAGES, loop
-from audioldm2.training.chance import rng
 from audioldm2.training.data import Captioned, Folder, clip
+from audioldm2.training.randomness import rng
 from audioldm2.training.recipe import Recipe, changed
 from audioldm2.training.scratch import SIZES, configs_from, from_scratch
 from audioldm2.training.stage import Stage
@@ -98,11 +98,11 @@ def begin(options: argparse.Namespace, device: torch.device) -> tuple[Stage, Cap
             data = open_data(options.data, recipe, rate, options.seed, kind.captioned)
         kind(checkpoint, recipe, device, options.seed)  # what cannot be is told before anything is written
         options.out.mkdir(parents=True, exist_ok=True)
-        weights.write(checkpoint, options.out / "model")
+        storage.write(checkpoint, options.out / "model")
     where = options.data if options.data == PROCEDURAL else str(Path(options.data).resolve())
     settings = {"stage": options.stage, "data": where, "recipe": asdict(recipe), "seed": options.seed}
     write_settings(options.out, settings | asdict(cadence))
-    return kind(weights.read(options.out / "model"), recipe, device, options.seed), data, cadence
+    return kind(storage.read(options.out / "model"), recipe, device, options.seed), data, cadence
 
 
 def go_on(options: argparse.Namespace, device: torch.device) -> tuple[Stage, Captioned, loop.Cadence]:
@@ -119,7 +119,7 @@ def go_on(options: argparse.Namespace, device: torch.device) -> tuple[Stage, Cap
         recipe = replace(recipe, steps=options.steps)
         settings["recipe"] = asdict(recipe)
         write_settings(options.out, settings)
-    stage = kind(weights.read(options.out / "model"), recipe, device, settings["seed"])
+    stage = kind(storage.read(options.out / "model"), recipe, device, settings["seed"])
     rate = stage.front_end.sample_rate
     data = open_data(settings["data"], recipe, rate, settings["seed"], kind.captioned)
     loop.resume(stage, options.out)
@@ -147,7 +147,7 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
 def read_json(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"{path} cannot be found.")
-    return weights.read_json(Path(path))
+    return storage.read_json(Path(path))
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:

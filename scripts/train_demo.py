@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
-from audioldm2 import weights
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import WeightsError
-from audioldm2.weights import Checkpoint
 
 TRAIN = Path(__file__).with_name("train.py")
 NEEDS = {"vae": (), "clap": (), "vocoder": ("vae",), "ldm": ("vae", "clap")}  # stage -> those before it
@@ -71,7 +71,7 @@ def start(stage: str, out: Path, seed: int) -> subprocess.Popen:
         arguments = ["--stage", stage, "--data", "procedural", "--out", out / stage, "--seed", seed]
         if NEEDS[stage]:
             begin = out / f"before-{stage}"
-            weights.write(together(out, NEEDS[stage]), begin, force=True)
+            storage.write(together(out, NEEDS[stage]), begin, force=True)
             arguments += ["--model", begin]
     threads = str(max(1, (os.cpu_count() or 2) // 2))
     with open(f"{out / stage}.log", "a", encoding="utf-8") as log:
@@ -83,13 +83,13 @@ def start(stage: str, out: Path, seed: int) -> subprocess.Popen:
 
 
 def is_done(run: Path) -> bool:
-    steps = weights.read_json(run / "run.json")["recipe"]["steps"]
+    steps = storage.read_json(run / "run.json")["recipe"]["steps"]
     return sum(1 for _ in open(run / "metrics.jsonl", encoding="utf-8")) >= steps
 
 
 def together(out: Path, stages: tuple[str, ...]) -> Checkpoint:
     """The model of the first stage with the networks that the others have trained."""
-    first, *others = (weights.read(out / stage / "model") for stage in stages)
+    first, *others = (storage.read(out / stage / "model") for stage in stages)
     for stage, other in zip(stages[1:], others, strict=True):
         made = MAKES[stage]
         first = replace(
@@ -112,7 +112,7 @@ def main() -> int:
     train(options.out, options.seed)
     model = options.out / "model"
     checkpoint = replace(together(options.out, ("ldm", "vocoder")), source=SOURCE)
-    weights.write(checkpoint, model, dtype=torch.float16, force=True)
+    storage.write(checkpoint, model, dtype=torch.float16, force=True)
     size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
     say(f"{model}: {size / 1e6:.1f} MB, after {(time.monotonic() - begun) / 60:.0f} minutes")
     if size > MOST:

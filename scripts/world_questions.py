@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audioldm2.audio import vae_log_mel
 from audioldm2.pipeline import AudioLDM2
-from audioldm2.training.chance import rng
+from audioldm2.training.randomness import rng
 from scripts.demo_sounds import ATTRIBUTES, FAMILIES
 from scripts.make_demo_data import WORDINGS, describe, render
 from scripts.sound_measures import (

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from audioldm2.audio import clap_log_mel, resample
+from audioldm2.checkpoints.storage import Checkpoint, hearing_of
 from audioldm2.pipeline import AudioLDM2
-from audioldm2.text import ClapTokenizer, pad
+from audioldm2.prompt.tokenizers import ClapTokenizer, pad
 from audioldm2.training.losses import contrastive
 from audioldm2.training.recipe import Recipe
 from audioldm2.training.stage import Sample, Stage
-from audioldm2.weights import Checkpoint, hearing_of
 
 QUIET, SLOPE = (25.0, 85.0), 15.0  # dB: of noise under clips, and of its lowest and highest band apart
 SHARPEST = math.log(100)  # of the logarithmic factor on cosines, as in CLIP, section 2.5

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from audioldm2.audio import read, resample
 from audioldm2.errors import some
-from audioldm2.training.chance import rng
+from audioldm2.training.randomness import rng
 
 TABLES = (".csv", ".jsonl")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")  # looked for where no table is needed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from audioldm2.models import NETWORKS
-from audioldm2.training.chance import chance
+from audioldm2.training.randomness import chance
 
 LIFT = 2.0  # of features that are to stay above 0
 CONTRASTIVE_SCALE = math.log(1 / 0.07)  # CLIP's start, and CLAP's

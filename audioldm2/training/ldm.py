@@ -23,14 +23,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from audioldm2.conditioning import Conditioning
-from audioldm2.encoding import encode
+from audioldm2.checkpoints.storage import TOKENIZERS, Checkpoint, schedule_of
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.pipeline import AudioLDM2
+from audioldm2.prompt.conditioning import Conditioning
+from audioldm2.prompt.encode import encode
 from audioldm2.training.losses import noise_loss
 from audioldm2.training.recipe import Recipe
 from audioldm2.training.stage import Sample, Stage
-from audioldm2.weights import TOKENIZERS, Checkpoint, schedule_of
 
 ROOM = 4  # tokens from one padded length to the next
 

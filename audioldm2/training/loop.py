@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audioldm2 import weights
 from audioldm2.audio import write_wav
+from audioldm2.audio.plot import save_spectrogram
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.load import load
 from audioldm2.files import safe_name, written_whole
-from audioldm2.loading import load
-from audioldm2.plot import save_spectrogram
 from audioldm2.training.data import Captioned, Pool
 from audioldm2.training.stage import Stage
 
@@ -102,7 +102,7 @@ def save(stage: Stage, data: Captioned, folder: Path) -> None:
     with written_whole(folder / "state.pt") as draft:
         torch.save(stage.state_dict(), draft)
     stage.measure(data.batch(step, stage.recipe.batch)[0] for step in range(MEASURED))
-    weights.write(stage.checkpoint(), folder / "model", force=True)
+    storage.write(stage.checkpoint(), folder / "model", force=True)
 
 
 def resume(stage: Stage, folder: Path) -> None:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from audioldm2 import checks
+from audioldm2.checkpoints import validate
 from audioldm2.errors import some
 from audioldm2.training.data import PADDINGS
 
@@ -71,4 +71,4 @@ def changed(recipe: Recipe, values: dict[str, Any], where: str) -> Recipe:
     unknown = [name for name in values if name not in known]
     if unknown:
         raise ValueError(f"{where} has {some(unknown)}; this stage knows {', '.join(known)}.")
-    return checks.build(type(recipe), values, where, default=recipe)
+    return validate.build(type(recipe), values, where, default=recipe)

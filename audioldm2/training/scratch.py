@@ -11,8 +11,8 @@ import sentencepiece
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 
-from audioldm2 import checks, weights
 from audioldm2.audio import CLAP_MEL, SAMPLE_RATE, MelSettings
+from audioldm2.checkpoints import storage, validate
 from audioldm2.errors import some
 from audioldm2.models import NETWORKS
 from audioldm2.models.clap_audio import ClapAudioConfig
@@ -23,7 +23,7 @@ from audioldm2.models.projection import ProjectionConfig
 from audioldm2.models.t5 import T5Config
 from audioldm2.models.unet import GPT2, SELF, T5, UNetConfig
 from audioldm2.models.vae import VAEConfig
-from audioldm2.samplers import NoiseSchedule
+from audioldm2.sampling.schedule import NoiseSchedule
 from audioldm2.training.initialise import initialise
 
 # A whole model in 12 MB of float16 that a CPU can train. 16 kHz and 64 bands as published, but latents eight
@@ -75,14 +75,14 @@ def configs_from(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{where} has {some(unknown)}; the networks are {', '.join(SMALL)}.")
     return {
-        name: checks.build(type(config), values.get(name, {}), f"'{name}' in {where}", default=config)
+        name: validate.build(type(config), values.get(name, {}), f"'{name}' in {where}", default=config)
         for name, config in SMALL.items()
     }
 
 
 def from_scratch(
     configs: Mapping[str, Any], captions: Sequence[str], folder: Path, *, seed: int = 0
-) -> weights.Checkpoint:
+) -> storage.Checkpoint:
     """A checkpoint of untrained networks, with vocabularies trained on captions.
 
     configs: of each network, and of BESIDE: how CLAP's audio branch hears, and the noise schedule. The sizes
@@ -95,13 +95,13 @@ def from_scratch(
     hearing, schedule = (configs[name] for name in BESIDE)
     sizes = {
         name: kind.from_folder(folder / name).splitter.get_vocab_size()
-        for name, kind in weights.TOKENIZERS.items()
+        for name, kind in storage.TOKENIZERS.items()
     }
     configs = {name: config for name, config in configs.items() if name not in BESIDE} | {
-        weights.TEXT_ENCODERS[name]: replace(configs[weights.TEXT_ENCODERS[name]], vocabulary=size)
+        storage.TEXT_ENCODERS[name]: replace(configs[storage.TEXT_ENCODERS[name]], vocabulary=size)
         for name, size in sizes.items()
     }
-    checkpoint = weights.Checkpoint(
+    checkpoint = storage.Checkpoint(
         configs=configs,
         states={name: partial(_untrained, name, config, seed) for name, config in configs.items()},
         schedule=asdict(schedule),
@@ -109,7 +109,7 @@ def from_scratch(
         tokenizers={name: folder / name for name in sizes},
         source="trained from scratch",
     )
-    weights.check(checkpoint, "the sizes asked for")
+    storage.check(checkpoint, "the sizes asked for")
     return checkpoint
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from audioldm2.audio import VAE_MEL, MelSettings, vae_log_mel
+from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import some
 from audioldm2.models.hifigan import HiFiGANConfig
 from audioldm2.pipeline import AudioLDM2
-from audioldm2.residence import Networks
-from audioldm2.training.chance import chance, generator
-from audioldm2.training.descent import Average, Descent
+from audioldm2.runtime.placement import Networks
+from audioldm2.training.optimizer import Average, Descent
+from audioldm2.training.randomness import chance, generator
 from audioldm2.training.recipe import Recipe
-from audioldm2.weights import Checkpoint
 
 VAE_MEL_48K = MelSettings(48_000, n_fft=2048, hop=480, mels=256, f_min=20.0, f_max=24_000.0)
 

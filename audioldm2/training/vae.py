@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.training.discriminators import PatchDiscriminator
 from audioldm2.training.losses import balance, hinge_discriminator, hinge_generator, kl
 from audioldm2.training.recipe import Recipe
 from audioldm2.training.stage import Sample, Stage
-from audioldm2.weights import Checkpoint
 
 
 @dataclass(frozen=True)

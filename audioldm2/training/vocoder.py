@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.models.hifigan import HiFiGAN
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.training import losses
@@ -31,7 +32,6 @@ from audioldm2.training.additive import additive_wave, line_amplitudes, line_cou
 from audioldm2.training.discriminators import WaveDiscriminators
 from audioldm2.training.recipe import Recipe
 from audioldm2.training.stage import Sample, Stage
-from audioldm2.weights import Checkpoint
 
 LINE_LOUDNESS = 30.0  # of lines inside the network: waves are quiet, features are around 1
 

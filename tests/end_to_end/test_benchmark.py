@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from audioldm2.compiled import Compiled
 from audioldm2.models import build_on_meta
-from audioldm2.onednn import through_onednn
+from audioldm2.ops.onednn import through_onednn
+from audioldm2.runtime.compile import Compiled
 from scripts import benchmark, benchmark_report, benchmark_runs, benchmark_worker
 from scripts.make_random_checkpoint import BASE, TINY
 

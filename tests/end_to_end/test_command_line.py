@@ -23,12 +23,13 @@ import torch
 from safetensors.torch import load_file
 
 import audioldm2
-from audioldm2 import residence, weights
-from audioldm2.cli import main
+from audioldm2.checkpoints import storage
+from audioldm2.cli.arguments import generate_parser
+from audioldm2.cli.main import main
 from audioldm2.files import safe_name
-from audioldm2.flags import generate_parser
 from audioldm2.models import NETWORKS
-from tests.checkpoints import write_diffusers
+from audioldm2.runtime import placement
+from tests.support.checkpoints import write_diffusers
 
 QUICK = ("--duration", "0.2", "--steps", "2")
 CODE, OUT, ERR = 0, 1, 2
@@ -514,7 +515,7 @@ def fail_at(monkeypatch, owner: object, name: str, call: int, error: BaseExcepti
 
 FIRST = ["rain.json", "rain.wav"]
 STAGES = {  # stage: whose function, which, in which call it is interrupted, what is left
-    "loading": (residence, "build_on_meta", 3, []),
+    "loading": (placement, "build_on_meta", 3, []),
     "encoding": (audioldm2.AudioLDM2, "encode_prompt", 2, FIRST),
     "denoising": (audioldm2.AudioLDM2, "denoise", 2, FIRST),
     "decoding": (audioldm2.AudioLDM2, "decode", 2, FIRST),
@@ -569,7 +570,7 @@ def test_a_full_disk_keeps_what_is_finished_and_leaves_no_draft(
 @posix
 def test_a_real_limit_on_the_size_of_files(folder, tiny_folder):
     limited = (
-        "import resource, sys; from audioldm2.cli import main\n"
+        "import resource, sys; from audioldm2.cli.main import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # Python ignores SIGXFSZ\n"
         f"print(main(['dog', '--model', {str(tiny_folder)!r}, '-o', 'a.wav', *{QUICK}]))\n"
         f"print(main(['convert', {str(tiny_folder)!r}, 'copy']))\n"
@@ -648,7 +649,7 @@ def test_a_broken_source_leaves_nothing(run, folder, diffusers_folder):
 
 
 def test_an_interrupted_conversion_leaves_nothing(run, folder, diffusers_folder, monkeypatch):
-    fail_at(monkeypatch, weights, "save_file", 3, KeyboardInterrupt())
+    fail_at(monkeypatch, storage, "save_file", 3, KeyboardInterrupt())
     code, out, _ = run("convert", diffusers_folder, "out")
     assert (code, out) == (130, "")
     assert list(folder.iterdir()) == []

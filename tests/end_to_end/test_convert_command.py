@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import audioldm2
-from audioldm2 import convert, weights
-from audioldm2.cli import main
-from tests import checkpoints, originals
+from audioldm2 import convert
+from audioldm2.checkpoints import storage
+from audioldm2.cli.main import main
+from tests.support import checkpoints, originals
 
 CODE, OUT, ERR = 0, 1, 2
 BASE, MADE = "base.pth", originals.make("base")
@@ -76,9 +77,9 @@ def run(capsys) -> Run:
 def ready(files, tmp_path_factory) -> dict[str, Path]:
     """The base model converted, and exported, to be read only."""
     made = tmp_path_factory.mktemp("ready")
-    tokenizers = {name: files / "tokenizers" / name for name in weights.TOKENIZERS}
-    weights.write(convert.read_original(files / BASE, tokenizers=tokenizers), made / "converted")
-    convert.write_diffusers(weights.read(made / "converted"), made / "diffusers")
+    tokenizers = {name: files / "tokenizers" / name for name in storage.TOKENIZERS}
+    storage.write(convert.read_original(files / BASE, tokenizers=tokenizers), made / "converted")
+    convert.write_diffusers(storage.read(made / "converted"), made / "diffusers")
     return {name: made / name for name in ("converted", "diffusers")}
 
 
@@ -113,7 +114,7 @@ def without_report(err: str) -> str:
 
 
 def states_of(folder: str | Path) -> dict[str, dict[str, Tensor]]:
-    return {name: open_state() for name, open_state in weights.read(Path(folder)).states.items()}
+    return {name: open_state() for name, open_state in storage.read(Path(folder)).states.items()}
 
 
 def assert_same(found: dict[str, dict[str, Tensor]], expected: dict[str, dict[str, Tensor]]) -> None:
@@ -200,7 +201,7 @@ def test_the_average_is_taken_with_ema_alone(run):
 def test_a_config_is_followed(run):
     Path("heads.json").write_text('{"unet": {"heads": [2, 4]}, "schedule": {"beta_end": 0.02}}')
     assert run("convert", "t5.pth", "out", "--config", "heads.json")[CODE] == 0
-    found = weights.read(Path("out"))
+    found = storage.read(Path("out"))
     assert found.configs["unet"].heads == (2, 4)
     assert found.schedule["beta_end"] == 0.02
 
@@ -208,7 +209,7 @@ def test_a_config_is_followed(run):
 @pytest.mark.parametrize(("heads", "expected"), [("trained", (1, 2)), ("config", (8, 8))])
 def test_heads_may_be_chosen(run, heads, expected):
     run("convert", "t5.pth", "out", "--heads", heads)
-    assert weights.read(Path("out")).configs["unet"].heads == expected
+    assert storage.read(Path("out")).configs["unet"].heads == expected
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -410,7 +411,7 @@ def test_a_folder_is_replaced_with_force_alone(run, to):
     assert_refused(run("convert", BASE, "out", "--to", to), "out exists already", "--force")
     assert run("convert", BASE, "out", "--to", to, "--force", "--ema")[CODE] == 0
     assert sorted(Path("out").rglob("*")) == before
-    found = weights.read(Path("out")) if to == "converted" else convert.read_diffusers(Path("out"))
+    found = storage.read(Path("out")) if to == "converted" else convert.read_diffusers(Path("out"))
     assert torch.equal(found.states["unet"]()["conv_out.bias"], MADE.average["conv_out.bias"])
     assert here() == ["out"]
 

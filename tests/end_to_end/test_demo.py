@@ -8,8 +8,8 @@ import pytest
 import soundfile
 
 import audioldm2
-from audioldm2 import hub, weights
-from audioldm2.cli import main
+from audioldm2.checkpoints import hub, storage
+from audioldm2.cli.main import main
 from scripts.evaluate import Judge
 from scripts.world_questions import World
 
@@ -44,7 +44,7 @@ def world(demo: audioldm2.AudioLDM2) -> World:
 def test_it_is_small_and_whole():
     files = [file for file in hub.DEMO_FOLDER.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 12e6
-    checkpoint = weights.read(hub.DEMO_FOLDER)
+    checkpoint = storage.read(hub.DEMO_FOLDER)
     dtypes = {
         str(tensor.dtype) for open_state in checkpoint.states.values() for tensor in open_state().values()
     }
@@ -61,7 +61,7 @@ def test_it_is_what_a_command_without_a_model_takes(tmp_path: Path, monkeypatch,
     first, *_ = printed.err.splitlines()
     assert "small demo model" in first and "--model cvssp/audioldm2" in first
     wave, rate = soundfile.read("beep.wav")
-    model = weights.read(hub.DEMO_FOLDER)
+    model = storage.read(hub.DEMO_FOLDER)
     assert rate == 16_000 and len(wave) == model.seconds * rate and 0.01 < np.abs(wave).max() < 1
     assert json.loads(Path("beep.json").read_text())["model"] == "demo"
 

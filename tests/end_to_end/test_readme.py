@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from audioldm2.cli import main
+from audioldm2.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import audioldm2
-from audioldm2.text import T5Tokenizer
+from audioldm2.prompt.tokenizers import T5Tokenizer
 from scripts import compare_with_reference, make_reference_checkpoint
 
 SCRIPT = Path(compare_with_reference.__file__)

@@ -29,14 +29,15 @@ from transformers import (
 )
 
 import audioldm2
-from audioldm2 import NoiseSchedule, convert, weights
+from audioldm2 import NoiseSchedule, convert
+from audioldm2.checkpoints import storage
 from audioldm2.errors import WeightsError
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5
 from audioldm2.models.vae import VAEConfig
-from audioldm2.text import T5Tokenizer
+from audioldm2.prompt.tokenizers import T5Tokenizer
 from audioldm2.training.scratch import configs_from, from_scratch
 from scripts import make_random_checkpoint, make_reference_checkpoint
-from tests import originals
+from tests.support import originals
 
 LEAST = 100  # dB of signal over error
 PROMPT = "a dog barks while the rain falls"
@@ -65,7 +66,7 @@ SETTINGS = {"audio_length_in_s": 0.97, "num_inference_steps": 10, "negative_prom
 def tokenizers(tmp_path_factory) -> Path:
     """In the form that the reference reads without further packages, as the published ones are."""
     folder = tmp_path_factory.mktemp("tokenizers")
-    for name, tokenizer in zip(weights.TOKENIZERS, make_reference_checkpoint.small_tokenizers(), strict=True):
+    for name, tokenizer in zip(storage.TOKENIZERS, make_reference_checkpoint.small_tokenizers(), strict=True):
         tokenizer.save_pretrained(folder / name)
     return folder
 
@@ -78,20 +79,20 @@ def made(tmp_path_factory, tokenizers) -> Callable[[str], tuple[Path, Path]]:
     def make(kind: str) -> tuple[Path, Path]:
         if kind not in folders:
             folder = tmp_path_factory.mktemp("made")
-            weights.write(checkpoint(kind, tokenizers), folder / "converted")
-            convert.write_diffusers(weights.read(folder / "converted"), folder / "diffusers")
+            storage.write(checkpoint(kind, tokenizers), folder / "converted")
+            convert.write_diffusers(storage.read(folder / "converted"), folder / "diffusers")
             folders[kind] = folder / "converted", folder / "diffusers"
         return folders[kind]
 
     return make
 
 
-def checkpoint(kind: str, tokenizers: Path) -> weights.Checkpoint:
+def checkpoint(kind: str, tokenizers: Path) -> storage.Checkpoint:
     """Random, of ordinary loudness at each step."""
     folders = make_random_checkpoint.find_tokenizers(tokenizers)
     sizes = {
         name: reader.from_folder(folders[name]).splitter.get_vocab_size()
-        for name, reader in weights.TOKENIZERS.items()
+        for name, reader in storage.TOKENIZERS.items()
     }
     configs: dict[str, Any] = BASE | {
         "unet": UNETS[kind],
@@ -100,7 +101,7 @@ def checkpoint(kind: str, tokenizers: Path) -> weights.Checkpoint:
     }
     if kind == "music":
         configs["vae"] = replace(BASE["vae"], scaling_factor=0.2, channels=(8, 16, 20), layers=2)
-    return weights.Checkpoint(
+    return storage.Checkpoint(
         configs=configs,
         states={
             name: partial(make_random_checkpoint.random_state, name, config, place, torch.float32)
@@ -113,7 +114,7 @@ def checkpoint(kind: str, tokenizers: Path) -> weights.Checkpoint:
     )
 
 
-def states_of(checkpoint: weights.Checkpoint) -> dict[str, dict[str, Tensor]]:
+def states_of(checkpoint: storage.Checkpoint) -> dict[str, dict[str, Tensor]]:
     return {name: open_state() for name, open_state in checkpoint.states.items()}
 
 
@@ -152,12 +153,12 @@ def test_the_reference_makes_our_sound(made, kind, guidance_scale):
 @pytest.mark.parametrize("kind", UNETS)
 def test_there_and_back_it_is_the_same_to_the_bit(made, kind, tmp_path):
     converted, diffusers = made(kind)
-    before, between = weights.read(converted), convert.read_diffusers(diffusers)
-    weights.write(between, tmp_path / "again")
-    after = weights.read(tmp_path / "again")
+    before, between = storage.read(converted), convert.read_diffusers(diffusers)
+    storage.write(between, tmp_path / "again")
+    after = storage.read(tmp_path / "again")
     assert after.configs == between.configs == before.configs
-    assert weights.schedule_of(after, "") == weights.schedule_of(before, "")
-    assert weights.hearing_of(after, "") == weights.hearing_of(before, "")
+    assert storage.schedule_of(after, "") == storage.schedule_of(before, "")
+    assert storage.hearing_of(after, "") == storage.hearing_of(before, "")
     ours, found = states_of(before), states_of(after)
     assert found.keys() == ours.keys()
     for name, state in ours.items():
@@ -165,8 +166,8 @@ def test_there_and_back_it_is_the_same_to_the_bit(made, kind, tmp_path):
         for key, tensor in state.items():
             assert torch.equal(found[name][key], tensor) and found[name][key].dtype == tensor.dtype
     if kind == "music":
-        assert weights.schedule_of(after, "") == replace(NoiseSchedule(), beta_end=0.02)
-        assert weights.hearing_of(after, "").f_max == 12000
+        assert storage.schedule_of(after, "") == replace(NoiseSchedule(), beta_end=0.02)
+        assert storage.hearing_of(after, "").f_max == 12000
 
 
 def test_there_and_back_prompts_are_read_alike(made):
@@ -180,7 +181,7 @@ def test_there_and_back_prompts_are_read_alike(made):
 def test_half_precision_keeps_what_overflows(made, tmp_path):
     """And the reference keeps it too."""
     converted, _ = made("base")
-    convert.write_diffusers(weights.read(converted), tmp_path / "half", dtype=torch.float16)
+    convert.write_diffusers(storage.read(converted), tmp_path / "half", dtype=torch.float16)
     back = convert.read_diffusers(tmp_path / "half")
     for name, state in states_of(back).items():
         kept = {key for key, tensor in state.items() if tensor.dtype == torch.float32}

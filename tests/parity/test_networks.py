@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audioldm2 import residence, weights
+from audioldm2.checkpoints import storage
 from audioldm2.convert import PARTS, convert_state, sources
-from tests.parity import reference
+from audioldm2.runtime import placement
+from tests.support import reference
 
 ATOL = 1e-5
 
@@ -16,8 +17,8 @@ def ours(name: str, model: nn.Module, tmp_path, **config_arguments) -> nn.Module
     folder = reference.save(tmp_path, PARTS[name].folder, model)
     config = PARTS[name].config_from(sources.read_config(folder, name), **config_arguments)
     state = convert_state(name, config, sources.read_state(folder), str(folder))
-    checkpoint = weights.Checkpoint({name: config}, {name: lambda: state}, {}, {}, {}, str(folder))
-    return residence.materialise(checkpoint, name, device=torch.device("cpu"), dtype=torch.float32)
+    checkpoint = storage.Checkpoint({name: config}, {name: lambda: state}, {}, {}, {}, str(folder))
+    return placement.materialise(checkpoint, name, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:

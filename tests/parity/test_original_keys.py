@@ -26,7 +26,7 @@ from audioldm2.models.phonemes import PhonemesConfig
 from audioldm2.models.projection import ProjectionConfig
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
 from audioldm2.models.vae import VAEConfig
-from tests import originals
+from tests.support import originals
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="needs the published files' lists of keys")
@@ -236,7 +236,7 @@ def assert_same(found: dict[str, dict[str, Tensor]], expected: dict[str, dict[st
 
 @pytest.mark.parametrize("name", KINDS)
 def test_each_tensor_by_the_names_that_the_tests_spell(name):
-    """From ours to the original's as `tests.originals` writes it, and back by the converter's rows."""
+    """From ours to the original's as `tests.support.originals` spells it, and back by our's rows."""
     checkpoint, kind = read(name), KINDS[name]
     table, expected = {}, {}
     for network, config in checkpoint.configs.items():

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from transformers import ClapFeatureExtractor, VitsConfig, VitsModel, VitsTokenizer
 
 import audioldm2
-from audioldm2 import convert, residence, weights
+from audioldm2 import convert
+from audioldm2.checkpoints import storage
 from audioldm2.convert import PARTS, convert_state, sources
 from audioldm2.errors import WeightsError
 from audioldm2.models.unet import LAST_SELF, SELF
+from audioldm2.runtime import placement
 from scripts.make_reference_checkpoint import small_tokenizers
-from tests.parity import reference
+from tests.support import reference
 
 ATOL = 1e-5
 SYMBOLS = "_;:,.!? abcdefghijklmnop"
@@ -59,8 +61,8 @@ def ours(name: str, model: nn.Module, tmp_path: Path) -> nn.Module:
     folder = reference.save(tmp_path, PARTS[name].folder, model)
     config = PARTS[name].config_from(sources.read_config(folder, name))
     state = convert_state(name, config, sources.read_state(folder), str(folder))
-    checkpoint = weights.Checkpoint({name: config}, {name: lambda: state}, {}, {}, {}, str(folder))
-    return residence.materialise(checkpoint, name, device=torch.device("cpu"), dtype=torch.float32)
+    checkpoint = storage.Checkpoint({name: config}, {name: lambda: state}, {}, {}, {}, str(folder))
+    return placement.materialise(checkpoint, name, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:
@@ -216,8 +218,8 @@ def speech(tmp_path_factory) -> tuple[Path, AudioLDM2Pipeline]:
 
 def test_its_converted_folder_is_complete(speech, tmp_path):
     source, _ = speech
-    weights.write(convert.read_diffusers(source), tmp_path / "out")
-    found = weights.read(tmp_path / "out")
+    storage.write(convert.read_diffusers(source), tmp_path / "out")
+    found = storage.read(tmp_path / "out")
     networks = {"clap_text", "phonemes", "projection", "gpt2", "unet", "vae", "hifigan", "clap_audio"}
     assert found.configs.keys() == networks
     files = {*(f"{name}.safetensors" for name in networks), "clap_tokenizer", "config.json"}
@@ -234,11 +236,11 @@ def test_its_converted_folder_is_complete(speech, tmp_path):
 def test_its_converted_folder_encodes_what_the_reference_encodes(speech, tmp_path):
     """From phonemes to the vectors that GPT-2 continues, and to what it makes of them."""
     source, pipe = speech
-    weights.write(convert.read_diffusers(source), tmp_path / "out")
-    found = weights.read(tmp_path / "out")
+    storage.write(convert.read_diffusers(source), tmp_path / "out")
+    found = storage.read(tmp_path / "out")
 
     def network(name: str) -> nn.Module:
-        return residence.materialise(found, name, device=torch.device("cpu"), dtype=torch.float32)
+        return placement.materialise(found, name, device=torch.device("cpu"), dtype=torch.float32)
 
     mask = torch.arange(30)[None] < 9
     ids = torch.randint(1, len(SYMBOLS), (1, 30)).masked_fill(~mask, 0)
@@ -261,7 +263,7 @@ def test_its_converted_folder_encodes_what_the_reference_encodes(speech, tmp_pat
 
 def test_it_is_not_run(speech, tmp_path):
     source, _ = speech
-    weights.write(convert.read_diffusers(source), tmp_path / "out")
+    storage.write(convert.read_diffusers(source), tmp_path / "out")
     for folder in (source, tmp_path / "out"):
         with pytest.raises(WeightsError, match=r"is a speech model: .* it cannot be run yet"):
             audioldm2.load(folder, device="cpu")

@@ -14,7 +14,7 @@ from diffusers import AudioLDM2Pipeline, DDIMScheduler, DPMSolverMultistepSchedu
 from torch import Tensor
 
 import audioldm2
-from audioldm2 import AudioLDM2, ranking
+from audioldm2 import AudioLDM2, clap_score
 from scripts.make_reference_checkpoint import make
 
 LEAST = 100  # dB of signal over error: the same sound in float32
@@ -180,7 +180,7 @@ def test_score_of_the_same_spectrograms(pipe, model):
     features = reference_features(pipe, sounds(model, 3.3))
     with model.networks.running("clap_audio") as clap_audio:
         heard = clap_audio(features.squeeze(1))
-    found = ranking.embed_texts(model.networks, model.clap_tokenizer, TEXTS) @ heard.T
+    found = clap_score.embed_texts(model.networks, model.clap_tokenizer, TEXTS) @ heard.T
     assert (found - reference_scores(pipe, features)).abs().max() <= 1e-5
 
 

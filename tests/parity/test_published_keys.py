@@ -19,7 +19,7 @@ from audioldm2.audio import CLAP_MEL
 from audioldm2.convert import PARTS, convert_state
 from audioldm2.models import NETWORKS, build_on_meta
 from scripts import make_random_checkpoint, make_reference_checkpoint
-from tests.parity import reference
+from tests.support import reference
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 LISTED = {  # folder of the published layout -> its list of keys

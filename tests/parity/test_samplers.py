@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from audioldm2.samplers import SAMPLERS, NoiseSchedule
+from audioldm2.sampling.samplers import SAMPLERS
+from audioldm2.sampling.schedule import NoiseSchedule
 
 # cvssp/audioldm2, scheduler/scheduler_config.json. Every scheduler below is made from this one, as users do.
 PUBLISHED = {

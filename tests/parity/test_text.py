@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from audioldm2.text import ClapTokenizer, T5Tokenizer, _bytes_field, pad
+from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, _bytes_field, pad
 
 CORPUS = [
     "Techno music with a strong beat",

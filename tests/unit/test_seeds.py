@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from audioldm2 import AudioLDM2, Result
-from audioldm2.request import LARGEST_SEED, Request
+from audioldm2.options import LARGEST_SEED, Request
 
 DETERMINISTIC = {"sampler": "dpmpp_2m"}
 STOCHASTIC = [
@@ -94,7 +94,7 @@ def test_slices_change_no_sound(tiny_model, sampling, monkeypatch):
     """More sounds than fit into memory are denoised a few at a time."""
     arguments = dict(seed=[3, 40, 500], num_waveforms_per_prompt=2, **sampling)
     expected = generate(tiny_model, PROMPTS[:3], **arguments)
-    monkeypatch.setattr("audioldm2.memory.sounds_at_once", lambda *_: 4)
+    monkeypatch.setattr("audioldm2.runtime.memory.sounds_at_once", lambda *_: 4)
     found = generate(tiny_model, PROMPTS[:3], **arguments)
     for prompt in range(3):
         for seed, sound in by_seed(found, prompt).items():

@@ -1,0 +1,1 @@
+"""Where checkpoints lie, how they are read, checked, written and loaded."""

@@ -1,0 +1,221 @@
+"""Where a checkpoint lies: a folder, or a repository of the Hugging Face Hub.
+
+Of a repository only what is needed is fetched.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from audioldm2.errors import WeightsError, some
+
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # file names of weights in the diffusers layout
+FOLDERS = (  # of a checkpoint; whatever else a repository holds is not fetched
+    *("text_encoder", "text_encoder_2", "projection_model", "language_model", "unet", "vae", "vocoder"),
+    *("scheduler", "feature_extractor", "tokenizer", "tokenizer_2"),  # the diffusers layout
+    *("clap_tokenizer", "t5_tokenizer"),  # a converted folder
+)
+ORIGINALS = (".pth", ".ckpt", ".pt", ".safetensors")  # how a single file with an original checkpoint ends
+TOKENIZERS = {  # a tokenizer -> what its folder may be called
+    "clap_tokenizer": ("clap_tokenizer", "tokenizer", "roberta"),
+    "t5_tokenizer": ("t5_tokenizer", "tokenizer_2", "t5"),
+}
+PUBLISHED = "cvssp/audioldm2"  # where those of all published models can be had
+DEMO = "demo"  # the name of the model that comes with the package; the default of the command line
+DEMO_FOLDER = Path(__file__).parents[1] / "assets" / DEMO
+OF_THE_DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # errors that no network has
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/([\w.-]+\.(?:pth|ckpt|pt|safetensors)))?")
+
+
+def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]:
+    """Of the files in a network's folder, what holds its weights once: one format and precision, all shards.
+
+    names:  file names without their folder. The full precision comes before the fp16 variant, and then
+            safetensors before pickles; with `prefer_half`, first safetensors and then the fp16 variant.
+            Returns [] when there are none.
+    """
+    names = sorted(names)
+    kinds = [("", "safetensors"), ("", "bin"), (".fp16", "safetensors"), (".fp16", "bin")]
+    if prefer_half:
+        kinds.sort(key=lambda kind: (kind[1] == "bin", kind[0] == ""))
+    for variant, suffix in kinds:
+        for stem in STEMS:
+            whole = f"{stem}{variant}.{suffix}"
+            if whole in names:
+                return [whole]
+            # Shards carry the variant after their number or before it, by the age of the library.
+            shard = re.compile(
+                rf"{stem}({re.escape(variant)}-\d+-of-(\d+)|-\d+-of-(\d+){re.escape(variant)})\.{suffix}"
+            )
+            shards = [name for name in names if shard.fullmatch(name)]
+            if shards:
+                return shards
+    return []
+
+
+def find(
+    source: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    prefer_half: bool = False,
+    with_weights: bool = True,
+) -> Path:
+    """Where a checkpoint lies: a local folder or original file, or a snapshot of the hub repository so named.
+
+    "demo" is the model in the package, whatever lies here; a folder of that name is "./demo". A repository
+    with several original files wants one of them named: 'owner/name/file.pth'.
+    with_weights: fetch the weights too; without, only what tells the architecture.
+    Raises ValueError when it is no name at all, WeightsError when nothing is there. With HF_HUB_OFFLINE=1, or
+    without a network, only the cache is asked.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            f"source is {source!r:.80}; it has to be a folder, an original .pth file or a hub id, "
+            "such as 'cvssp/audioldm2'."
+        )
+    if source == DEMO:
+        return DEMO_FOLDER
+    name = os.path.expanduser(source)
+    if os.path.isdir(name):
+        return _only_original(Path(name)) or Path(name)
+    if os.path.isfile(name) and name.endswith(ORIGINALS):
+        return Path(name)
+    if os.path.exists(name):
+        raise WeightsError(
+            f"'{source}' is a file; a checkpoint is a folder (converted, or in the diffusers layout), "
+            f"an original file ({', '.join(ORIGINALS)}) or a hub id such as 'cvssp/audioldm2'."
+        )
+    named = HUB_ID.fullmatch(str(source))
+    if not named:
+        raise WeightsError(
+            f"there is no folder '{source}', and it does not look like a hub id. "
+            "Give a folder such as './audioldm2-base', or an id such as 'cvssp/audioldm2'."
+        )
+    repository, file = named.groups()
+    folder = _snapshot(repository, revision, lambda names: _wanted(names, prefer_half, with_weights, file))
+    return folder / file if file else _only_original(folder) or folder
+
+
+def tokenizers_in(folder: Path) -> dict[str, Path]:
+    """The folders of TOKENIZERS that stand in this one."""
+    found = {}
+    for tokenizer, names in TOKENIZERS.items():
+        present = [folder / name for name in names if (folder / name).is_dir()]
+        found |= {tokenizer: present[0]} if present else {}
+    return found
+
+
+def published_tokenizers() -> dict[str, Path]:
+    """Those of the published models, from the cache or the hub; WeightsError when neither has them."""
+    folders = tuple(f"{name}/" for names in TOKENIZERS.values() for name in names)
+    return tokenizers_in(
+        _snapshot(PUBLISHED, None, lambda names: [name for name in names if name.startswith(folders)])
+    )
+
+
+def _only_original(folder: Path) -> Path | None:
+    """The original file in a folder that holds no checkpoint of another kind; WeightsError for several."""
+    known = ("model_index.json", "config.json")
+    if not folder.is_dir() or any((folder / name).is_file() for name in known):
+        return None
+    return _one_of([path for path in sorted(folder.iterdir()) if path.suffix in ORIGINALS[:2]], str(folder))
+
+
+def _one_of(files: list, where: str) -> Any:
+    if len(files) > 1:
+        raise WeightsError(
+            f"{where} has several original checkpoints ({some([str(file) for file in files])}); "
+            "name the one that is meant: FOLDER/FILE."
+        )
+    return files[0] if files else None
+
+
+def _snapshot(repository: str, revision: str | None, choose: Callable[[list[str]], list[str]]) -> Path:
+    from huggingface_hub import HfApi, snapshot_download  # a slow import, needed for hub ids only
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        info = HfApi().model_info(repository, revision=revision)
+        names = [file.rfilename for file in info.siblings or []]
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=choose(names)))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at revision '{revision}'" if revision else ""
+        raise WeightsError(
+            f"the Hugging Face Hub has no repository '{repository}'{at} that you may read. "
+            "Check the spelling; if it is private, run 'hf auth login'. "
+            "If you meant a folder, it does not exist: a local path looks like './audioldm2-base'."
+        ) from error
+    # The HTTP client under the hub's library changes with its version (requests, httpx, httpx2): what it
+    # raises without a network is an OSError, or shares the first base of the hub's own HTTP error.
+    except (OSError, HfHubHTTPError.__bases__[0]) as error:
+        if getattr(error, "errno", None) in OF_THE_DISK:
+            raise
+        cached = _cached(repository, revision)
+        if cached is None:
+            raise WeightsError(
+                f"'{repository}' is not in the local cache and the Hugging Face Hub cannot be reached "
+                f"({type(error).__name__}). On a machine with a network run "
+                f"'hf download {repository} --local-dir audioldm2-base', bring that folder here and give "
+                "its path, such as './audioldm2-base'."
+            ) from error
+        return cached
+    except HFValidationError as error:
+        raise WeightsError(f"'{repository}' is neither a folder nor a hub id: {error}") from error
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """The snapshot in the cache. The hub's own search refuses one that was fetched in part, as here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ["model_index.json", "config.json", f"{repository.split('/')[1]}.pth"]  # an original is named so
+    for name in names:
+        path = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
+
+
+def _wanted(
+    names: list[str], prefer_half: bool, with_weights: bool = True, file: str | None = None
+) -> list[str]:
+    """Of a repository's files: the chosen weights in each of FOLDERS, and what is small there and above.
+
+    file: the only one that is wanted.
+    """
+    if file:
+        return [file]
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        folders.setdefault(folder, []).append(base)
+    wanted = []
+    for folder, files in folders.items():
+        if folder in FOLDERS:
+            chosen = choose_weights(files, prefer_half)
+        elif folder == "":
+            chosen = _weights_on_top(files)
+        else:
+            continue
+        small = [
+            base for base in files if base.endswith((".json", ".txt", ".model")) and ".index." not in base
+        ]
+        wanted += [f"{folder}/{base}".lstrip("/") for base in (chosen if with_weights else []) + small]
+    return wanted
+
+
+def _weights_on_top(files: list[str]) -> list[str]:
+    """A converted folder has its networks there; a repository of an original has that and nothing else."""
+    if "unet.safetensors" in files:
+        return [file for file in files if file.endswith(".safetensors")]
+    if "model_index.json" in files:
+        return []
+    original = _one_of([file for file in files if file.endswith(ORIGINALS[:2])], "the repository")
+    return [original] if original else []

@@ -1,0 +1,1 @@
+"""A prompt to plain tensors: tokenizers, encoding, conditioning."""

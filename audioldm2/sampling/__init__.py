@@ -1,0 +1,1 @@
+"""The noise schedule, the samplers and guidance."""

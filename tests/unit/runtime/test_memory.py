@@ -1,0 +1,50 @@
+"""How much memory is left, and what is said when a sound does not fit."""
+
+import os
+
+import pytest
+import torch
+
+from audioldm2.runtime import memory
+
+CPU = torch.device("cpu")
+
+
+def control_group(folder, limit, used, files):
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\nactive_file {files - 1}\ninactive_file 1\n")
+    return memory._left_in_control_group(folder)
+
+
+def test_cached_files_of_a_container_are_not_counted_as_used(tmp_path):
+    assert control_group(tmp_path, limit=6000, used=5900, files=4300) == 6000 - (5900 - 4300)
+    assert control_group(tmp_path, limit=1000, used=1500, files=100) == 0
+    assert control_group(tmp_path, limit="max", used=5900, files=4300) is None
+    assert memory._left_in_control_group(tmp_path / "none") is None
+
+
+def test_a_batch_is_as_large_as_fits(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    assert memory.sounds_at_once(200, CPU, seconds=10) == 4  # of the 800 that are used
+    with pytest.raises(
+        ValueError, match=r"audio_length_in_s is 20, which needs about .* enough for about 10 sec"
+    ):
+        memory.sounds_at_once(1600, CPU, seconds=20)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: None)
+    assert memory.sounds_at_once(10**15, CPU, seconds=10) == 1
+
+
+@pytest.mark.skipif(memory._trim() is None, reason="this C library gives memory back by itself, or never")
+def test_what_a_stage_has_left_goes_back_to_the_system():
+    small = [torch.ones(2000) for _ in range(20_000)]  # 160 MB in blocks that glibc keeps
+    held, last = resident(), small[-1]  # above the hole, so that the heap cannot shrink by itself
+    del small
+    memory.give_back()
+    assert held - resident() > 100e6
+    assert last.sum() == 2000
+
+
+def resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
