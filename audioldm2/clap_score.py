@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audioldm2.audio import MelSettings, clap_crops, clap_log_mel, resample
+from audioldm2.errors import WeightsError
+from audioldm2.models.clap_audio import ClapAudioConfig
 from audioldm2.prompt.tokenizers import ClapTokenizer, pad
 from audioldm2.runtime.placement import Networks
 
@@ -64,6 +66,21 @@ def score(
     vectors = embed_texts(networks, tokenizer, distinct)
     of_each = vectors[[distinct.index(text) for text in texts]]  # (sounds, clap_dim)
     return (of_each * embed_sounds(networks, hearing, audio, sample_rate)).sum(dim=-1)
+
+
+def require_front_end(config: ClapAudioConfig, front_end: MelSettings, where: str) -> None:
+    """Raise WeightsError unless CLAP's audio branch can read what its front end computes from 10 s.
+
+    Checked before a ranking, not at loading: the checkpoint can generate sounds all the same.
+    """
+    frames = 10 * front_end.sample_rate // front_end.hop + 1
+    room = config.spec_size * (config.spec_size // config.mels)
+    if front_end.mels != config.mels or frames > room:
+        raise WeightsError(
+            f"sounds cannot be scored with {where}: CLAP's front end computes {frames} frames of "
+            f"{front_end.mels} mel bands, and its audio branch reads at most {room} frames of {config.mels}. "
+            "Ask for one waveform a prompt, or give the checkpoint the feature extractor it was trained with."
+        )
 
 
 def best_first(scores: Tensor) -> Tensor:

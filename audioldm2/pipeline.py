@@ -17,7 +17,6 @@ from torch import Tensor
 
 from audioldm2 import clap_score
 from audioldm2.audio import CLAP_MEL, USUAL_SECONDS, MelSettings
-from audioldm2.checkpoints import validate
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.options import Request, SoundShape, check_denoising, check_noise, negatives, texts, whole
 from audioldm2.prompt.conditioning import Conditioning
@@ -292,7 +291,7 @@ class AudioLDM2:
         config = self.networks.configs["unet"]
         wanted = {"clap_vector": config.film_dim}
         wanted |= {"gpt2_context": config.gpt2_dim} if GPT2 in config.roles else {}
-        wanted |= {"t5_context": config.t5_dim} if T5 in config.roles else {}
+        wanted |= {"text_context": config.t5_dim} if T5 in config.roles else {}
         for part in filter(None, (conditioning, conditioning.negative)):
             given = {name: each.shape[-1] for name, each in part.tensors.items() if name != "t5_mask"}
             for name, width in wanted.items():
@@ -309,7 +308,9 @@ class AudioLDM2:
                 f"sounds cannot be scored with {self.source or 'this model'}: it has no {sorted(absent)[0]}. "
                 "Ask for one waveform a prompt."
             )
-        validate.check_hearing(self.networks.configs["clap_audio"], self.hearing, self.source or "this model")
+        clap_score.require_front_end(
+            self.networks.configs["clap_audio"], self.hearing, self.source or "this model"
+        )
 
     def _sounds_at_once(self, request: Request) -> int:
         needed = memory.bytes_for_one_sound(

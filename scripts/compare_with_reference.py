@@ -264,13 +264,13 @@ def stages_of_networks(folder: Path) -> list[Stage]:
     for lengths in ((1, 1), (9, 1), (40, 9), (128, 40)):
         mask = mask_of(*lengths)
         ids = tokens(t5.config.vocab_size, mask, pad_id=0)
-        t5_context = t5(ids, attention_mask=mask.long())[0]
-        stages.append(Stage(f"T5, {lengths} tokens", t5_context, through("t5", ids, mask)))
+        text_context = t5(ids, attention_mask=mask.long())[0]
+        stages.append(Stage(f"T5, {lengths} tokens", text_context, through("t5", ids, mask)))
 
         clap_vector = normal(2, clap_dim)
-        projected = pipe.projection_model(clap_vector[:, None], t5_context, torch.ones(2, 1), mask.long())
+        projected = pipe.projection_model(clap_vector[:, None], text_context, torch.ones(2, 1), mask.long())
         vectors, joined = projected.hidden_states, projected.attention_mask.bool()
-        ours = through("projection", clap_vector, t5_context, mask)
+        ours = through("projection", clap_vector, text_context, mask)
         stages.append(Stage(f"projection, {lengths} tokens", (vectors, joined), ours))
 
         expected = pipe.generate_language_model(
@@ -283,11 +283,11 @@ def stages_of_networks(folder: Path) -> list[Stage]:
     mask = mask_of(40, 9)
     for time, t in ((61, 999), (125, 637), (250, 1)):
         x, t = normal(2, channels, time, mel), torch.tensor(t)
-        gpt2_context, t5_context = normal(2, 8, gpt2_dim), normal(2, 40, t5_dim)
+        gpt2_context, text_context = normal(2, 8, gpt2_dim), normal(2, 40, t5_dim)
         eps = pipe.unet(
-            x, t, gpt2_context, encoder_hidden_states_1=t5_context, encoder_attention_mask_1=mask.long()
+            x, t, gpt2_context, encoder_hidden_states_1=text_context, encoder_attention_mask_1=mask.long()
         ).sample
-        ours = through("unet", x, t, gpt2_context, t5_context, mask)
+        ours = through("unet", x, t, gpt2_context, text_context, mask)
         stages.append(Stage(f"UNet, {time} frames, t={t}", eps, ours))
 
     for time in (61, 125):

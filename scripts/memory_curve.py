@@ -127,11 +127,11 @@ def measure(stage: str, way: str, seconds: float, batch: int) -> tuple[float, fl
 def denoise(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
     config = UNetConfig()
     unet, z = filled(UNet, config), torch.randn(latents(seconds, 2 * batch))
-    gpt2_context, t5_context = (
+    gpt2_context, text_context = (
         torch.randn(2 * batch, 8, config.gpt2_dim),
         torch.randn(2 * batch, 16, config.t5_dim),
     )
-    return lambda: unet(z, torch.tensor(500.0), gpt2_context, t5_context)
+    return lambda: unet(z, torch.tensor(500.0), gpt2_context, text_context)
 
 
 def decode(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:

@@ -6,25 +6,25 @@ file, a little long, because each is the other's specification.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Size, Tensor
+from torch import Tensor
 
 from audioldm2.audio import CLAP_MEL, LONGEST_SECONDS, USUAL_SECONDS, MelSettings
 from audioldm2.checkpoints import validate
 from audioldm2.errors import WeightsError, some
 from audioldm2.files import folder_written_whole
-from audioldm2.models import NETWORKS, build_on_meta
+from audioldm2.models import NETWORKS, expected_shapes
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
+from audioldm2.runtime.dtypes import DTYPES, cast
 from audioldm2.sampling.schedule import NoiseSchedule
 
 FORMAT = 3  # of the converted folder; raised when an old reader could not read a new folder
@@ -33,9 +33,6 @@ TOP = {  # of config.json
 }
 TOKENIZERS = {"clap_tokenizer": ClapTokenizer, "t5_tokenizer": T5Tokenizer}  # sub-folder -> who reads it
 TEXT_ENCODERS = {"clap_tokenizer": "clap_text", "t5_tokenizer": "t5"}  # whom they serve
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Weights that stay float32 in a float16 model, where their sums overflow; the reference keeps the same.
-FLOAT32_IN_FLOAT16 = {"t5": re.compile(r"\.ff\.out\.")}
 
 
 @dataclass
@@ -272,20 +269,6 @@ def copy_tokenizer(name: str, source: Path, target: Path) -> None:
     for file in sorted(source.iterdir()):
         if file.name in TOKENIZERS[name].FILES:
             shutil.copyfile(file, target / file.name)
-
-
-def cast(name: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight of network `name` in `dtype`, or float32 for the few that need it; uncopied if it is so."""
-    keep = FLOAT32_IN_FLOAT16.get(name)
-    if dtype == torch.float16 and keep and keep.search(key):
-        dtype = torch.float32
-    return tensor.to(dtype)
-
-
-@lru_cache(maxsize=2 * len(NETWORKS))  # two checkpoints' worth: with low_memory each stage asks again
-def expected_shapes(name: str, config: Any) -> dict[str, Size]:
-    """The keys of a network and their shapes."""
-    return {key: tensor.shape for key, tensor in build_on_meta(name, config).state_dict().items()}
 
 
 def demand_fit(state: Mapping[str, Tensor], name: str, config: Any, where: str) -> None:

@@ -144,21 +144,6 @@ def _named(configs: Mapping[str, Any], what: str) -> Any:
     return getattr(configs.get(network), field, None)
 
 
-def check_hearing(config: ClapAudioConfig, hearing: MelSettings, where: str) -> None:
-    """Raise WeightsError unless CLAP's audio branch can read what its front end makes of 10 s.
-
-    Asked before a ranking, not at loading: the checkpoint can make sounds all the same.
-    """
-    frames = 10 * hearing.sample_rate // hearing.hop + 1
-    room = config.spec_size * (config.spec_size // config.mels)
-    if hearing.mels != config.mels or frames > room:
-        raise WeightsError(
-            f"sounds cannot be scored with {where}: CLAP's front end makes {frames} frames of "
-            f"{hearing.mels} mel bands, and its audio branch reads at most {room} frames of {config.mels}. "
-            "Ask for one waveform a prompt, or give the checkpoint the feature extractor it was trained with."
-        )
-
-
 # What has to hold inside one network: pairs of whether it does, and the sentence ----------------------------
 
 Rule = tuple[bool, str]

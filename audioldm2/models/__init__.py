@@ -1,5 +1,6 @@
 """The networks, one a file, each with its configuration on top."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,3 +48,9 @@ def build_on_meta(name: str, config: Any) -> nn.Module:
     """The network called `name`, in evaluation mode, without memory for its weights: assign them later."""
     with torch.device("meta"), _Unfilled():
         return NETWORKS[name][0](config).eval()
+
+
+@lru_cache(maxsize=2 * len(NETWORKS))  # two checkpoints' worth: with low_memory each stage asks again
+def expected_shapes(name: str, config: Any) -> dict[str, torch.Size]:
+    """The state-dict keys of a network and their shapes."""
+    return {key: tensor.shape for key, tensor in build_on_meta(name, config).state_dict().items()}

@@ -1,8 +1,8 @@
 """The denoiser: a UNet over (time, mel) latents whose transformers look at themselves and at two prompts.
 
 Computes the noise in a latent x at diffusion time t, given what GPT-2 made of the prompt (`gpt2_context`) and
-what T5 read in it (`t5_context`). A layer is a residual block followed by transformers in a fixed order: one
-that sees only the sound, one that also sees GPT-2's vectors, one that also sees T5's (and, in the large
+what T5 read in it (`text_context`). A layer is a residual block followed by transformers in a fixed order:
+one that sees only the sound, one that also sees GPT-2's vectors, one that also sees T5's (and, in the large
 model, one more that sees only the sound). The 48 kHz model has no contexts: CLAP's vector of the prompt goes,
 beside the diffusion time, into every residual block (FiLM, Perez et al. 2017, of which only the shift is
 used).
@@ -252,7 +252,7 @@ class UNet(nn.Module):
         x: Tensor,
         t: Tensor,
         gpt2_context: Tensor | None = None,
-        t5_context: Tensor | None = None,
+        text_context: Tensor | None = None,
         t5_mask: Tensor | None = None,
         clap_vector: Tensor | None = None,
     ) -> Tensor:
@@ -263,7 +263,7 @@ class UNet(nn.Module):
                       not depend on the prompt is then computed once.
         t:            () or (rows of x,) diffusion time, 0 to 999, whole or fractional.
         gpt2_context: (batch, tokens, gpt2_dim), used by the transformers called "gpt2_attn".
-        t5_context:   (batch, tokens, t5_dim), used by the transformers called "t5_attn".
+        text_context:   (batch, tokens, t5_dim), used by the transformers called "t5_attn".
         t5_mask:      (batch, tokens) bool, True where there is a real token; None means all.
         clap_vector:  (batch, film_dim), used where the config has one.
         Returns       (batch, latent_channels, time, mel).
@@ -276,7 +276,10 @@ class UNet(nn.Module):
         contexts = {
             SELF: (None, None),
             GPT2: (gpt2_context, None),
-            T5: (t5_context, None if t5_mask is None else t5_mask[:, None, None, :]),  # (batch, 1, 1, tokens)
+            T5: (
+                text_context,
+                None if t5_mask is None else t5_mask[:, None, None, :],
+            ),  # (batch, 1, 1, tokens)
             LAST_SELF: (None, None),
         }
 

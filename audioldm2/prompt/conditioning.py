@@ -19,7 +19,12 @@ from torch import Tensor
 from audioldm2.errors import some
 from audioldm2.files import written_whole
 
-TENSORS = ("gpt2_context", "t5_context", "t5_mask", "clap_vector")  # of a Conditioning, here and in its file
+TENSORS = (
+    "gpt2_context",
+    "text_context",
+    "t5_mask",
+    "clap_vector",
+)  # of a Conditioning, here and in its file
 NEGATIVE = "negative."  # before the names of the negative part's, in the file
 
 
@@ -33,7 +38,7 @@ class Conditioning:
     """
 
     gpt2_context: Tensor | None  # (batch, new_vectors, gpt2_dim)
-    t5_context: Tensor | None  # (batch, seq, t5_dim)
+    text_context: Tensor | None  # (batch, seq, t5_dim)
     t5_mask: Tensor | None  # (batch, seq) bool, True = real token
     negative: "Conditioning | None" = None
     clap_vector: Tensor | None = None  # (batch, clap_dim)
@@ -41,13 +46,13 @@ class Conditioning:
     def __post_init__(self) -> None:
         found = self.tensors
         seen = ", ".join(f"{name} is {each.dtype} {tuple(each.shape)}" for name, each in found.items())
-        if not found or (self.t5_context is None) != (self.t5_mask is None):
+        if not found or (self.text_context is None) != (self.t5_mask is None):
             raise ValueError(
                 f"{seen or 'nothing is given'}; needed are a context or a vector, and T5's with its mask."
             )
-        dims = {"gpt2_context": 3, "t5_context": 3, "t5_mask": 2, "clap_vector": 2}
+        dims = {"gpt2_context": 3, "text_context": 3, "t5_mask": 2, "clap_vector": 2}
         if any(each.ndim != dims[name] for name, each in found.items()) or (
-            self.t5_mask is not None and self.t5_context.shape[:2] != self.t5_mask.shape
+            self.t5_mask is not None and self.text_context.shape[:2] != self.t5_mask.shape
         ):
             raise ValueError(
                 f"{seen}; needed are contexts (batch, vectors, dim), (batch, seq, dim) with a mask (batch, "
@@ -131,7 +136,9 @@ class Conditioning:
             return self
         more = seq - self._t5_length
         return replace(
-            self, t5_context=F.pad(self.t5_context, (0, 0, 0, more)), t5_mask=F.pad(self.t5_mask, (0, more))
+            self,
+            text_context=F.pad(self.text_context, (0, 0, 0, more)),
+            t5_mask=F.pad(self.t5_mask, (0, more)),
         )
 
     def mix(self, other: "Conditioning", amount: float) -> "Conditioning":
@@ -184,8 +191,8 @@ class Conditioning:
     def _sizes(self) -> str:
         """All but the number of T5 tokens."""
         sizes = {name: list(each.shape) for name, each in self.tensors.items() if name != "t5_mask"}
-        if "t5_context" in sizes:
-            del sizes["t5_context"][1]
+        if "text_context" in sizes:
+            del sizes["text_context"][1]
         return ", ".join(f"{name} {tuple(size)}" for name, size in sizes.items())
 
     def _towards(self, other: "Conditioning", amount: float) -> "Conditioning":
@@ -203,7 +210,9 @@ class Conditioning:
             mixed["gpt2_context"] = _interpolate(self.gpt2_context, other.gpt2_context, amount)
         if self.t5_mask is not None:
             tokens = max(int(each.t5_mask.sum()) for each in (self, other))
-            mixed["t5_context"] = _interpolate(self._t5_repeated(tokens), other._t5_repeated(tokens), amount)
+            mixed["text_context"] = _interpolate(
+                self._t5_repeated(tokens), other._t5_repeated(tokens), amount
+            )
             mixed["t5_mask"] = self.t5_mask.new_ones(1, tokens)
         if self.clap_vector is not None:  # it has length 1, as CLAP's vectors have; a sum has not
             vector = _interpolate(self.clap_vector, other.clap_vector, amount)
@@ -212,7 +221,7 @@ class Conditioning:
 
     def _t5_repeated(self, tokens: int) -> Tensor:
         """The real T5 vectors of the only row, in order, each as often as the others or once more."""
-        vectors = self.t5_context[self.t5_mask]  # (real tokens, t5_dim)
+        vectors = self.text_context[self.t5_mask]  # (real tokens, t5_dim)
         place = torch.arange(tokens, device=vectors.device) * len(vectors) // tokens
         return vectors[place][None]  # (1, tokens, t5_dim)
 

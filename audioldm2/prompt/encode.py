@@ -77,22 +77,22 @@ def encode(
 def _encode_batch(networks: Networks, clap: Tokens | None, t5: Tokens | None) -> Conditioning:
     """Texts of one padded T5 length through the text networks, in the order of the paper's figure 2."""
     device, hears = networks.device, networks.configs["unet"]
-    clap_vector = t5_context = t5_mask = gpt2_context = None
+    clap_vector = text_context = t5_mask = gpt2_context = None
     if clap is not None:
         with networks.running("clap_text") as clap_text:
             clap_vector = clap_text(clap.ids.to(device), clap.mask.to(device))  # (batch, clap_dim)
     if t5 is not None:
         t5_mask = t5.mask.to(device)
         with networks.running("t5") as t5_encoder:
-            t5_context = t5_encoder(t5.ids.to(device), t5_mask)  # (batch, seq, t5_dim)
+            text_context = t5_encoder(t5.ids.to(device), t5_mask)  # (batch, seq, t5_dim)
     if GPT2 in hears.roles:
         with networks.running("projection") as projection:
-            vectors, mask = projection(clap_vector, t5_context, t5_mask)  # (batch, seq + 5, gpt2_dim)
+            vectors, mask = projection(clap_vector, text_context, t5_mask)  # (batch, seq + 5, gpt2_dim)
         with networks.running("gpt2") as gpt2:
             gpt2_context = gpt2.generate(vectors, mask)  # (batch, new_vectors, gpt2_dim)
     return Conditioning(
         gpt2_context,
-        t5_context if T5 in hears.roles else None,
+        text_context if T5 in hears.roles else None,
         t5_mask if T5 in hears.roles else None,
         clap_vector=clap_vector if hears.film_dim else None,
     )

@@ -37,13 +37,13 @@ class Part:
 
 
 def few_lengths(
-    t5_context: Tensor | None = None, t5_mask: Tensor | None = None, **others: Any
+    text_context: Tensor | None = None, t5_mask: Tensor | None = None, **others: Any
 ) -> dict[str, Any]:
     """What the denoiser is given; of T5, (batch, seq, t5_dim) and (batch, seq), with seq filled up."""
-    if t5_context is not None and t5_mask is not None:
+    if text_context is not None and t5_mask is not None:
         more = -t5_mask.shape[1] % WHOLE
-        t5_context, t5_mask = F.pad(t5_context, (0, 0, 0, more)), F.pad(t5_mask, (0, more))
-    return {"t5_context": t5_context, "t5_mask": t5_mask, **others}
+        text_context, t5_mask = F.pad(text_context, (0, 0, 0, more)), F.pad(t5_mask, (0, more))
+    return {"text_context": text_context, "t5_mask": t5_mask, **others}
 
 
 # On a CPU, GPT-2 takes minutes to compile and then 0.3 s in place of 0.35; the decoder takes as long as

@@ -5,14 +5,19 @@ they cost differs: the denoiser corrects at the next step what it rounds now, th
 as it is.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from audioldm2.checkpoints import storage
+from audioldm2.models import expected_shapes
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Weights that stay float32 in a float16 model, where their sums overflow; the reference keeps the same.
+FLOAT32_IN_FLOAT16 = {"t5": re.compile(r"\.ff\.out\.")}
 # Networks that stay float32 on a CPU where others are bfloat16. What the VAE's decoder rounds is only 32 to
 # 38 dB below the spectrogram, what the vocoder does 36 to 42 dB below the sound, most of it in its last and
 # cheapest stages (scripts/compare_precision.py, two random checkpoints of the published base size). CLAP's
@@ -25,12 +30,10 @@ BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def name_of(dtype: str | torch.dtype) -> str:
-    """ "auto" or a name from `storage.DTYPES`; ValueError lists them for any other."""
+    """ "auto" or a name from `DTYPES`; ValueError lists them for any other."""
     name = str(dtype).removeprefix("torch.")
-    if name != "auto" and name not in storage.DTYPES:
-        raise ValueError(
-            f"dtype={dtype!r} is not supported; choose 'auto' or one of {', '.join(storage.DTYPES)}."
-        )
+    if name != "auto" and name not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not supported; choose 'auto' or one of {', '.join(DTYPES)}.")
     return name
 
 
@@ -44,10 +47,10 @@ def usual(device: torch.device) -> torch.dtype:
 def of_networks(name: str, device: torch.device, configs: Mapping[str, Any]) -> dict[str, torch.dtype]:
     """The dtype of each network: the one that was asked for or, of "auto", the `usual` one where it pays."""
     if name != "auto":
-        return dict.fromkeys(configs, storage.DTYPES[name])
+        return dict.fromkeys(configs, DTYPES[name])
     found = dict.fromkeys(configs, usual(device))
     if device.type == "cpu":
-        denoiser = sum(shape.numel() for shape in storage.expected_shapes("unet", configs["unet"]).values())
+        denoiser = sum(shape.numel() for shape in expected_shapes("unet", configs["unet"]).values())
         exact = EXACT if denoiser >= WORTH_HALVING else configs
         found |= {network: torch.float32 for network in exact if network in configs}
     return found
@@ -71,3 +74,11 @@ def describe(dtypes: Mapping[str, torch.dtype]) -> str:
     if others:
         told += f", {str(dtypes[others[0]]).removeprefix('torch.')} for {', '.join(others)}"
     return told
+
+
+def cast(name: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight of network `name` in `dtype`, or float32 for the few that need it; uncopied if it is so."""
+    keep = FLOAT32_IN_FLOAT16.get(name)
+    if dtype == torch.float16 and keep and keep.search(key):
+        dtype = torch.float32
+    return tensor.to(dtype)

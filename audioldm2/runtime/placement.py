@@ -3,21 +3,30 @@
 Networks are built without memory, and the mapped tensors are put in their place, strictly.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from audioldm2.checkpoints.storage import Checkpoint, cast
 from audioldm2.models import build_on_meta
 from audioldm2.ops.onednn import channels_innermost, through_onednn
 from audioldm2.runtime.compile import compiled
+from audioldm2.runtime.dtypes import cast
+
+
+class Opened(Protocol):
+    """A checkpoint whose networks are described and whose tensors can be opened."""
+
+    configs: dict[str, Any]  # network -> its config dataclass
+    states: dict[str, Callable[[], dict[str, Tensor]]]  # network -> opens its tensors, mapped and checked
+
 
 READ = 2**28  # bytes that are made another dtype of before a network's tensors are opened anew
 
 
-def materialise(checkpoint: Checkpoint, name: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def materialise(checkpoint: Opened, name: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """One network, filled and ready to run, without gradients. No tensor is copied that can stay mapped.
 
     What opens the tensors has checked that they are the network's (see `demand_fit`).
@@ -31,7 +40,7 @@ def materialise(checkpoint: Checkpoint, name: str, *, device: torch.device, dtyp
     return through_onednn(network.requires_grad_(False))
 
 
-def _tensors(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def _tensors(checkpoint: Opened, name: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Keys and tensors of one network.
 
     What has been read of a mapped file counts as resident until the last of its tensors is gone. So, where
@@ -58,7 +67,7 @@ class Networks:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Opened,
         device: torch.device,
         dtypes: Mapping[str, torch.dtype],
         residence: str = "device",

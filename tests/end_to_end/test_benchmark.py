@@ -233,10 +233,10 @@ def test_floating_point_operations_of_the_published_networks():
     unet, vae, hifigan = (build_on_meta(name, BASE[name]) for name in ("unet", "vae", "hifigan"))
     with torch.device("meta"):
         z, t = torch.randn(2, 8, 256, 16), torch.tensor(500.0)
-        gpt2_context, t5_context = torch.randn(2, 8, config.gpt2_dim), torch.randn(2, 16, config.t5_dim)
+        gpt2_context, text_context = torch.randn(2, 8, config.gpt2_dim), torch.randn(2, 16, config.t5_dim)
         mel = torch.randn(1, 1024, 64)
     for run, least, most in (
-        (lambda: unet(z, t, gpt2_context, t5_context), 330, 350),  # 293 and the attention
+        (lambda: unet(z, t, gpt2_context, text_context), 330, 350),  # 293 and the attention
         (lambda: vae.decode(z[:1]), 665, 675),  # 636 and the attention
         (lambda: hifigan(mel), 1026, 1028),
     ):

@@ -262,7 +262,7 @@ def test_tokenizers_are_taken_from_a_folder(run, files, alone):
     for name in ("clap_tokenizer", "t5_tokenizer"):
         found = {path.name: path.read_bytes() for path in Path("out", name).iterdir()}
         assert found == {path.name: path.read_bytes() for path in (files / "tokenizers" / name).iterdir()}
-    assert audioldm2.load("out", device="cpu").encode_prompt("a dog").t5_context is not None
+    assert audioldm2.load("out", device="cpu").encode_prompt("a dog").text_context is not None
 
 
 @pytest.mark.parametrize("layout", ["converted", "diffusers"])

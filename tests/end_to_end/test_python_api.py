@@ -150,7 +150,7 @@ def test_the_stages_name_what_is_wrong(tiny_model, ask, words):
 
 
 def narrow(told: audioldm2.Conditioning) -> audioldm2.Conditioning:
-    return replace(told, t5_context=told.t5_context[..., :-1])
+    return replace(told, text_context=told.text_context[..., :-1])
 
 
 def test_a_conditioning_can_be_saved_and_passed_back(tiny_model, tmp_path):
@@ -159,9 +159,9 @@ def test_a_conditioning_can_be_saved_and_passed_back(tiny_model, tmp_path):
     for part in parts:
         assert len(part) == 2
         assert part.gpt2_context.shape == (2, 8, 24)
-        assert part.t5_context.shape[:2] == part.t5_mask.shape and part.t5_mask.dtype == torch.bool
+        assert part.text_context.shape[:2] == part.t5_mask.shape and part.t5_mask.dtype == torch.bool
     torch.save(
-        [dict(gpt2_context=p.gpt2_context, t5_context=p.t5_context, t5_mask=p.t5_mask) for p in parts],
+        [dict(gpt2_context=p.gpt2_context, text_context=p.text_context, t5_mask=p.t5_mask) for p in parts],
         tmp_path / "conditioning.pt",
     )
     tensors, negative = torch.load(tmp_path / "conditioning.pt", weights_only=True)

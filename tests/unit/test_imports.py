@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "options": {"audio", "sampling"},
     "runtime": {"models", "ops"},
     "prompt": {"models", "runtime"},
-    "clap_score": {"audio", "prompt", "runtime"},
+    "clap_score": {"audio", "models", "prompt", "runtime"},
     "result": {"audio", "clap_score", "options"},
     "pipeline": {"audio", "clap_score", "models", "options", "prompt", "result", "runtime", "sampling"},
     "checkpoints": {"audio", "models", "pipeline", "prompt", "runtime", "sampling", "convert"},

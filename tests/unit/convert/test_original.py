@@ -268,10 +268,10 @@ def test_its_converted_folder_makes_the_same_sound(models, folder, tmp_path, kin
 
 
 HEARD = {
-    "base": {"gpt2_context", "t5_context", "t5_mask"},
-    "large": {"gpt2_context", "t5_context", "t5_mask"},
+    "base": {"gpt2_context", "text_context", "t5_mask"},
+    "large": {"gpt2_context", "text_context", "t5_mask"},
     "48k": {"clap_vector"},
-    "t5": {"t5_context", "t5_mask"},
+    "t5": {"text_context", "t5_mask"},
 }
 
 
@@ -281,7 +281,7 @@ def test_a_conditioning_has_just_what_is_heard(models, kind):
     conditioning = model.encode_prompt(["a dog", "rain"], "noise")
     configs = model.networks.configs
     assert conditioning.tensors.keys() == conditioning.negative.tensors.keys() == HEARD[kind]
-    widths = {"gpt2_context": 128, "t5_context": 14, "clap_vector": 10}
+    widths = {"gpt2_context": 128, "text_context": 14, "clap_vector": 10}
     for name in HEARD[kind] - {"t5_mask"}:
         assert conditioning.tensors[name].shape[-1] == widths[name]
         assert len(conditioning.tensors[name]) == 2

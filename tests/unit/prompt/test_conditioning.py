@@ -35,7 +35,7 @@ def conditioning(*tokens: int, seq: int | None = None, seed: int = 0, negative: 
 
 
 def tensors(of: Conditioning) -> list[Tensor]:
-    own = [of.gpt2_context, of.t5_context, of.t5_mask]
+    own = [of.gpt2_context, of.text_context, of.t5_mask]
     return own if of.negative is None else own + tensors(of.negative)
 
 
@@ -60,8 +60,8 @@ def denoised(model: audioldm2.AudioLDM2, of: Conditioning) -> Tensor:
         ("gpt2_context", lambda x: x[0]),
         ("gpt2_context", lambda x: x[:1]),
         ("gpt2_context", lambda x: x.long()),
-        ("t5_context", lambda x: x[:, 1:]),
-        ("t5_context", lambda x: x[..., 0]),
+        ("text_context", lambda x: x[:, 1:]),
+        ("text_context", lambda x: x[..., 0]),
         ("t5_mask", lambda x: x.long()),
         ("t5_mask", lambda x: x & torch.tensor([[True], [False]])),
         ("negative", lambda x: x[:1]),
@@ -92,8 +92,8 @@ def test_joining_pads_what_is_masked(lengths):
     joined = Conditioning.cat(parts)
     assert joined.t5_mask.sum(dim=1).tolist() == lengths
     for row, part in zip(joined, parts, strict=True):
-        assert torch.equal(row.t5_context[row.t5_mask], part.t5_context[part.t5_mask])
-        assert not row.t5_context[~row.t5_mask].any()
+        assert torch.equal(row.text_context[row.t5_mask], part.text_context[part.t5_mask])
+        assert not row.text_context[~row.t5_mask].any()
 
 
 # Saved and loaded -------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_file_that_is_no_conditioning(tmp_path):
         (state | {"unet": torch.zeros(3)}, "'unet'"),
         ({"weight": torch.zeros(3)}, "'weight'"),
         (state | {"t5_mask": torch.ones(1, 3)}, "t5_mask"),
-        (state | {"t5_context": torch.ones(1, 9, 5)}, "t5_context"),
+        (state | {"text_context": torch.ones(1, 9, 5)}, "text_context"),
     ):
         save_file(wrong, path)
         with pytest.raises(ValueError, match=named):
@@ -216,7 +216,7 @@ def test_a_mix_of_equally_long_prompts_is_interpolated():
         real = one.t5_mask
         torch.testing.assert_close(found.gpt2_context, 0.7 * one.gpt2_context + 0.3 * two.gpt2_context)
         torch.testing.assert_close(
-            found.t5_context[found.t5_mask], (0.7 * one.t5_context + 0.3 * two.t5_context)[real]
+            found.text_context[found.t5_mask], (0.7 * one.text_context + 0.3 * two.text_context)[real]
         )
         assert torch.equal(found.t5_mask.sum(dim=1), real.sum(dim=1))
 
@@ -231,8 +231,8 @@ def test_a_mix_of_prompts_of_any_length(short, long, amount):
     assert mixed.t5_mask.shape == (1, most)
     assert mixed.t5_mask.all()
     for end in (0, -1):
-        expected = torch.lerp(a.t5_context[0, end], b.t5_context[0, end], amount)
-        torch.testing.assert_close(mixed.t5_context[0, end], expected)
+        expected = torch.lerp(a.text_context[0, end], b.text_context[0, end], amount)
+        torch.testing.assert_close(mixed.text_context[0, end], expected)
     assert_same(b.mix(a, 1 - amount), mixed, atol=1e-5)
     same = a.mix(a, amount)
     assert_same(same, replace(a, negative=same.negative), atol=1e-6)
@@ -243,8 +243,8 @@ def test_a_row_is_mixed_by_itself():
     together = a.mix(b, 0.4)
     for row in range(3):
         alone = a[row].mix(b[row], 0.4)
-        expected = together[row].t5_context[together[row].t5_mask]
-        assert torch.equal(alone.t5_context[alone.t5_mask], expected)
+        expected = together[row].text_context[together[row].t5_mask]
+        assert torch.equal(alone.text_context[alone.t5_mask], expected)
         assert torch.equal(alone.gpt2_context, together[row].gpt2_context)
 
 
@@ -268,8 +268,8 @@ def test_a_little_of_a_longer_prompt_changes_little(tiny_model):
 def test_mixing_keeps_the_dtype_of_the_first():
     a = conditioning(4, 2, seed=1).to(torch.device("cpu"), torch.float16)
     mixed = a.mix(conditioning(3, 9, seed=5), 0.5)
-    assert mixed.t5_context.dtype == mixed.gpt2_context.dtype == torch.float16
-    assert mixed.negative.t5_context.dtype == torch.float16
+    assert mixed.text_context.dtype == mixed.gpt2_context.dtype == torch.float16
+    assert mixed.negative.text_context.dtype == torch.float16
 
 
 def test_what_cannot_be_mixed():
@@ -281,7 +281,7 @@ def test_what_cannot_be_mixed():
         a.mix(conditioning(4, 2, negative=False), 0.5)
     with pytest.raises(ValueError, match=r"gpt2_context \(2, 8, 6\), .* and gpt2_context \(1, 8, 6\), "):
         a.mix(a[:1], 0.5)
-    wider = replace(a, t5_context=torch.zeros(2, 4, 7), negative=None)
+    wider = replace(a, text_context=torch.zeros(2, 4, 7), negative=None)
     with pytest.raises(ValueError, match="same model"):
         replace(a, negative=None).mix(wider, 0)
 
@@ -299,10 +299,10 @@ def test_weights_lead_from_the_negative_prompt_to_the_prompt_and_beyond():
         away = given.gpt2_context - given.negative.gpt2_context
         torch.testing.assert_close(found.gpt2_context, given.negative.gpt2_context + factor * away)
         for row in range(2):  # the negative prompt is empty: its only T5 vector meets each of the prompt's
-            origin = given.negative.t5_context[row, :1]
+            origin = given.negative.text_context[row, :1]
             real = given.t5_mask[row]
-            expected = origin + factor * (given.t5_context[row, real] - origin)
-            torch.testing.assert_close(found.t5_context[row, found.t5_mask[row]], expected)
+            expected = origin + factor * (given.text_context[row, real] - origin)
+            torch.testing.assert_close(found.text_context[row, found.t5_mask[row]], expected)
 
 
 def test_weights_are_heard(tiny_model):

@@ -132,10 +132,10 @@ def test_prompts_are_filled_up_to_few_lengths_that_are_not_seen(tokens: int, fil
     unet = layer("eager", "unet")
     unet.run = lambda x, **named: seen.update(named) or x
     context, mask = torch.randn(2, tokens, 3), torch.ones(2, tokens, dtype=torch.bool)
-    unet(torch.zeros(1), gpt2_context=context, t5_context=context, t5_mask=mask)
+    unet(torch.zeros(1), gpt2_context=context, text_context=context, t5_mask=mask)
     assert seen["gpt2_context"] is context
-    assert seen["t5_context"].shape == (2, filled, 3) and seen["t5_mask"].shape == (2, filled)
-    assert torch.equal(seen["t5_context"][seen["t5_mask"]], context.flatten(0, 1))
+    assert seen["text_context"].shape == (2, filled, 3) and seen["t5_mask"].shape == (2, filled)
+    assert torch.equal(seen["text_context"][seen["t5_mask"]], context.flatten(0, 1))
 
 
 def test_what_a_graph_made_is_not_overwritten_by_its_next_run(by_tracing, tiny_folder):

@@ -63,7 +63,7 @@ def test_guidance_is_off_up_to_1(tiny_model, conditioning, noise, scale):
     with watched(tiny_model) as calls:
         found = tiny_model.denoise(conditioning, noise, num_inference_steps=4, guidance_scale=scale)
     assert [rows for rows, _ in calls] == [ROWS] * 4
-    without = Conditioning(conditioning.gpt2_context, conditioning.t5_context, conditioning.t5_mask)
+    without = Conditioning(conditioning.gpt2_context, conditioning.text_context, conditioning.t5_mask)
     expected = tiny_model.denoise(without, noise, num_inference_steps=4, guidance_scale=1.0)
     assert torch.equal(found, expected)
 
