@@ -1,12 +1,10 @@
-"""A prompt to a waveform: five stages, each a method, and `generate`, which calls them in turn.
+"""A prompt to a waveform: five stages, each a method, and `generate`, which calls them in order.
 
-encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (encoding.py)
-denoise         noise    -> latent                    UNet under a sampler          (guidance.py, samplers.py)
-decode          latent   -> log-mel spectrogram       VAE decoder
-vocode          log-mel  -> waveform                  HiFi-GAN
-rank            waveform -> scores, best first        CLAP                          (clap_score.py)
-
-A third of it is the docstrings of the public face.
+encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (prompt/encode.py)
+denoise         noise    -> latent                    UNet under a sampler          (sampling/)
+decode          latent   -> log-mel spectrogram       VAE decoder                   (runtime/tiling.py)
+vocode          log-mel  -> waveform                  HiFi-GAN                      (runtime/tiling.py)
+score           waveform -> how well it fits          CLAP                          (clap_score.py)
 """
 
 from collections.abc import Callable, Sequence
@@ -17,18 +15,18 @@ from torch import Tensor
 
 from audioldm2 import clap_score
 from audioldm2.audio import CLAP_MEL, USUAL_SECONDS, MelSettings
-from audioldm2.models.unet import GPT2, T5
-from audioldm2.options import Request, SoundShape, check_denoising, check_noise, negatives, texts, whole
+from audioldm2.errors import ArgumentError, require_texts, require_whole
+from audioldm2.models.unet import GPT2, T5, UNet
+from audioldm2.options import GenerationOptions, SamplingOptions, from_keywords, negatives, takes_options
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
+from audioldm2.request import Request, SoundShape
 from audioldm2.result import Result
-from audioldm2.runtime import dtypes, memory
+from audioldm2.runtime import dtypes, memory, tiling
 from audioldm2.runtime.placement import Networks
-from audioldm2.runtime.remembered import remembering
-from audioldm2.runtime.tiling import decode_in_pieces, vocode_in_pieces
 from audioldm2.sampling.guidance import guided
-from audioldm2.sampling.samplers import SAMPLERS, Generators
+from audioldm2.sampling.samplers import SAMPLERS, Denoiser, Generators
 from audioldm2.sampling.schedule import NoiseSchedule
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
@@ -36,7 +34,7 @@ OnStep = Callable[[int, float, Tensor], object]
 
 
 class AudioLDM2:
-    """A loaded model. Make one with `audioldm2.load`."""
+    """A loaded model; `audioldm2.load` returns one. Several threads may use it at once."""
 
     def __init__(
         self,
@@ -44,20 +42,22 @@ class AudioLDM2:
         clap_tokenizer: ClapTokenizer | None,
         t5_tokenizer: T5Tokenizer | None,
         schedule: NoiseSchedule,
-        hearing: MelSettings = CLAP_MEL,
+        clap_mel: MelSettings = CLAP_MEL,
         source: str = "",
         origin: str = "",
         revision: str | None = None,
         usual_seconds: float = USUAL_SECONDS,
+        dtype_comparison: dtypes.Comparison | None = None,
     ):
         vae, vocoder = networks.configs["vae"], networks.configs["hifigan"]
         self.networks = networks
         self.clap_tokenizer = clap_tokenizer
         self.t5_tokenizer = t5_tokenizer
         self.schedule = schedule
-        self.hearing = hearing  # of CLAP's audio branch
+        self.clap_mel = clap_mel  # the front end of CLAP's audio branch
         self.source = source  # what it was loaded from
         self.origin, self.revision = origin, revision  # what that was converted from
+        self.dtype_comparison = dtype_comparison  # what decided dtype="auto"
         self.sound = SoundShape(
             vocoder.sample_rate,
             vocoder.hop,
@@ -69,119 +69,67 @@ class AudioLDM2:
 
     @property
     def sample_rate(self) -> int:
-        """Samples a second of what the model makes, Hz."""
+        """Of the sounds that the model generates, Hz."""
         return self.sound.sample_rate
 
     @property
     def device(self) -> torch.device:
+        """Where networks run."""
         return self.networks.device
 
+    @takes_options(GenerationOptions)
     def generate(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] | None = None,
-        audio_length_in_s: float | None = None,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 3.5,
-        num_waveforms_per_prompt: int = 1,
-        sampler: str = "dpmpp_2m",
-        eta: float = 0.0,
-        karras: bool = False,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float = 0.0,
-        seed: int | Sequence[int] | None = 0,
-        latents: Tensor | None = None,
+        options: GenerationOptions | None = None,
         on_step: OnStep | None = None,
         on_stage: Callable[[str], object] | None = None,
+        **keywords: Any,
     ) -> Result:
-        """Make sounds from prompts.
+        """Generate sounds from prompts.
 
-        prompt:            a text or a list of texts.
-        negative_prompt:   what guidance leads away from: one text for all, or one a prompt; none means "".
-        audio_length_in_s: seconds; default: the length of `latents` where given, else the model's own (10).
-        guidance_scale:    how strongly the prompt is followed; up to 1, guidance is off.
-        guidance_interval: guide only where lo < sigma <= hi, sigma being noise over signal
-                           (Kynkaanniemi et al. 2024).
-        guidance_rescale:  0 to 1, how far guidance keeps the spread of the prediction (Lin et al. 2023).
-        num_waveforms_per_prompt: candidates; more than one are ranked by CLAP among themselves, best first.
-        sampler:           a name from `audioldm2.SAMPLERS`.
-        eta:               noise of the DDIM sampler, 0 to 1.
-        karras:            space the noise levels as Karras et al. 2022 do.
-        seed:              one for all prompts or one a prompt; candidate i is drawn from seed + i, so a sound
-                           is the same alone and in any batch. None draws one, told in `result.seeds`.
-        latents:           starting noise (prompts * waveforms, channels, time, mel) in place of the seed's.
-        on_step:           called as on_step(step, t, x0) after each step; returning False stops and keeps x0.
-        on_stage:          called with the name of each stage as it begins. More sounds than fit into memory
-                           at once are denoised in slices; each begins the stage and counts its steps anew.
+        Args:
+            prompt: a text or a list of texts.
+            options: the options below in one object; keywords replace some of them.
+            on_step: called as on_step(step, t, x0) after each step; returning False stops and keeps x0.
+            on_stage: called with the name of each stage as it begins. Sounds that do not fit into memory
+                together are denoised in slices; each slice begins the stage and counts its steps anew.
+            {options}
 
-        Raises ValueError on an argument that cannot be met, before any network runs.
+        Raises:
+            ArgumentError: an argument is not allowed; raised before any network runs.
         """
-        request = Request.check(
-            self.sound,
-            self.schedule,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            audio_length_in_s=audio_length_in_s,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            sampler=sampler,
-            eta=eta,
-            karras=karras,
-            guidance_interval=guidance_interval,
-            guidance_rescale=guidance_rescale,
-            seed=seed,
-            latents=latents,
-        )
+        chosen = from_keywords(GenerationOptions, options, keywords)
+        request = Request.resolve(prompt, chosen, self.sound, self.schedule)
         if request.candidates > 1:
-            self._check_hearing()
+            self._require_clap()
+        at_once = self._sounds_at_once(request)
 
         def begin(stage: str) -> None:
-            memory.give_back()  # what the stage before has left
+            memory.trim_heap()  # what the stage before has left
             if on_stage is not None:
                 on_stage(stage)
 
-        at_once = self._sounds_at_once(request)
-
         begin("encoding the prompt")
-        conditioning = self.encode_prompt(
-            request.prompts, request.negative_prompts if request.guided else None, guided=request.guided
-        )
+        against = request.negative_prompts if chosen.guided else None
+        conditioning = self.encode_prompt(request.prompts, against, guided=chosen.guided)
         conditioning = conditioning.repeat(request.candidates)
         generators = request.generators()
-        noise = request.latents
-        if noise is None:
-            shape = self.sound.latents(1, request.latent_frames)
-            noise = torch.cat(  # the same whatever PyTorch's default device and dtype
-                [torch.randn(shape, generator=g, device="cpu", dtype=torch.float32) for g in generators]
-            )
+        noise = chosen.latents if chosen.latents is not None else self._noise(request, generators)
 
         denoised = []
         for first in range(0, len(noise), at_once):
             begin("denoising")
             rows = slice(first, first + at_once)
-            z = self.denoise(
-                conditioning[rows],
-                noise[rows],
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance_scale,
-                sampler=request.sampler,
-                eta=request.eta,
-                karras=request.karras,
-                guidance_interval=request.guidance_interval,
-                guidance_rescale=request.guidance_rescale,
-                generator=generators[rows],
-                on_step=on_step,
-            )
+            z = self._denoise(conditioning[rows], noise[rows], chosen, generators[rows], on_step)
             denoised.append(z)
         z = torch.cat(denoised)
         begin("decoding")
         mel = self.decode(z)
         begin("vocoding")
-        audio = self.vocode(mel)[:, : self.sound.samples(request.seconds)]
+        audio = self.vocode(mel)[:, : self.sound.samples(request.seconds)].float().cpu()
 
-        audio = audio.float().cpu()
         scores = None
         if request.candidates > 1:
             begin("ranking")
@@ -196,58 +144,72 @@ class AudioLDM2:
         *,
         guided: bool = True,
     ) -> Conditioning:
-        """What the denoiser is told about each prompt, and its negative prompt unless `guided` is False."""
-        prompts = texts("prompt", prompt)
+        """Encode prompts for the denoiser, each with its negative prompt unless `guided` is False.
+
+        Args:
+            prompt: a text or a list of texts.
+            negative_prompt: one for all prompts, or one per prompt; None means "".
+        """
+        prompts = require_texts("prompt", prompt)
         against = negatives(negative_prompt, len(prompts)) if guided else None
         return encode(self.networks, self.clap_tokenizer, self.t5_tokenizer, prompts, against)
 
-    @torch.no_grad()
+    @takes_options(SamplingOptions)
     def denoise(
         self,
         conditioning: Conditioning,
         latents: Tensor,
         *,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 3.5,
-        sampler: str = "dpmpp_2m",
-        eta: float = 0.0,
-        karras: bool = False,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float = 0.0,
+        options: SamplingOptions | None = None,
         generator: Generators | None = None,
         on_step: OnStep | None = None,
+        **keywords: Any,
     ) -> Tensor:
-        """Clean latents, float32, of noise (batch, channels, time, mel).
+        """Denoise latents into clean ones.
 
-        The batch is a multiple of the conditioning's; each prompt's rows stand together. A guidance scale
-        above 1 needs `conditioning.negative`. generator: the noise of stochastic samplers; one for the batch
-        or one a row.
+        Args:
+            conditioning: encoded prompts. Guidance (a scale above 1) requires their negative part.
+            latents: noise (batch, channels, time, mel); the batch is a multiple of the conditioning's, and
+                the rows of each prompt stand together.
+            options: the options below in one object; keywords replace some of them.
+            generator: noise of stochastic samplers: one for the batch, or one per row.
+            on_step: as in `generate`.
+            {options}
+
+        Returns:
+            Clean latents, float32 (batch, channels, time, mel).
+
+        Raises:
+            ArgumentError: an argument is not allowed; raised before the network runs.
         """
-        check_denoising(
-            self.schedule,
-            num_inference_steps,
-            sampler,
-            eta,
-            karras,
-            guidance_scale,
-            guidance_interval,
-            guidance_rescale,
-        )
-        check_noise(latents, self.sound, len(conditioning))
-        self._check_widths(conditioning)
+        chosen = from_keywords(SamplingOptions, options, keywords)
+        chosen.check_schedule(self.schedule)
+        self.sound.require_latents(latents, len(conditioning))
+        self._require_widths(conditioning)
+        if chosen.guided and conditioning.negative is None:
+            wanted = "have one for a guidance_scale above 1: make it with encode_prompt(..., guided=True)"
+            raise ArgumentError("conditioning", conditioning, wanted, given="has no negative part")
         conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
-        with self.networks.running("unet") as unet, remembering(unet):
+        return self._denoise(conditioning, latents, chosen, generator, on_step)
+
+    @torch.no_grad()
+    def _denoise(
+        self,
+        conditioning: Conditioning,
+        latents: Tensor,
+        options: SamplingOptions,
+        generator: Generators | None,
+        on_step: OnStep | None,
+    ) -> Tensor:
+        with self.networks.running("unet") as unet:
             conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
-            denoiser = guided(
-                unet, conditioning, self.schedule, guidance_scale, guidance_interval, guidance_rescale
-            )
-            return SAMPLERS[sampler](
-                denoiser,
+            return SAMPLERS[options.sampler](
+                make_denoiser(unet, conditioning, self.schedule, options),
                 latents.to(self.device, torch.float32),
                 self.schedule,
-                int(num_inference_steps),
-                eta=eta,
-                karras=karras,
+                options.num_inference_steps,
+                eta=options.eta,
+                karras=options.karras,
                 generator=generator,
                 on_step=on_step,
             )
@@ -256,75 +218,40 @@ class AudioLDM2:
     def decode(self, z: Tensor) -> Tensor:
         """Log-mel spectrograms (batch, time, mels) of clean latents (batch, channels, time, mel)."""
         with self.networks.running("vae") as vae:
-            return decode_in_pieces(vae, z.to(self.device, self.networks.dtypes["vae"])).squeeze(1)
+            return tiling.decode(vae, z.to(self.device, self.networks.dtypes["vae"])).squeeze(1)
 
     @torch.no_grad()
     def vocode(self, mel: Tensor) -> Tensor:
         """Waveforms (batch, samples) in [-1, 1] of log-mel spectrograms (batch, time, mels)."""
         with self.networks.running("hifigan") as vocoder:
-            return vocode_in_pieces(vocoder, mel.to(self.device, self.networks.dtypes["hifigan"]))
+            return tiling.vocode(vocoder, mel.to(self.device, self.networks.dtypes["hifigan"]))
 
-    def score(self, text: str | Sequence[str], audio: Tensor, sample_rate: int | None = None) -> Tensor:
-        """How well sounds fit texts: CLAP's cosine of each sound and its text, float32 (sounds,), -1 to 1.
+    def score(self, text: str | Sequence[str], audio: Any, sample_rate: int | None = None) -> Tensor:
+        """How well sounds fit texts: CLAP's cosine of each sound and its text, -1 to 1.
 
-        text: one for all sounds or one a sound. audio: (samples,) or (sounds, samples), at `sample_rate`
-        (default: the model's own). Clips over 10 s are heard whole, in windows (see `ranking`).
+        Args:
+            text: one for all sounds, or one per sound.
+            audio: floats (samples,) or (sounds, samples), a tensor or an array. CLAP reads clips over 10 s in
+                windows that cover all of them (see `clap_score`).
+            sample_rate: of the audio, Hz; by default the model's own.
+
+        Returns:
+            float32 (sounds,).
         """
-        self._check_hearing()
+        self._require_clap()
+        rate = self.sample_rate if sample_rate is None else require_whole("sample_rate", sample_rate, 1)
+        audio = torch.as_tensor(audio)
         if audio.ndim not in (1, 2) or not audio.is_floating_point() or not audio.numel():
-            raise ValueError(
-                f"audio is {audio.dtype} {tuple(audio.shape)}; it has to be floats in [-1, 1], (samples,) or "
-                "(sounds, samples), with one sample or more."
-            )
+            wanted = "be floats in [-1, 1], (samples,) or (sounds, samples), with at least one sample"
+            raise ArgumentError("audio", audio, wanted, given=f"is {audio.dtype} {tuple(audio.shape)}")
         audio = audio[None] if audio.ndim == 1 else audio
-        rate = self.sample_rate if sample_rate is None else whole("sample_rate", sample_rate, 1)
-        wanted = texts("text", text)
-        if len(wanted) not in (1, len(audio)):
-            raise ValueError(
-                f"text has {len(wanted)} entries for {len(audio)} sounds; give one for each, or one for all."
-            )
-        wanted = wanted * len(audio) if len(wanted) == 1 else wanted
-        return clap_score.score(self.networks, self.clap_tokenizer, self.hearing, wanted, audio, rate)
-
-    def _check_widths(self, conditioning: Conditioning) -> None:
-        """Conditioning may come from a file, and so from another model."""
-        config = self.networks.configs["unet"]
-        wanted = {"clap_vector": config.film_dim}
-        wanted |= {"gpt2_context": config.gpt2_dim} if GPT2 in config.roles else {}
-        wanted |= {"text_context": config.t5_dim} if T5 in config.roles else {}
-        for part in filter(None, (conditioning, conditioning.negative)):
-            given = {name: each.shape[-1] for name, each in part.tensors.items() if name != "t5_mask"}
-            for name, width in wanted.items():
-                if width and given.get(name) != width:
-                    raise ValueError(
-                        f"conditioning has {_widths(given)}; this model needs {_widths(wanted)}. "
-                        "Make it with this model's encode_prompt."
-                    )
-
-    def _check_hearing(self) -> None:
-        absent = {"clap_text", "clap_audio"} - self.networks.configs.keys()
-        if absent:
-            raise ValueError(
-                f"sounds cannot be scored with {self.source or 'this model'}: it has no {sorted(absent)[0]}. "
-                "Ask for one waveform a prompt."
-            )
-        clap_score.require_front_end(
-            self.networks.configs["clap_audio"], self.hearing, self.source or "this model"
-        )
-
-    def _sounds_at_once(self, request: Request) -> int:
-        needed = memory.bytes_for_one_sound(
-            self.networks.configs["unet"],
-            request.latent_frames,
-            self.sound.mels // self.sound.downsampling,
-            request.guided,
-            self.networks.dtypes["unet"],
-        )
-        return memory.sounds_at_once(needed, self.device, request.seconds)
-
-    def __repr__(self) -> str:
-        words = dtypes.describe(self.networks.dtypes)
-        return f"<AudioLDM2 from {self.source or 'memory'}, {words} on {self.device}>"
+        wanted_texts = require_texts("text", text)
+        if len(wanted_texts) not in (1, len(audio)):
+            given = f"has {len(wanted_texts)} entries for {len(audio)} sounds"
+            raise ArgumentError("text", text, "have one for each sound, or be one for all", given=given)
+        if len(wanted_texts) == 1:
+            wanted_texts = wanted_texts * len(audio)
+        return clap_score.score(self.networks, self.clap_tokenizer, self.clap_mel, wanted_texts, audio, rate)
 
     def describe(self) -> dict[str, Any]:
         """What this model is, for the record beside a sound."""
@@ -335,7 +262,87 @@ class AudioLDM2:
             "heads": list(self.networks.configs["unet"].heads),
             "device": str(self.device),
             "dtype": dtypes.describe(self.networks.dtypes),
+            "dtype_chosen_because": self.dtype_comparison and str(self.dtype_comparison),
         }
+
+    def __repr__(self) -> str:
+        words = dtypes.describe(self.networks.dtypes)
+        return f"<AudioLDM2 from {self.source or 'memory'}, {words} on {self.device}>"
+
+    def _noise(self, request: Request, generators: list[torch.Generator]) -> Tensor:
+        """What each seed draws first, whatever PyTorch's default device and dtype."""
+        shape = self.sound.latents(1, request.latent_frames)
+        draws = [torch.randn(shape, generator=g, device="cpu", dtype=torch.float32) for g in generators]
+        return torch.cat(draws)
+
+    def _require_widths(self, conditioning: Conditioning) -> None:
+        """Conditioning may come from a file, and so from another model."""
+        config = self.networks.configs["unet"]
+        wanted = {"clap_vector": config.film_dim}
+        wanted |= {"gpt2_context": config.gpt2_dim} if GPT2 in config.roles else {}
+        wanted |= {"text_context": config.t5_dim} if T5 in config.roles else {}
+        for part in filter(None, (conditioning, conditioning.negative)):
+            given = {name: each.shape[-1] for name, each in part.tensors.items() if name != "t5_mask"}
+            if any(width and given.get(name) != width for name, width in wanted.items()):
+                allowed = f"have {_widths(wanted)}: make it with this model's encode_prompt"
+                raise ArgumentError("conditioning", conditioning, allowed, given=f"has {_widths(given)}")
+
+    def _require_clap(self) -> None:
+        absent = sorted({"clap_text", "clap_audio"} - self.networks.configs.keys())
+        if absent:
+            raise ValueError(
+                f"sounds cannot be scored with {self.source or 'this model'}: it has no {absent[0]}. "
+                "Ask for one waveform a prompt."
+            )
+        clap_score.require_front_end(
+            self.networks.configs["clap_audio"], self.clap_mel, self.source or "this model"
+        )
+
+    def _sounds_at_once(self, request: Request) -> int:
+        needed = memory.bytes_for_one_sound(
+            self.networks.configs["unet"],
+            request.latent_frames,
+            self.sound.mels // self.sound.downsampling,
+            request.options.guided,
+            self.networks.dtypes["unet"],
+        )
+        return memory.sounds_at_once(needed, self.device, request.seconds)
+
+
+def make_denoiser(
+    unet: UNet, conditioning: Conditioning, schedule: NoiseSchedule, options: SamplingOptions
+) -> Denoiser:
+    """The noise that the network predicts for these prompts, guided where the options say so.
+
+    With guidance, one call of the network predicts by the negative prompt and by the prompt; what both share
+    is computed once. The sampler's x stays float32; the network runs in the dtype of the conditioning.
+    """
+    if not options.guided:
+        return _predictor(unet, conditioning)
+    both = _predictor(unet, Conditioning.cat([conditioning.negative, conditioning]))
+    return guided(
+        _predictor(unet, conditioning) if options.guidance_interval else None,
+        lambda x, t: both(x, t).chunk(2),
+        schedule,
+        options.guidance_scale,
+        options.guidance_interval,
+        options.guidance_rescale,
+    )
+
+
+def _predictor(unet: UNet, conditioning: Conditioning) -> Denoiser:
+    """x and t -> noise, float32. The keys and values of the contexts are computed here, once."""
+    tensors = dict(conditioning.tensors)
+    tensors["keys_values"] = unet.context_keys_values(
+        tensors.pop("gpt2_context", None), tensors.pop("text_context", None)
+    )
+
+    def predict(x: Tensor, t: float) -> Tensor:
+        # `full` does not wait for the device, as a copy would.
+        time = torch.full((), t, dtype=torch.float32, device=x.device)
+        return unet(x.to(conditioning.dtype), time, **tensors).float()
+
+    return predict
 
 
 def _widths(dims: dict[str, int]) -> str:

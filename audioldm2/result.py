@@ -10,7 +10,8 @@ from torch import Tensor
 
 from audioldm2.audio import write_wav
 from audioldm2.clap_score import best_first
-from audioldm2.options import LARGEST_SEED, Request
+from audioldm2.options import LARGEST_SEED
+from audioldm2.request import Request
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,17 +85,9 @@ class Result:
             "audioldm2": package_version(),
             **self.model,
             "prompt": request.prompts[prompt],
+            **request.record(),
             "negative_prompt": request.negative_prompts[prompt],
-            "audio_length_in_s": request.seconds,
             "sample_rate": self.sample_rate,
-            "num_inference_steps": request.steps,
-            "guidance_scale": request.guidance_scale,
-            "sampler": request.sampler,
-            "eta": request.eta,
-            "karras": request.karras,
-            "guidance_interval": request.guidance_interval,
-            "guidance_rescale": request.guidance_rescale,
-            "starting_latents_given": request.latents is not None,
             "seed": self.seeds[prompt][0],
             "score": None if self.scores is None else _rounded(self.scores[prompt, 0]),
             "other_candidates": [

@@ -217,7 +217,7 @@ def stage_of_clap_audio(pipe: AudioLDM2Pipeline, sound: Tensor) -> Stage:
     expected = pipe.text_encoder.get_audio_features(heard).pooler_output  # (batch, dim)
 
     def our_clap(model: AudioLDM2) -> Tensor:
-        return through("clap_audio", clap_log_mel(wave, model.hearing))(model)
+        return through("clap_audio", clap_log_mel(wave, model.clap_mel))(model)
 
     return Stage("CLAP audio", expected, our_clap)
 

@@ -51,7 +51,7 @@ class Judge:
 
     def __init__(self, model: audioldm2.AudioLDM2):
         self.model = model
-        self.networks, self.hearing, self.tokenizer = model.networks, model.hearing, model.clap_tokenizer
+        self.networks, self.hearing, self.tokenizer = model.networks, model.clap_mel, model.clap_tokenizer
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
         """(texts, clap_dim), of norm 1."""

@@ -26,6 +26,7 @@ def load(
     offload: bool = False,
     low_memory: bool = False,
     compile: bool = False,
+    ops: str | None = None,
 ) -> AudioLDM2:
     """Load a model, ready to generate.
 
@@ -33,15 +34,17 @@ def load(
               "cvssp/audioldm2", or "demo" for the small model in the package. What is not converted
               yet is converted in memory; `audioldm2 convert` makes that permanent.
     device:   "auto" (CUDA, else Apple's MPS, else the CPU), or a device of PyTorch.
-    dtype:    "float32", "float16", "bfloat16", or "auto": float16 on CUDA; on a CPU that multiplies in
-              bfloat16, that for all but the networks whose rounding is heard; else float32 (`precision`).
+    dtype:    "float32", "float16", "bfloat16", or "auto": float16 on CUDA; on a CPU bfloat16 where a short
+              measurement finds it faster, for all but the networks whose rounding stays in the sound.
     heads:    of the UNet: "config" (as the diffusers layout's config says and the reference reads) or
               "trained" (32 wide). Default: "config" for that layout, "trained" for an original file.
     revision: of a hub repository: branch, tag or commit.
     offload:  keep on the device only the network that is running; the others wait in the computer's memory.
     low_memory: read each network from disk for its stage and let it go after.
     compile:  compile the UNet at its first call; on a GPU, GPT-2, the VAE's decoder and the vocoder too, on
-              CUDA as graphs. For many sounds: the first takes longer. Later hooks on modules are not heard.
+              CUDA. For many sounds: the first takes longer.
+    ops:      "reference" for plain PyTorch kernels everywhere, "auto" to choose the fastest on this processor
+              (see `ops`). Default: the environment variable AUDIOLDM2_OPS, else "auto".
 
     Raises ValueError for a wrong argument, WeightsError for a checkpoint that cannot be found or loaded.
     """
@@ -51,7 +54,7 @@ def load(
         raise ValueError("compile needs networks that stay where they are; leave out offload and low_memory.")
     residence = "disk" if low_memory else "offload" if offload else "device"
     device = resolve_device(device)
-    dtype = dtypes.name_of(dtype)
+    dtype = dtypes.require_dtype(dtype)
     half = dtype == "float16" or (dtype == "auto" and device.type == "cuda")
     checkpoint = open_checkpoint(source, heads=heads, revision=revision, prefer_half=half)
     if "phonemes" in checkpoint.configs:
@@ -65,18 +68,18 @@ def load(
     }
     clap_tokenizer, t5_tokenizer = (tokenizers.get(name) for name in storage.TOKENIZERS)
     _demand_room(checkpoint, clap_tokenizer, t5_tokenizer)
+    of_networks, comparison = dtypes.choose(dtype, device, checkpoint.configs)
     return AudioLDM2(
-        networks=Networks(
-            checkpoint, device, dtypes.of_networks(dtype, device, checkpoint.configs), residence, compile
-        ),
+        networks=Networks(checkpoint, device, of_networks, residence, compile, ops),
         clap_tokenizer=clap_tokenizer,
         t5_tokenizer=t5_tokenizer,
         schedule=storage.schedule_of(checkpoint, checkpoint.source),
-        hearing=storage.hearing_of(checkpoint, checkpoint.source),
+        clap_mel=storage.hearing_of(checkpoint, checkpoint.source),
         source=str(source),
         origin=checkpoint.source,
         revision=checkpoint.revision,
         usual_seconds=checkpoint.seconds,
+        dtype_comparison=comparison,
     )
 
 

@@ -27,7 +27,8 @@ from audioldm2.checkpoints import hub
 from audioldm2.checkpoints.load import demand_converter
 from audioldm2.cli.arguments import FLAG_OF, generate_parser
 from audioldm2.files import safe_name, written_whole
-from audioldm2.options import Request, SoundShape
+from audioldm2.options import GenerationOptions
+from audioldm2.request import Request, SoundShape
 from audioldm2.result import Result
 from audioldm2.sampling.samplers import SAMPLERS
 from audioldm2.sampling.schedule import NoiseSchedule
@@ -85,7 +86,7 @@ def generate(arguments: Sequence[str]) -> int:
         print("\n".join(f"{name:<{width}}  {run.traits.summary}" for name, run in SAMPLERS.items()))
         return 0
     jobs, settings = plan_jobs(options), settings_from(options)
-    Request.check(PUBLISHED, NoiseSchedule(), prompt=[job.prompt for job in jobs], latents=None, **settings)
+    Request.resolve([job.prompt for job in jobs], GenerationOptions(**settings), PUBLISHED, NoiseSchedule())
     if options.plot:
         demand_matplotlib()
     model = audioldm2.load(

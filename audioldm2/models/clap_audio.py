@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audioldm2.models.layers import attention
+from audioldm2 import ops
+from audioldm2.models.layers import Linear
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,10 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.window = window
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
+        self.key = Linear(dim, dim)
+        self.value = Linear(dim, dim)
+        self.out = Linear(dim, dim)
         self.offset_bias = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
 
     def forward(self, x: Tensor, window: int, shift: int) -> Tensor:
@@ -92,7 +93,7 @@ class WindowAttention(nn.Module):
             blocked = torch.where(mask, 0.0, -100.0).to(bias.dtype)
             bias = bias + blocked.unsqueeze(1)  # (rows*columns, heads, w*w, w*w)
             bias = bias.repeat(batch, 1, 1, 1)  # (batch*rows*columns, heads, w*w, w*w)
-        x = self.out(attention(self.query(x), self.key(x), self.value(x), self.heads, mask=bias))
+        x = self.out(ops.attention(self.query(x), self.key(x), self.value(x), self.heads, mask=bias))
 
         x = x.unflatten(0, (batch, rows, columns))  # (batch, rows, columns, w*w, dim)
         x = x.unflatten(3, (window, window)).transpose(2, 3)  # (batch, rows, w, columns, w, dim)
@@ -140,8 +141,8 @@ class Block(nn.Module):
         self.attn_norm = nn.LayerNorm(dim, eps=config.eps)
         self.attn = WindowAttention(dim, heads, config.window)
         self.ff_norm = nn.LayerNorm(dim, eps=config.eps)
-        self.ff_in = nn.Linear(dim, int(config.ff_ratio * dim))
-        self.ff_out = nn.Linear(int(config.ff_ratio * dim), dim)
+        self.ff_in = Linear(dim, int(config.ff_ratio * dim))
+        self.ff_out = Linear(int(config.ff_ratio * dim), dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +163,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduce = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduce = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
@@ -204,8 +205,8 @@ class ClapAudio(nn.Module):
             for dim, depth, heads in zip(dims, config.depths, config.heads, strict=True)
         )
         self.norm_out = nn.LayerNorm(dims[-1])
-        self.proj_in = nn.Linear(dims[-1], config.projection_dim)
-        self.proj_out = nn.Linear(config.projection_dim, config.projection_dim)
+        self.proj_in = Linear(dims[-1], config.projection_dim)
+        self.proj_out = Linear(config.projection_dim, config.projection_dim)
         # log of the factor on cosines in the contrastive loss, from the paper's start; for training only
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audioldm2.models.layers import attention
+from audioldm2 import ops
+from audioldm2.models.layers import Linear
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Attention(nn.Module):
     def __init__(self, config: ClapTextConfig):
         super().__init__()
         self.heads = config.heads
-        self.query = nn.Linear(config.dim, config.dim)
-        self.key = nn.Linear(config.dim, config.dim)
-        self.value = nn.Linear(config.dim, config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
+        self.query = Linear(config.dim, config.dim)
+        self.key = Linear(config.dim, config.dim)
+        self.value = Linear(config.dim, config.dim)
+        self.out = Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.out(attention(self.query(x), self.key(x), self.value(x), self.heads, mask=mask))
+        return self.out(ops.attention(self.query(x), self.key(x), self.value(x), self.heads, mask=mask))
 
 
 class Block(nn.Module):
@@ -51,8 +52,8 @@ class Block(nn.Module):
         super().__init__()
         self.attn = Attention(config)
         self.attn_norm = nn.LayerNorm(config.dim, eps=config.eps)
-        self.ff_in = nn.Linear(config.dim, config.ff_dim)
-        self.ff_out = nn.Linear(config.ff_dim, config.dim)
+        self.ff_in = Linear(config.dim, config.ff_dim)
+        self.ff_out = Linear(config.ff_dim, config.dim)
         self.ff_norm = nn.LayerNorm(config.dim, eps=config.eps)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -71,9 +72,9 @@ class ClapText(nn.Module):
         self.token_type_embedding = nn.Embedding(config.token_types, config.dim)
         self.norm_in = nn.LayerNorm(config.dim, eps=config.eps)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.pooler = nn.Linear(config.dim, config.dim)
-        self.proj_in = nn.Linear(config.dim, config.projection_dim)
-        self.proj_out = nn.Linear(config.projection_dim, config.projection_dim)
+        self.pooler = Linear(config.dim, config.dim)
+        self.proj_in = Linear(config.dim, config.projection_dim)
+        self.proj_out = Linear(config.projection_dim, config.projection_dim)
         self.logit_scale = nn.Parameter(
             torch.zeros(())
         )  # log of the contrastive temperature; for training only

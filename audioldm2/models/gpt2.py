@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audioldm2.models.layers import attention
+from audioldm2 import ops
+from audioldm2.models.layers import Linear
 
 KeyValue = tuple[Tensor, Tensor]  # keys and values so far, (batch, seq, dim) each
 
@@ -34,15 +35,15 @@ class Attention(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
+        self.qkv = Linear(config.dim, 3 * config.dim)
+        self.out = Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor, mask: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         query, key, value = self.qkv(x).chunk(3, dim=-1)  # (batch, seq, dim) each
         if past is not None:
             key = torch.cat([past[0], key], dim=1)  # (batch, past + seq, dim)
             value = torch.cat([past[1], value], dim=1)
-        return self.out(attention(query, key, value, self.heads, mask=mask)), (key, value)
+        return self.out(ops.attention(query, key, value, self.heads, mask=mask)), (key, value)
 
 
 class Block(nn.Module):
@@ -51,8 +52,8 @@ class Block(nn.Module):
         self.attn_norm = nn.LayerNorm(config.dim, eps=config.eps)
         self.attn = Attention(config)
         self.ff_norm = nn.LayerNorm(config.dim, eps=config.eps)
-        self.ff_in = nn.Linear(config.dim, 4 * config.dim)
-        self.ff_out = nn.Linear(4 * config.dim, config.dim)
+        self.ff_in = Linear(config.dim, 4 * config.dim)
+        self.ff_out = Linear(4 * config.dim, config.dim)
 
     def forward(self, x: Tensor, mask: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         mixed, present = self.attn(self.attn_norm(x), mask, past)

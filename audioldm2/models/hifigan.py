@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2 import ops
+from audioldm2.models.layers import Conv1d
+
 
 @dataclass(frozen=True)
 class HiFiGANConfig:
@@ -42,11 +45,11 @@ class Branch(nn.Module):
         super().__init__()
         self.slope = slope
         self.dilated = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2)
+            Conv1d(channels, channels, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2)
             for dilation in dilations
         )
         self.plain = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2) for _ in dilations
+            Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2) for _ in dilations
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,33 +60,11 @@ class Branch(nn.Module):
 
 
 class Upsampling(nn.ConvTranspose1d):
-    """A transposed convolution, which on CPUs runs as `rate` plain ones.
-
-    The kernel falls into `rate` phases: sample rate * i + r is the sum over n of x[i - n] w[rate * n + r].
-    Why not as PyTorch has it: for kernel 10 at rate 5, as in the 48 kHz model, its CPU code (2.13, oneDNN) is
-    wrong with two or more threads, otherwise each time, by as much as the sound is loud.
-    On a CPU `onednn.Upsampling` stands in for it: edit both.
-    """
+    """A transposed convolution, through `ops.conv_transpose1d`, which says why not PyTorch's own."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
-        (rate,), (padding,) = self.stride, self.padding
-        weight = self.phases()
-        y = F.conv1d(x, weight, padding=weight.shape[2] - 1)  # (batch, rate * channels, time + taps - 1)
-        y = y.unflatten(1, (rate, -1)).permute(0, 2, 3, 1).flatten(2)  # (batch, channels, samples and some)
-        return y[:, :, padding : padding + self.samples(x)] + self.bias[:, None]
-
-    def phases(self) -> Tensor:
-        """The weight as that of a plain convolution to all phases: (rate * channels, channels_in, taps)."""
-        (rate,), (kernel,) = self.stride, self.kernel_size
-        taps = -(-kernel // rate)
-        weight = F.pad(self.weight, (0, taps * rate - kernel)).unflatten(2, (taps, rate)).flip(2)
-        return weight.permute(3, 1, 0, 2).flatten(0, 1)
-
-    def samples(self, x: Tensor) -> int:
-        """How many come of x (batch, channels_in, time)."""
-        return (x.shape[2] - 1) * self.stride[0] + self.kernel_size[0] - 2 * self.padding[0]
+        (stride,), (padding,) = self.stride, self.padding
+        return ops.conv_transpose1d(x, self.weight, self.bias, stride=stride, padding=padding)
 
 
 class Stage(nn.Module):
@@ -111,14 +92,14 @@ class HiFiGAN(nn.Module):
         self.config = config
         self.register_buffer("mean", torch.zeros(config.mels))
         self.register_buffer("scale", torch.ones(config.mels))
-        self.conv_in = nn.Conv1d(config.mels, config.channels, 7, padding=3)
+        self.conv_in = Conv1d(config.mels, config.channels, 7, padding=3)
         self.stages = nn.ModuleList(
             Stage(config, config.channels // 2**i, rate, kernel)
             for i, (rate, kernel) in enumerate(
                 zip(config.upsample_rates, config.upsample_kernels, strict=True)
             )
         )
-        self.conv_out = nn.Conv1d(config.channels // 2 ** len(config.upsample_rates), 1, 7, padding=3)
+        self.conv_out = Conv1d(config.channels // 2 ** len(config.upsample_rates), 1, 7, padding=3)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Waveform (batch, samples) in [-1, 1], at `config.sample_rate`, of log-mel (batch, time, mels)."""

@@ -1,4 +1,8 @@
-"""What more than one network uses unchanged: attention over explicit heads, embedding of time, upsampling."""
+"""Layers that more than one network uses: linear and convolution layers, upsampling, embedding of time.
+
+`Linear`, `Conv1d` and `Conv2d` are PyTorch's layers, with the same weights and keys, whose arithmetic is
+asked of `audioldm2.ops`, where a faster kernel may be chosen.
+"""
 
 import math
 
@@ -6,29 +10,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2 import ops
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    heads: int,
-    *,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """Multi-head attention, softmax(q kᵀ scale + mask) v, of projected inputs.
 
-    query:         (batch, queries, dim); key and value: (batch, keys, dim), dim = heads * head_dim.
-    mask:          broadcastable to (batch, heads, queries, keys): bool, True = attend; or float, added.
-    scale:         1/sqrt(head_dim) unless given (T5 uses 1).
-    Returns        (batch, queries, dim).
-    """
-    query, key, value = (
-        x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, seq, head_dim)
-        for x in (query, key, value)
-    )
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    return mixed.transpose(1, 2).flatten(2)  # (batch, queries, dim)
+class Linear(nn.Linear):
+    """`torch.nn.Linear` through `ops.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Conv1d(nn.Conv1d):
+    """`torch.nn.Conv1d`, padded with zeros, through `ops.conv1d`."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return super()._conv_forward(x, weight, bias)
+        (stride,), (padding,), (dilation,) = self.stride, self.padding, self.dilation
+        return ops.conv1d(
+            x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=self.groups
+        )
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d`, where it is plain (no stride, dilation, groups), through `ops.conv2d`."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        plain = self.stride == self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
+        if not plain or isinstance(self.padding, str):
+            return super()._conv_forward(x, weight, bias)
+        return ops.conv2d(x, weight, bias, padding=self.padding)
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -44,20 +55,18 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (batch, dim)
 
 
-class UpsamplingConv(nn.Conv2d):
-    """A feature map resized to its nearest neighbours, doubled unless a size is given, then convolved.
-
-    On a CPU `onednn.UpsamplingConv` stands in for it: edit both.
-    """
+class UpsamplingConv(Conv2d):
+    """A feature map resized to its nearest neighbours, doubled unless a size is given, then convolved."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """x: (batch, channels, time, mel). Returns (batch, channels, *size)."""
-        return super().forward(F.interpolate(x, size=size or doubled(x), mode="nearest"))
+        size = size or (2 * x.shape[2], 2 * x.shape[3])
+        return super().forward(F.interpolate(x, size=size, mode="nearest"))
 
 
-def doubled(x: Tensor) -> tuple[int, int]:
-    """The size of a feature map (batch, channels, time, mel) twice as long and as high."""
-    return 2 * x.shape[2], 2 * x.shape[3]
+def repeat_to_batch(x: Tensor, rows: int) -> Tensor:
+    """x (batch, ...) repeated whole until it has so many rows; `cat` keeps its memory layout."""
+    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))

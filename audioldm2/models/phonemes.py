@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2.models.layers import Conv1d, Linear
+
 
 @dataclass(frozen=True)
 class PhonemesConfig:
@@ -38,10 +40,10 @@ class Attention(nn.Module):
     def __init__(self, config: PhonemesConfig):
         super().__init__()
         self.heads, self.window = config.heads, config.window
-        self.query = nn.Linear(config.dim, config.dim)
-        self.key = nn.Linear(config.dim, config.dim)
-        self.value = nn.Linear(config.dim, config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
+        self.query = Linear(config.dim, config.dim)
+        self.key = Linear(config.dim, config.dim)
+        self.value = Linear(config.dim, config.dim)
+        self.out = Linear(config.dim, config.dim)
         distances, head_dim = 2 * config.window + 1, config.dim // config.heads
         self.distance_key = nn.Parameter(torch.zeros(distances, head_dim))
         self.distance_value = nn.Parameter(torch.zeros(distances, head_dim))
@@ -68,8 +70,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: PhonemesConfig):
         super().__init__()
-        self.conv_in = nn.Conv1d(config.dim, config.ff_dim, config.ff_kernel)
-        self.conv_out = nn.Conv1d(config.ff_dim, config.dim, config.ff_kernel)
+        self.conv_in = Conv1d(config.dim, config.ff_dim, config.ff_kernel)
+        self.conv_out = Conv1d(config.ff_dim, config.dim, config.ff_kernel)
         self.padding = ((config.ff_kernel - 1) // 2, config.ff_kernel // 2)
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:

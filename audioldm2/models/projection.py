@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2.models.layers import Linear
+
 
 @dataclass(frozen=True)
 class ProjectionConfig:
@@ -31,8 +33,8 @@ class Projection(nn.Module):
     def __init__(self, config: ProjectionConfig):
         super().__init__()
         self.config = config
-        self.clap_linear = nn.Linear(config.clap_dim, config.gpt2_dim)
-        self.t5_linear = nn.Linear(config.t5_dim, config.gpt2_dim)
+        self.clap_linear = Linear(config.clap_dim, config.gpt2_dim)
+        self.t5_linear = Linear(config.t5_dim, config.gpt2_dim)
         if config.positions:
             self.t5_positions = nn.Parameter(torch.zeros(config.positions, config.t5_dim))
         self.clap_sos = nn.Parameter(torch.ones(config.gpt2_dim))

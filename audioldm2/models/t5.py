@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audioldm2.models.layers import attention
+from audioldm2 import ops
+from audioldm2.models.layers import Linear
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,23 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.heads
         inner = config.heads * config.head_dim
-        self.query = nn.Linear(config.dim, inner, bias=False)
-        self.key = nn.Linear(config.dim, inner, bias=False)
-        self.value = nn.Linear(config.dim, inner, bias=False)
-        self.out = nn.Linear(inner, config.dim, bias=False)
+        self.query = Linear(config.dim, inner, bias=False)
+        self.key = Linear(config.dim, inner, bias=False)
+        self.value = Linear(config.dim, inner, bias=False)
+        self.out = Linear(inner, config.dim, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         bias = bias.to(x.dtype)
-        mixed = attention(self.query(x), self.key(x), self.value(x), self.heads, mask=bias, scale=1.0)
+        mixed = ops.attention(self.query(x), self.key(x), self.value(x), self.heads, mask=bias, scale=1.0)
         return self.out(mixed)
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: T5Config):
         super().__init__()
-        self.gate = nn.Linear(config.dim, config.ff_dim, bias=False)
-        self.value = nn.Linear(config.dim, config.ff_dim, bias=False)
-        self.out = nn.Linear(config.ff_dim, config.dim, bias=False)
+        self.gate = Linear(config.dim, config.ff_dim, bias=False)
+        self.value = Linear(config.dim, config.ff_dim, bias=False)
+        self.out = Linear(config.ff_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.gelu(self.gate(x), approximate="tanh") * self.value(x)  # (batch, seq, ff_dim)

@@ -24,7 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audioldm2.models.layers import UpsamplingConv, attention, timestep_embedding
+from audioldm2 import ops
+from audioldm2.models.layers import Conv2d, Linear, UpsamplingConv, repeat_to_batch, timestep_embedding
+
+KeyValue = tuple[Tensor, Tensor]  # keys and values of a context in one block, (batch, tokens, channels) each
 
 SELF, GPT2, T5, LAST_SELF = "self_attn", "gpt2_attn", "t5_attn", "last_self_attn"
 
@@ -58,34 +61,33 @@ class UNetConfig:
 
 
 class Attention(nn.Module):
-    """Attention of `dim` wide queries to keys and values made from vectors `context_dim` wide.
-
-    On a CPU `onednn.Attention` and, to a short prompt, `remembered.Folded` stand in for it: edit all three.
-    """
+    """Attention of `dim` wide queries to keys and values computed from vectors `context_dim` wide."""
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(context_dim, dim, bias=False)
-        self.value = nn.Linear(context_dim, dim, bias=False)
-        self.out = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim, bias=False)
+        self.key = Linear(context_dim, dim, bias=False)
+        self.value = Linear(context_dim, dim, bias=False)
+        self.out = Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        mixed = attention(self.query(x), self.key(context), self.value(context), self.heads, mask=mask)
-        return self.out(mixed)
+    def keys_values(self, context: Tensor) -> KeyValue:
+        """Keys and values (batch, seq, dim) of vectors (batch, seq, context_dim)."""
+        return self.key(context), self.value(context)
+
+    def forward(self, x: Tensor, context: KeyValue | None = None, mask: Tensor | None = None) -> Tensor:
+        """x: (batch, seq, dim); context: what to attend to, x itself if None."""
+        key, value = self.keys_values(x) if context is None else context
+        return self.out(ops.attention(self.query(x), key, value, self.heads, mask=mask))
 
 
 class FeedForward(nn.Module):
-    """GEGLU (Shazeer 2020): one half of the projection gates the other, through the exact GELU.
-
-    On a CPU `onednn.FeedForward` stands in for it: edit both.
-    """
+    """GEGLU (Shazeer 2020): one half of the projection gates the other, through the exact GELU."""
 
     def __init__(self, dim: int):
         super().__init__()
-        self.value_and_gate = nn.Linear(dim, 8 * dim)
-        self.out = nn.Linear(4 * dim, dim)
+        self.value_and_gate = Linear(dim, 8 * dim)
+        self.out = Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.value_and_gate(x).chunk(2, dim=-1)  # (batch, seq, 4 * dim) each
@@ -104,11 +106,9 @@ class TransformerBlock(nn.Module):
         self.ff_norm = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
-        normed = self.self_norm(x)
-        x = x + self.self_attn(normed, normed)
-        normed = self.context_norm(x)
-        x = x + self.context_attn(normed, normed if context is None else context, mask)
+    def forward(self, x: Tensor, context: KeyValue | None, mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.self_norm(x))
+        x = x + self.context_attn(self.context_norm(x), context, mask)
         return x + self.ff(self.ff_norm(x))
 
 
@@ -118,22 +118,18 @@ class Transformer(nn.Module):
     def __init__(self, channels: int, context_dim: int | None, heads: int, depth: int, norm_groups: int):
         super().__init__()
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
+        self.proj_in = Linear(channels, channels)
         self.blocks = nn.ModuleList(TransformerBlock(channels, context_dim, heads) for _ in range(depth))
-        self.proj_out = nn.Linear(channels, channels)
+        self.proj_out = Linear(channels, channels)
 
-    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: list[KeyValue] | None, mask: Tensor | None) -> Tensor:
+        """x: (batch, channels, time, mel); context: keys and values, a pair per block, or None."""
         seq = self.norm(x).flatten(2).transpose(1, 2)  # (batch, time * mel, channels)
         seq = self.proj_in(seq)
-        for block in self.blocks:
-            seq = block(seq, context, mask)
+        for i, block in enumerate(self.blocks):
+            seq = block(seq, None if context is None else context[i], mask)
         seq = self.proj_out(seq)
         return x + seq.transpose(1, 2).unflatten(2, x.shape[2:])  # (batch, channels, time, mel)
-
-
-def for_each(x: Tensor, rows: Tensor) -> Tensor:
-    """x (batch, ...), again and again, to as many rows as `rows` has; `cat` keeps its memory layout."""
-    return x if len(x) == len(rows) else torch.cat([x] * (len(rows) // len(x)))
 
 
 class ResidualBlock(nn.Module):
@@ -142,18 +138,16 @@ class ResidualBlock(nn.Module):
     def __init__(self, config: UNetConfig, channels_in: int, channels_out: int):
         super().__init__()
         self.norm_in = nn.GroupNorm(config.norm_groups, channels_in, eps=config.eps)
-        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.time_proj = nn.Linear(config.time_dim * (2 if config.film_dim else 1), channels_out)
+        self.conv_in = Conv2d(channels_in, channels_out, 3, padding=1)
+        self.time_proj = Linear(config.time_dim * (2 if config.film_dim else 1), channels_out)
         self.norm_out = nn.GroupNorm(config.norm_groups, channels_out, eps=config.eps)
-        self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.shortcut = (
-            nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
-        )
+        self.conv_out = Conv2d(channels_out, channels_out, 3, padding=1)
+        self.shortcut = Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         hidden = self.conv_in(F.silu(self.norm_in(x), inplace=True))  # (batch, channels_out, time, mel)
         time = self.time_proj(F.silu(time))[:, :, None, None]  # (1 or batch, channels_out, 1, 1)
-        hidden = hidden + (time if len(time) == 1 else for_each(time, hidden))
+        hidden = hidden + (time if len(time) == 1 else repeat_to_batch(time, len(hidden)))
         hidden = self.conv_out(F.silu(self.norm_out(hidden), inplace=True))
         return self.shortcut(x) + hidden  # (batch, channels_out, time, mel)
 
@@ -173,13 +167,23 @@ class Layer(nn.Module):
             )
             self.add_module(role, transformer)
 
+    def keys_values(self, contexts: dict[str, Tensor | None]) -> dict[str, list[KeyValue]]:
+        """Of each role with a context: the keys and values of every block of its transformer."""
+        return {
+            role: [block.context_attn.keys_values(contexts[role]) for block in getattr(self, role).blocks]
+            for role in self.roles
+            if role in contexts
+        }
+
     def forward(
-        self, x: Tensor, time: Tensor, contexts: dict[str, tuple[Tensor | None, Tensor | None]]
+        self, x: Tensor, time: Tensor, contexts: dict[str, list[KeyValue]], masks: dict[str, Tensor | None]
     ) -> Tensor:
         x = self.resnet(x, time)
         for role in self.roles:
-            context, mask = contexts[role]
-            x = getattr(self, role)(x if context is None else for_each(x, context), context, mask)
+            context = contexts.get(role)
+            if context is not None:
+                x = repeat_to_batch(x, len(context[0][0]))
+            x = getattr(self, role)(x, context, masks.get(role))
         return x
 
 
@@ -191,7 +195,7 @@ class DownLevel(nn.Module):
         channels = config.channels[level]
         inputs = [channels_in] + [channels] * (config.layers - 1)
         self.layers = nn.ModuleList(Layer(config, level, channels_in) for channels_in in inputs)
-        self.downsample = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if downsample else None
+        self.downsample = Conv2d(channels, channels, 3, stride=2, padding=1) if downsample else None
 
 
 class Middle(nn.Module):
@@ -224,10 +228,10 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         channels, last = config.channels, len(config.channels) - 1
-        self.time_in = nn.Linear(channels[0], config.time_dim)
-        self.time_out = nn.Linear(config.time_dim, config.time_dim)
-        self.film = nn.Linear(config.film_dim, config.time_dim) if config.film_dim else None
-        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.time_in = Linear(channels[0], config.time_dim)
+        self.time_out = Linear(config.time_dim, config.time_dim)
+        self.film = Linear(config.film_dim, config.time_dim) if config.film_dim else None
+        self.conv_in = Conv2d(config.latent_channels, channels[0], 3, padding=1)
 
         self.down = nn.ModuleList()
         skips = [channels[0]]  # channels of every feature map that the way up will be given
@@ -245,7 +249,29 @@ class UNet(nn.Module):
             width = channels[level]
 
         self.norm_out = nn.GroupNorm(config.norm_groups, channels[0], eps=config.eps)
-        self.conv_out = nn.Conv2d(channels[0], config.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[0], config.latent_channels, 3, padding=1)
+
+    def context_keys_values(
+        self, gpt2_context: Tensor | None, text_context: Tensor | None
+    ) -> list[dict[str, list[KeyValue]]]:
+        """What the attention layers read of the contexts: the same at every diffusion time, so computed once.
+
+        Args:
+            gpt2_context: (batch, tokens, gpt2_dim).
+            text_context: (batch, tokens, t5_dim).
+
+        Returns:
+            Per layer of `layers()`: role -> keys and values, one pair per block, (batch, tokens, channels)
+            each.
+        """
+        contexts = {GPT2: gpt2_context, T5: text_context}
+        return [layer.keys_values(contexts) for layer in self.layers()]
+
+    def layers(self) -> list[Layer]:
+        """All layers, in the order in which `forward` runs them."""
+        down = [layer for level in self.down for layer in level.layers]
+        up = [layer for level in self.up for layer in level.layers]
+        return [*down, self.middle.layer, *up]
 
     def forward(
         self,
@@ -255,51 +281,54 @@ class UNet(nn.Module):
         text_context: Tensor | None = None,
         t5_mask: Tensor | None = None,
         clap_vector: Tensor | None = None,
+        keys_values: list[dict[str, list[KeyValue]]] | None = None,
     ) -> Tensor:
         """Predict the noise in x.
 
-        x:            (batch, latent_channels, time, mel) noisy latent; or, where contexts for several prompts
-                      about each latent are given, one after the other, as many times fewer rows: what does
-                      not depend on the prompt is then computed once.
-        t:            () or (rows of x,) diffusion time, 0 to 999, whole or fractional.
-        gpt2_context: (batch, tokens, gpt2_dim), used by the transformers called "gpt2_attn".
-        text_context:   (batch, tokens, t5_dim), used by the transformers called "t5_attn".
-        t5_mask:      (batch, tokens) bool, True where there is a real token; None means all.
-        clap_vector:  (batch, film_dim), used where the config has one.
-        Returns       (batch, latent_channels, time, mel).
+        Args:
+            x: (batch, latent_channels, time, mel) noisy latent. It may have fewer rows than the contexts, by
+                a whole factor: then every latent is predicted once per block of context rows, and what does
+                not depend on the prompt is computed once.
+            t: () or (rows of x,) diffusion time, 0 to 999, whole or fractional.
+            gpt2_context: (batch, tokens, gpt2_dim), for the transformers called "gpt2_attn".
+            text_context: (batch, tokens, t5_dim), for the transformers called "t5_attn".
+            t5_mask: (batch, tokens) bool, True where there is a real token of the text context; None means
+                all.
+            clap_vector: (batch, film_dim), where the config has one.
+            keys_values: what `context_keys_values` returned for these contexts; computed here if None.
+
+        Returns:
+            (batch, latent_channels, time, mel).
         """
+        if keys_values is None:
+            keys_values = self.context_keys_values(gpt2_context, text_context)
+        contexts = iter(keys_values)  # one for each layer below
+        masks = {T5: None if t5_mask is None else t5_mask[:, None, None, :]}  # (batch, 1, 1, tokens)
         time = timestep_embedding(t.reshape(-1), self.config.channels[0])  # (1 or batch, channels[0])
         time = self.time_out(F.silu(self.time_in(time.to(x.dtype))))  # (1 or batch, time_dim)
         if self.film is not None:
-            time = torch.cat([for_each(time, clap_vector), self.film(clap_vector)], dim=-1)
-            x = for_each(x, clap_vector)
-        contexts = {
-            SELF: (None, None),
-            GPT2: (gpt2_context, None),
-            T5: (
-                text_context,
-                None if t5_mask is None else t5_mask[:, None, None, :],
-            ),  # (batch, 1, 1, tokens)
-            LAST_SELF: (None, None),
-        }
+            time = torch.cat([repeat_to_batch(time, len(clap_vector)), self.film(clap_vector)], dim=-1)
+            x = repeat_to_batch(x, len(clap_vector))
 
         x = self.conv_in(x)  # (batch, channels[0], time, mel)
         skips = [x]
         for level in self.down:
             for layer in level.layers:
-                x = layer(x, time, contexts)
+                x = layer(x, time, next(contexts), masks)
                 skips.append(x)
             if level.downsample is not None:
                 x = level.downsample(x)  # (batch, channels, ceil(time / 2), ceil(mel / 2))
                 skips.append(x)
 
-        x = self.middle.layer(x, time, contexts)
+        x = self.middle.layer(x, time, next(contexts), masks)
         x = self.middle.resnet(x, time)
 
         for level in self.up:
             for layer in level.layers:
-                x = torch.cat([x, for_each(skips.pop(), x)], dim=1)  # (batch, channels + skip, time, mel)
-                x = layer(x, time, contexts)  # (batch, channels, time, mel)
+                x = torch.cat(
+                    [x, repeat_to_batch(skips.pop(), len(x))], dim=1
+                )  # (batch, channels + skip, time, mel)
+                x = layer(x, time, next(contexts), masks)  # (batch, channels, time, mel)
             if level.upsample is not None:
                 x = level.upsample(x, skips[-1].shape[2:])  # to the next skip's time and mel
 

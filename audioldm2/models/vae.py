@@ -12,13 +12,18 @@ Traps
 - All norms have eps 1e-6; the attention in the middle has one head as wide as the channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audioldm2.models.layers import UpsamplingConv, attention
+from audioldm2 import ops
+from audioldm2.models.layers import Conv2d, Linear, UpsamplingConv
+
+# Runs a function of a map and `Statistics` on windows of the map, and joins the results.
+Tile = Callable[[Callable[..., Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,43 +41,73 @@ class VAEConfig:
         return 2 ** (len(self.channels) - 1)
 
 
-def _norm(config: VAEConfig, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
+class Statistics:
+    """Mean and variance of each norm's groups over a whole clip, for decoding a window of it.
+
+    `known` holds what is to be used; a norm that is not there uses its own input, and `seen` keeps what each
+    norm's input had: (1, groups, 1) tensors.
+    """
+
+    def __init__(self, known: dict[nn.Module, tuple[Tensor, Tensor]] | None = None):
+        self.known = known or {}
+        self.seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+
+class GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm`, whose statistics may be those of more than its input."""
+
+    def forward(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
+        if statistics is None:
+            return super().forward(x)
+        groups = x.flatten(2).unflatten(1, (self.num_groups, -1)).flatten(2)  # (batch, groups, values)
+        if self not in statistics.known:
+            variance, mean = torch.var_mean(groups.float(), dim=2, correction=0, keepdim=True)
+            statistics.seen[self] = mean, variance
+        mean, variance = statistics.known.get(self) or statistics.seen[self]  # (batch, groups, 1) each
+        scale = self.weight.unflatten(0, (self.num_groups, -1)) * torch.rsqrt(variance + self.eps)
+        shift = (
+            self.bias.unflatten(0, (self.num_groups, -1)) - scale * mean
+        )  # (batch, groups, channels a group)
+        scale, shift = (each.flatten(1)[:, :, None, None] for each in (scale, shift))
+        return torch.addcmul(shift, x, scale).to(x.dtype)
+
+
+def _norm(config: VAEConfig, channels: int) -> GroupNorm:
+    return GroupNorm(config.norm_groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
+    """Two convolutions, each after a norm and SiLU, as a residual."""
+
     def __init__(self, config: VAEConfig, channels_in: int, channels_out: int):
         super().__init__()
         self.norm_in = _norm(config, channels_in)
-        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv_in = Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm_out = _norm(config, channels_out)
-        self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.shortcut = (
-            nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
-        )
+        self.conv_out = Conv2d(channels_out, channels_out, 3, padding=1)
+        self.shortcut = Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv_in(F.silu(self.norm_in(x), inplace=True))  # (batch, channels_out, time, mel)
-        return self.conv_out(F.silu(self.norm_out(hidden), inplace=True)).add_(self.shortcut(x))
+    def forward(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
+        hidden = F.silu(self.norm_in(x, statistics), inplace=True)
+        hidden = self.conv_in(hidden)  # (batch, channels_out, time, mel)
+        hidden = F.silu(self.norm_out(hidden, statistics), inplace=True)
+        return self.conv_out(hidden).add_(self.shortcut(x))
 
 
 class SelfAttention(nn.Module):
-    """Every position attends to every position, with one head.
-
-    On a CPU `onednn.SelfAttention` stands in for it: edit both.
-    """
+    """Every position attends to every position, with one head."""
 
     def __init__(self, config: VAEConfig, channels: int):
         super().__init__()
         self.norm = _norm(config, channels)
-        self.query = nn.Linear(channels, channels)
-        self.key = nn.Linear(channels, channels)
-        self.value = nn.Linear(channels, channels)
-        self.out = nn.Linear(channels, channels)
+        self.query = Linear(channels, channels)
+        self.key = Linear(channels, channels)
+        self.value = Linear(channels, channels)
+        self.out = Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         seq = self.norm(x).flatten(2).transpose(1, 2)  # (batch, time * mel, channels)
-        seq = self.out(attention(self.query(seq), self.key(seq), self.value(seq), heads=1))
+        seq = self.out(ops.attention(self.query(seq), self.key(seq), self.value(seq), heads=1))
         return x + seq.transpose(1, 2).unflatten(2, x.shape[2:])  # (batch, channels, time, mel)
 
 
@@ -105,21 +140,21 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         channels, last = config.channels, len(config.channels) - 1
-        self.conv_in = nn.Conv2d(config.mel_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv2d(config.mel_channels, channels[0], 3, padding=1)
         self.levels = nn.ModuleList(
             Level(
                 config,
                 channels[max(level - 1, 0)],
                 channels[level],
                 config.layers,
-                nn.Conv2d(channels[level], channels[level], 3, stride=2) if level < last else None,
+                Conv2d(channels[level], channels[level], 3, stride=2) if level < last else None,
             )
             for level in range(len(channels))
         )
         self.middle = Middle(config)
         self.norm_out = _norm(config, channels[-1])
-        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
-        self.moments = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.conv_out = Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+        self.moments = Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
     def forward(self, mel: Tensor) -> Tensor:
         x = self.conv_in(mel)
@@ -135,17 +170,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent to log-mel spectrogram; its levels run from coarse to fine.
-
-    A sound over 10.24 s is decoded by `pieces`, which does piece by piece what its blocks do: edit both.
-    """
+    """Latent to log-mel spectrogram; its levels run from coarse to fine."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
         channels = config.channels[::-1]
         last = len(channels) - 1
-        self.latent_in = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.latent_in = Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.conv_in = Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.middle = Middle(config)
         self.levels = nn.ModuleList(
             Level(
@@ -158,16 +190,21 @@ class Decoder(nn.Module):
             for level in range(len(channels))
         )
         self.norm_out = _norm(config, channels[-1])
-        self.conv_out = nn.Conv2d(channels[-1], config.mel_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[-1], config.mel_channels, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        x = self.middle(self.conv_in(self.latent_in(z)))
+    def forward(self, z: Tensor, tile: Tile | None = None) -> Tensor:
+        """tile: runs `upsample` on windows of its input in place of the whole (see `runtime.tiling`)."""
+        x = self.middle(self.conv_in(self.latent_in(z)))  # (batch, channels, time, mel)
+        return self.upsample(x) if tile is None else tile(self.upsample, x)
+
+    def upsample(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """The map of the middle to the spectrogram; each level but the last doubles time and mel."""
         for level in self.levels:
             for resnet in level.resnets:
-                x = resnet(x)
+                x = resnet(x, statistics)
             if level.resample is not None:
                 x = level.resample(x)  # (batch, channels, 2 * time, 2 * mel)
-        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
+        return self.conv_out(F.silu(self.norm_out(x, statistics), inplace=True))
 
 
 class VAE(nn.Module):
@@ -190,6 +227,9 @@ class VAE(nn.Module):
         std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
         return mean * self.config.scaling_factor, std * self.config.scaling_factor
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Log-mel spectrogram (batch, 1, time, mel) of a scaled latent (batch, channels, time, mel)."""
-        return self.decoder(z / self.config.scaling_factor)
+    def decode(self, z: Tensor, tile: Tile | None = None) -> Tensor:
+        """Log-mel spectrogram (batch, 1, time, mel) of a scaled latent (batch, channels, time, mel).
+
+        tile: see `Decoder.forward`.
+        """
+        return self.decoder(z / self.config.scaling_factor, tile)

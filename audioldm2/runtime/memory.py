@@ -54,7 +54,7 @@ def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
     return usable // needed
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Hand freed memory to the system, where the C library keeps it: glibc does, in the holes of its heap."""
     trim = _trim()
     if trim is not None:

@@ -1,8 +1,10 @@
-"""The networks of a checkpoint, filled, and where their weights are while others run.
+"""The networks of a checkpoint: built, filled, and placed where they run.
 
-Networks are built without memory, and the mapped tensors are put in their place, strictly.
+Networks are built without memory, and the mapped tensors are assigned to them, strictly.
 """
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -10,10 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from audioldm2 import ops
 from audioldm2.models import build_on_meta
-from audioldm2.ops.onednn import channels_innermost, through_onednn
-from audioldm2.runtime.compile import compiled
+from audioldm2.runtime.compile import compile_network
 from audioldm2.runtime.dtypes import cast
+
+REOPEN_BYTES = 2**28  # of tensors cast to another dtype, after which a network's file is opened anew
 
 
 class Opened(Protocol):
@@ -23,46 +27,17 @@ class Opened(Protocol):
     states: dict[str, Callable[[], dict[str, Tensor]]]  # network -> opens its tensors, mapped and checked
 
 
-READ = 2**28  # bytes that are made another dtype of before a network's tensors are opened anew
-
-
-def materialise(checkpoint: Opened, name: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """One network, filled and ready to run, without gradients. No tensor is copied that can stay mapped.
-
-    What opens the tensors has checked that they are the network's (see `demand_fit`).
-    """
-    network, state = build_on_meta(name, checkpoint.configs[name]), {}
-    innermost = device.type == "cuda" or dtype == torch.bfloat16  # what matrix units read, on CPUs too
-    for key, tensor in _tensors(checkpoint, name, dtype):
-        made = cast(name, key, tensor, dtype).to(device)
-        state[key] = channels_innermost(made) if innermost else made
-    network.load_state_dict(state, strict=True, assign=True)
-    return through_onednn(network.requires_grad_(False))
-
-
-def _tensors(checkpoint: Opened, name: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Keys and tensors of one network.
-
-    What has been read of a mapped file counts as resident until the last of its tensors is gone. So, where
-    another dtype is made of them, and they are not kept, they are opened anew now and then.
-    """
-    state, read = dict(checkpoint.states[name]()), 0
-    for key in list(state):
-        if read > READ:
-            state, read = dict(checkpoint.states[name]()), 0
-        read += state[key].nbytes if state[key].dtype != dtype else 0
-        yield key, state.pop(key)
-
-
 class Networks:
-    """The networks of a checkpoint, and where their weights are while others run.
+    """The networks of a checkpoint, which several threads may run at once.
 
-    residence: "device"  all on the device, always (the default);
-               "offload" in the computer's memory, on the device only while running;
-               "disk"    read for their stage and let go after it.
-    dtypes:    of each network (see `precision`).
-    compile:   whether those that take the time are compiled (see `compiled`).
-    Every network's keys and shapes are checked here, at once, whatever the residence.
+    Args:
+        checkpoint: every network's keys and shapes are checked here, whatever the residence.
+        device: where networks run.
+        dtypes: of each network (see `dtypes`).
+        residence: where weights wait. "device": on the device, always. "offload": in the computer's memory,
+            on the device only while in use. "disk": read for each stage, and freed after it.
+        compile: compile the networks that take the time (see `compile`).
+        ops: "reference" for reference kernels only, "auto" to choose, None for what the environment says.
     """
 
     def __init__(
@@ -72,36 +47,98 @@ class Networks:
         dtypes: Mapping[str, torch.dtype],
         residence: str = "device",
         compile: bool = False,
+        ops: str | None = None,
     ) -> None:
         self.configs, self.device, self.dtypes, self.residence = checkpoint.configs, device, dtypes, residence
+        self.ops = ops
         self._checkpoint = checkpoint
+        self._users: Counter[str] = Counter()  # of networks that are not on the device for good
+        self._lock = threading.Lock()
         home = device if residence == "device" else torch.device("cpu")
-        self._loaded = {}
+        self._loaded: dict[str, nn.Module] = {}
         for name in checkpoint.configs:
             network = materialise(checkpoint, name, device=home, dtype=dtypes[name])
             if compile:
-                network = compiled(network, name, device)
+                compile_network(network, name, device)
             if residence != "disk":
                 self._loaded[name] = network
+        self._home: dict[str, dict[str, Tensor]] = {}  # weights in the computer's memory, while on the device
 
     @contextmanager
     def running(self, name: str) -> Iterator[nn.Module]:
         """The network called `name`, on the device while the block lasts."""
-        if self.residence == "device":
-            yield self._loaded[name]
-        elif self.residence == "disk":
-            network = materialise(self._checkpoint, name, device=self.device, dtype=self.dtypes[name])
+        with ops.using(self.ops):
+            if self.residence == "device":
+                yield self._loaded[name]
+                return
+            with self._lock:
+                if not self._users[name]:
+                    self._bring(name)
+                self._users[name] += 1
+                network = self._loaded[name]
             try:
                 yield network
             finally:
-                network.to("meta")  # frees the weights, even while a caller's variable holds the network
-        else:
-            network = self._loaded[name]
-            home = {key: tensor for key, tensor in network.state_dict().items()}
-            network.load_state_dict(
-                {key: tensor.to(self.device) for key, tensor in home.items()}, assign=True
+                with self._lock:
+                    self._users[name] -= 1
+                    if not self._users[name]:
+                        self._remove(name)
+
+    def _bring(self, name: str) -> None:
+        if self.residence == "disk":
+            self._loaded[name] = materialise(
+                self._checkpoint, name, device=self.device, dtype=self.dtypes[name]
             )
-            try:
-                yield network
-            finally:
-                network.load_state_dict(home, assign=True)
+            return
+        network = self._loaded[name]
+        self._home[name] = dict(network.state_dict())
+        on_device = {key: tensor.to(self.device) for key, tensor in self._home[name].items()}
+        network.load_state_dict(on_device, assign=True)
+
+    def _remove(self, name: str) -> None:
+        if self.residence == "disk":
+            self._loaded.pop(name).to("meta")  # frees the weights, even while a variable holds the network
+        else:
+            self._loaded[name].load_state_dict(self._home.pop(name), assign=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
+
+
+def materialise(checkpoint: Opened, name: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """One network, filled and ready to run, without gradients. No tensor is copied that can stay mapped.
+
+    What opens the tensors has checked their keys and shapes.
+    """
+    network, state = build_on_meta(name, checkpoint.configs[name]), {}
+    channels_last = device.type == "cuda" or dtype == torch.bfloat16  # what matrix units read, on CPUs too
+    for key, tensor in _tensors(checkpoint, name, dtype):
+        tensor = cast(name, key, tensor, dtype).to(device)
+        state[key] = _channels_last(tensor) if channels_last else tensor
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.requires_grad_(False)
+
+
+def _tensors(checkpoint: Opened, name: str, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Keys and tensors of one network.
+
+    What has been read of a mapped file counts as resident until the last of its tensors is gone. Where
+    tensors are cast, and so not kept, the file is therefore opened anew now and then.
+    """
+    state, read = dict(checkpoint.states[name]()), 0
+    for key in list(state):
+        if read > REOPEN_BYTES:
+            state, read = dict(checkpoint.states[name]()), 0
+        read += state[key].nbytes if state[key].dtype != dtype else 0
+        yield key, state.pop(key)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """The same weight of a convolution over images or time (out, in, ...), with `in` innermost in memory."""
+    if weight.ndim == 4:
+        return weight.to(memory_format=torch.channels_last)
+    return weight.transpose(1, 2).contiguous().transpose(1, 2) if weight.ndim == 3 else weight

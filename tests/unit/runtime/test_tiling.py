@@ -12,9 +12,9 @@ from audioldm2.models.hifigan import HiFiGAN, HiFiGANConfig
 from audioldm2.models.vae import VAE, VAEConfig
 from audioldm2.runtime import tiling
 from audioldm2.runtime.tiling import (
-    decode_in_pieces,
+    decode,
     decoder_context,
-    vocode_in_pieces,
+    vocode,
     vocoder_context,
     vocoder_samples,
 )
@@ -63,7 +63,7 @@ def test_vocoder_pieces_are_the_whole(config, time, frames, batch):
     vocoder = randomised(HiFiGAN(config).double())
     mel = torch.randn(batch, time, config.mels, dtype=torch.float64)
     expected = vocoder(mel)
-    found = vocode_in_pieces(vocoder, mel, frames=frames)
+    found = vocode(vocoder, mel, frames=frames)
     assert expected.shape == (batch, vocoder_samples(config, time))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
@@ -96,7 +96,7 @@ def test_published_vocoder():
 def test_vocoder_at_the_published_rates(time):
     vocoder = randomised(HiFiGAN(PUBLISHED_RATES), gain=0.6)  # more saturates the last tanh
     mel = torch.randn(2, time, 3)
-    found = vocode_in_pieces(vocoder, mel, frames=40)
+    found = vocode(vocoder, mel, frames=40)
     assert found.shape == (2, 160 * time + 32)
     expected = vocoder(mel)
     assert expected.std() > 0.01
@@ -108,10 +108,10 @@ def test_one_frame_less_of_context_is_seen(monkeypatch, less):
     vocoder = randomised(HiFiGAN(PUBLISHED_RATES).double())
     mel = torch.randn(1, 120, 3, dtype=torch.float64)
     expected = vocoder(mel)
-    assert (vocode_in_pieces(vocoder, mel, frames=40) - expected).abs().max() < 1e-13
+    assert (vocode(vocoder, mel, frames=40) - expected).abs().max() < 1e-13
     before, after = vocoder_context(PUBLISHED_RATES)
     monkeypatch.setattr(tiling, "vocoder_context", lambda config: (before - less[0], after - less[1]))
-    assert (vocode_in_pieces(vocoder, mel, frames=40) - expected).abs().max() > 1e-9
+    assert (vocode(vocoder, mel, frames=40) - expected).abs().max() > 1e-9
 
 
 def vae(levels: int = 3, dtype: torch.dtype = torch.float32) -> VAE:
@@ -129,7 +129,7 @@ def uneven_latents(batch: int, time: int, dtype: torch.dtype = torch.float32) ->
 @given(levels=st.integers(1, 4), time=st.integers(1, 24), frames=st.integers(3, 30), batch=st.integers(1, 2))
 def test_decoder_pieces_are_the_whole(levels, time, frames, batch):
     network, z = vae(levels, torch.float64), uneven_latents(batch, time, torch.float64)
-    found = decode_in_pieces(network, z, whole_up_to=0, frames=frames * network.config.downsampling)
+    found = tiling.decode(network, z, whole_up_to=0, frames=frames * network.config.downsampling)
     torch.testing.assert_close(found, network.decode(z), rtol=0, atol=1e-11)
 
 
@@ -137,7 +137,7 @@ def test_decoder_pieces_are_the_whole(levels, time, frames, batch):
 def test_decoder_in_float32(frames):
     network, z = vae(), uneven_latents(2, 60)
     torch.testing.assert_close(
-        decode_in_pieces(network, z, whole_up_to=0, frames=4 * frames), network.decode(z), rtol=0, atol=1e-5
+        tiling.decode(network, z, whole_up_to=0, frames=4 * frames), network.decode(z), rtol=0, atol=1e-5
     )
 
 
@@ -146,7 +146,7 @@ def test_statistics_of_each_piece_would_not_do(monkeypatch):
     network, z = vae(), uneven_latents(1, 60)
     expected, of_all = network.decode(z), tiling._affine
     monkeypatch.setattr(tiling, "_affine", lambda norm, parts, known: of_all(norm, list(parts)[:1], known))
-    error = decode_in_pieces(network, z, whole_up_to=0, frames=80) - expected
+    error = tiling.decode(network, z, whole_up_to=0, frames=80) - expected
     assert error.std() > 0.1 * expected.std()
 
 
@@ -160,22 +160,22 @@ def test_large_means_do_not_hide_the_variance():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_dtype_is_kept(dtype):
     network, z = vae(dtype=dtype), uneven_latents(1, 20, dtype)
-    mel = decode_in_pieces(network, z, whole_up_to=0, frames=24)
+    mel = tiling.decode(network, z, whole_up_to=0, frames=24)
     assert mel.dtype == dtype
     torch.testing.assert_close(mel, network.decode(z), rtol=0, atol=0.1)
     vocoder = randomised(HiFiGAN(PUBLISHED_RATES)).to(dtype)
-    wave = vocode_in_pieces(vocoder, mel[:, 0, :, :3], frames=30)
+    wave = vocode(vocoder, mel[:, 0, :, :3], frames=30)
     assert wave.dtype == dtype
     torch.testing.assert_close(wave, vocoder(mel[:, 0, :, :3]), rtol=0, atol=0.05)
 
 
 def test_a_row_is_the_same_in_any_batch():
     network, z = vae(), uneven_latents(3, 20)
-    mel = decode_in_pieces(network, z, whole_up_to=0, frames=24)
-    assert torch.equal(mel[1:2], decode_in_pieces(network, z[1:2], whole_up_to=0, frames=24))
+    mel = tiling.decode(network, z, whole_up_to=0, frames=24)
+    assert torch.equal(mel[1:2], tiling.decode(network, z[1:2], whole_up_to=0, frames=24))
     vocoder = randomised(HiFiGAN(PUBLISHED_RATES))
-    wave = vocode_in_pieces(vocoder, mel[:, 0, :, :3], frames=30)
-    assert torch.equal(wave[1:2], vocode_in_pieces(vocoder, mel[1:2, 0, :, :3], frames=30))
+    wave = vocode(vocoder, mel[:, 0, :, :3], frames=30)
+    assert torch.equal(wave[1:2], vocode(vocoder, mel[1:2, 0, :, :3], frames=30))
 
 
 def test_only_a_piece_runs_at_once(monkeypatch):
@@ -190,7 +190,7 @@ def test_only_a_piece_runs_at_once(monkeypatch):
         for module in level.modules():
             if isinstance(module, nn.Conv2d):
                 module.register_forward_pre_hook(watched)
-    decode_in_pieces(network, uneven_latents(1, 60), whole_up_to=0, frames=24)
+    tiling.decode(network, uneven_latents(1, 60), whole_up_to=0, frames=24)
     assert longest == 6 * 4 + 2 * 2
 
 
@@ -198,19 +198,19 @@ def test_only_a_piece_runs_at_once(monkeypatch):
 def test_a_piece_of_the_vocoder_is_ten_seconds_but_in_bfloat16(dtype: torch.dtype, count: int):
     vocoder, lengths = HiFiGAN(HiFiGANConfig(mels=3, channels=32)).to(dtype), []
     vocoder.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
-    vocode_in_pieces(vocoder, torch.randn(1, 1100, 3, dtype=dtype))
+    vocode(vocoder, torch.randn(1, 1100, 3, dtype=dtype))
     assert len(lengths) == count
 
 
 def test_pieces_too_short_are_refused():
     with pytest.raises(ValueError, match="frames is 0; the vocoder needs pieces of 1 mel frame or more"):
-        vocode_in_pieces(HiFiGAN(PUBLISHED_RATES), torch.zeros(1, 9, 3), frames=0)
+        vocode(HiFiGAN(PUBLISHED_RATES), torch.zeros(1, 9, 3), frames=0)
     with pytest.raises(ValueError, match="frames is 11; this decoder needs pieces of 12 mel frames or more"):
-        decode_in_pieces(vae(), torch.zeros(1, 3, 9, 5), frames=11)
+        tiling.decode(vae(), torch.zeros(1, 3, 9, 5), frames=11)
     with pytest.raises(ValueError, match="exact_up_to is 115; this decoder needs 116 mel frames or more"):
-        decode_in_pieces(vae(), torch.zeros(1, 3, 9, 5), frames=12, exact_up_to=115)
+        tiling.decode(vae(), torch.zeros(1, 3, 9, 5), frames=12, exact_up_to=115)
     with pytest.raises(ValueError, match="mel has no frames"):
-        vocode_in_pieces(HiFiGAN(PUBLISHED_RATES), torch.zeros(1, 0, 3))
+        vocode(HiFiGAN(PUBLISHED_RATES), torch.zeros(1, 0, 3))
 
 
 # Sounds beyond the exact length -----------------------------------------------------------------------------
@@ -219,7 +219,7 @@ EXACT = 160  # mel frames: 40 latent frames of a decoder of three levels, which 
 
 
 def long_sound(network: VAE, z: Tensor, **options) -> Tensor:
-    return decode_in_pieces(network, z, **({"frames": 28, "whole_up_to": 0, "exact_up_to": EXACT} | options))
+    return tiling.decode(network, z, **({"frames": 28, "whole_up_to": 0, "exact_up_to": EXACT} | options))
 
 
 @settings(max_examples=20, deadline=None)
@@ -306,7 +306,7 @@ def test_any_length_beyond_it_has_the_right_shape(levels):
 @pytest.mark.parametrize("time", [751, 1502, 4000])
 def test_the_defaults_at_the_published_lengths(time):
     network = vae()
-    mel = decode_in_pieces(network, uneven_latents(1, time))
+    mel = tiling.decode(network, uneven_latents(1, time))
     assert mel.shape == (1, 1, 4 * time, 20)
     assert mel.isfinite().all()
 
