@@ -154,7 +154,7 @@ def check_denoising(
         raise ValueError(
             f"sampler is {shown(sampler)}, which is not known; choose one of {', '.join(SAMPLERS)}."
         )
-    least = SAMPLERS[sampler].traits.min_steps
+    least = SAMPLERS[sampler].min_steps
     steps = whole("num_inference_steps", num_inference_steps, least, schedule.steps)
     if not isinstance(karras, bool):
         raise ValueError(f"karras is {shown(karras)}; it has to be True or False.")

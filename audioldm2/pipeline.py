@@ -28,7 +28,7 @@ from audioldm2.runtime.placement import Networks
 from audioldm2.runtime.remembered import remembering
 from audioldm2.runtime.tiling import decode_in_pieces, vocode_in_pieces
 from audioldm2.sampling.guidance import guided
-from audioldm2.sampling.samplers import SAMPLERS, Generators
+from audioldm2.sampling.samplers import SAMPLERS, Generators, generator_noise
 from audioldm2.sampling.schedule import NoiseSchedule
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
@@ -248,7 +248,7 @@ class AudioLDM2:
                 int(num_inference_steps),
                 eta=eta,
                 karras=karras,
-                generator=generator,
+                noise=None if generator is None else generator_noise(generator),
                 on_step=on_step,
             )
 
