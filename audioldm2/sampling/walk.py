@@ -76,7 +76,7 @@ def first_step(times: Sequence[float], t_start: float | None) -> int:
         return 0
     t_start = require_number("t_start", t_start, finite=False)
     if t_start < times[-1]:
-        raise ArgumentError("t_start", t_start, f"be at least {times[-1]}, the time of the last step")
+        raise ArgumentError("t_start", t_start, f"be at least {float(times[-1])}, the time of the last step")
     return next(i for i, t in enumerate(times) if t <= t_start)
 
 
