@@ -128,7 +128,7 @@ def test_result_equals_the_reference_in_float32(name: str, steps: int, eta: floa
 
 
 def in_float64(scheduler, name: str, steps: int, karras: bool):
-    """Recomputes in float64, with the reference's own functions and numpy, the tables it rounds to float32."""
+    """Recomputes the tables that the reference rounds to float32, with its own functions and numpy."""
     beta = np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
     alpha_bar = np.cumprod(1 - beta)
     scheduler.alphas_cumprod = torch.from_numpy(alpha_bar)
