@@ -33,10 +33,25 @@ from audioldm2.sampling.walk import Denoiser, GeneratorNoise, Generators, Noise,
 from audioldm2.sampling.x0_samplers import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
 
 __all__ = [
-    *("SAMPLERS", "Sampler", "sigmas", "times"),
-    *("Denoiser", "Generators", "Noise", "OnStep", "generator_noise"),
-    *("ddim", "pndm", "euler", "euler_ancestral", "heun", "lms"),
-    *("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc"),
+    "SAMPLERS",
+    "Denoiser",
+    "Generators",
+    "Noise",
+    "OnStep",
+    "Sampler",
+    "ddim",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m",
+    "euler",
+    "euler_ancestral",
+    "generator_noise",
+    "heun",
+    "lms",
+    "pndm",
+    "sigmas",
+    "times",
+    "unipc",
 ]
 
 
