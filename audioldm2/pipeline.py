@@ -26,7 +26,7 @@ from audioldm2.result import Result
 from audioldm2.runtime import dtypes, memory, tiling
 from audioldm2.runtime.placement import Networks
 from audioldm2.sampling.guidance import guided
-from audioldm2.sampling.samplers import SAMPLERS, Denoiser, Generators
+from audioldm2.sampling.samplers import SAMPLERS, Denoiser, Generators, Noise, generator_noise
 from audioldm2.sampling.schedule import NoiseSchedule
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
@@ -122,7 +122,8 @@ class AudioLDM2:
         for first in range(0, len(noise), at_once):
             begin("denoising")
             rows = slice(first, first + at_once)
-            z = self._denoise(conditioning[rows], noise[rows], chosen, generators[rows], on_step)
+            drawn = generator_noise(generators[rows])
+            z = self._denoise(conditioning[rows], noise[rows], chosen, drawn, None, on_step)
             denoised.append(z)
         z = torch.cat(denoised)
         begin("decoding")
@@ -162,6 +163,8 @@ class AudioLDM2:
         *,
         options: SamplingOptions | None = None,
         generator: Generators | None = None,
+        noise: Noise | None = None,
+        t_start: float | None = None,
         on_step: OnStep | None = None,
         **keywords: Any,
     ) -> Tensor:
@@ -173,6 +176,9 @@ class AudioLDM2:
                 the rows of each prompt stand together.
             options: the options below in one object; keywords replace some of them.
             generator: noise of stochastic samplers: one for the batch, or one per row.
+            noise: a callable noise(x, step) in place of the generator.
+            t_start: start midway: skip the steps at times above it. `latents` are then those of the first
+                time left, sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps (see `sampling.samplers.times`).
             on_step: as in `generate`.
             {options}
 
@@ -190,7 +196,8 @@ class AudioLDM2:
             wanted = "have one for a guidance_scale above 1: make it with encode_prompt(..., guided=True)"
             raise ArgumentError("conditioning", conditioning, wanted, given="has no negative part")
         conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
-        return self._denoise(conditioning, latents, chosen, generator, on_step)
+        noise = generator_noise(generator) if noise is None and generator is not None else noise
+        return self._denoise(conditioning, latents, chosen, noise, t_start, on_step)
 
     @torch.no_grad()
     def _denoise(
@@ -198,7 +205,8 @@ class AudioLDM2:
         conditioning: Conditioning,
         latents: Tensor,
         options: SamplingOptions,
-        generator: Generators | None,
+        noise: Noise | None,
+        t_start: float | None,
         on_step: OnStep | None,
     ) -> Tensor:
         with self.networks.running("unet") as unet:
@@ -210,7 +218,8 @@ class AudioLDM2:
                 options.num_inference_steps,
                 eta=options.eta,
                 karras=options.karras,
-                generator=generator,
+                noise=noise,
+                t_start=t_start,
                 on_step=on_step,
             )
 

@@ -83,7 +83,7 @@ def generate(arguments: Sequence[str]) -> int:
     options = generate_parser().parse_args(arguments)
     if options.sampler == "list":
         width = max(map(len, SAMPLERS))
-        print("\n".join(f"{name:<{width}}  {run.traits.summary}" for name, run in SAMPLERS.items()))
+        print("\n".join(f"{name:<{width}}  {run.summary}" for name, run in SAMPLERS.items()))
         return 0
     jobs, settings = plan_jobs(options), settings_from(options)
     Request.resolve([job.prompt for job in jobs], GenerationOptions(**settings), PUBLISHED, NoiseSchedule())

@@ -750,7 +750,7 @@ def test_a_config_that_cannot_work(diffusers: Path, file: str, field: str, value
     [
         (SCHEDULER, "beta_start", ..., "has no 'beta_start'"),
         (SCHEDULER, "beta_start", "low", "is 'low'; it has to be a finite number."),
-        (SCHEDULER, "beta_start", 0.5, "0 < beta_start <= beta_end < 1 is allowed"),
+        (SCHEDULER, "beta_start", 0.5, "satisfy 0 < beta_start <= beta_end < 1"),
         (SCHEDULER, "num_train_timesteps", 10**12, "steps of 'schedule'"),
         (HEARING, "sampling_rate", 0, "sample_rate of 'clap_mel'"),
         (HEARING, "frequency_max", 30000, "f_max (30000) <= half the"),

@@ -1,7 +1,8 @@
-"""An edit of a network's source shows in what the model computes: on every kernel, in both dtypes, at any length.
+"""An edit of a network's source shows in what the model computes: on every kernel, in both dtypes, at any
+length.
 
-Nothing may stand in for a layer. Each class that computes is edited in turn, as a reader would edit its file, and the
-model that is loaded then has to compute what the edited source says.
+Nothing may stand in for a layer. Each class that computes is edited in turn, as a reader would edit its file,
+and the model that is loaded then has to compute what the edited source says.
 """
 
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import audioldm2
-from audioldm2 import ops
+from audioldm2 import clap_score, ops
 from audioldm2.models import NETWORKS
 from audioldm2.models.phonemes import PhonemesConfig
 from audioldm2.ops import dispatch
@@ -38,6 +39,10 @@ def every_kernel_runs(monkeypatch):
 
 def randn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(5))
+
+
+def of_clap_text(model: audioldm2.AudioLDM2) -> Tensor:
+    return clap_score.embed_texts(model.networks, model.clap_tokenizer, ["a dog barks", "rain"])
 
 
 def of_text(model: audioldm2.AudioLDM2) -> Tensor:
@@ -74,7 +79,7 @@ RUN: dict[str, Callable[[audioldm2.AudioLDM2], Tensor]] = {
     "gpt2": of_text,
     "t5": of_text,
     "projection": of_text,
-    "clap_text": of_text,
+    "clap_text": of_clap_text,
     "clap_audio": lambda model: model.score("a dog barks", 0.1 * randn(1, 16000)),
     "phonemes": of_phonemes,
 }
@@ -106,7 +111,7 @@ def assert_edit_acts(file: str, dtype: str, folder: Path, before: Tensor) -> Non
         RUN[file](audioldm2.load(folder, device="cpu", dtype=dtype, ops=mode))
         for mode in ("auto", "reference")
     )
-    assert distance(found, before) > 0.01, "the edit has no effect"
+    assert distance(found, before) > 3e-3, "the edit has no effect"
     assert distance(found, plain) < (1e-4 if dtype == "float32" else 0.1)
     assert distance(found, plain) < 0.3 * distance(found, before)
 
@@ -180,7 +185,8 @@ def test_edit_by_hand_acts(file: str, old: str, new: str, dtype: str, tiny_folde
         assert distance(RUN[file](model), as_written(file, dtype)) > 1e-3
 
 
-# Layers changed while Python runs -----------------------------------------------------------------------------
+# Layers changed while Python runs
+# -----------------------------------------------------------------------------
 
 
 class LowRank(nn.Module):
@@ -203,7 +209,7 @@ class Shifted(nn.Module):
     """A parametrisation of a weight."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + 0.3
+        return 1.5 * weight
 
 
 def linear_layers(network: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
