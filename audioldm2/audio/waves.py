@@ -32,11 +32,17 @@ def require_waves(name: str, value: Any, *, most_dims: int = 2) -> Tensor:
         try:
             found = np.asarray(value)
         except ValueError as error:  # a list of lists of different lengths
-            raise ArgumentError(name, value, allowed) from error
+            given = f"is a {type(value).__name__} of unequal parts"
+            raise ArgumentError(name, value, allowed, given=given) from error
         is_float = found.dtype.kind == "f"
     if not is_float or not 1 <= found.ndim <= most_dims:
         dtype = str(found.dtype).removeprefix("torch.")
-        given = f"is {dtype} {tuple(found.shape)}" if found.ndim and dtype != "object" else None
+        if found.ndim and dtype != "object":
+            given = f"is {dtype} {tuple(found.shape)}"
+        else:  # the text of an array may have several lines, that of these has not
+            given = (
+                None if isinstance(value, (str, int, float, type(None))) else f"is a {type(value).__name__}"
+            )
         raise ArgumentError(name, value, allowed, given=given)
     if isinstance(found, Tensor):
         return found

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, _bytes_field, pad
+from audioldm2.prompt.tokenizer_files import bytes_field
+from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, pad
 
 CORPUS = [
     "Techno music with a strong beat",
@@ -131,7 +132,7 @@ def t5_reference(folder: Path) -> transformers.T5TokenizerFast:
     model = sentencepiece.SentencePieceProcessor(model_proto=proto)
     vocab = [(model.id_to_piece(i), model.get_score(i)) for i in range(len(model))]
     vocab += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(100))]
-    charsmap = _bytes_field(_bytes_field(proto, 3), 2)  # held against sentencepiece in the unit tests
+    charsmap = bytes_field(bytes_field(proto, 3), 2)  # held against sentencepiece in the unit tests
     return transformers.T5TokenizerFast(vocab=vocab, _spm_precompiled_charsmap=charsmap)
 
 

@@ -221,10 +221,11 @@ def test_tensors_pass_through():
         (torch.zeros(9, dtype=torch.int16), r"int16 \(9,\)"),
         (torch.zeros(9, dtype=torch.complex64), r"complex64 \(9,\)"),
         (np.zeros((1, 1, 9)), r"float64 \(1, 1, 9\)"),
-        (np.array(0.5), "array"),
+        (np.array(0.5), "a ndarray"),
+        ([torch.zeros(3), None], "a list"),
         ("dog.wav", "'dog.wav'"),
         (None, "None"),
-        ([[0.0], [0.0, 1.0]], r"\[\[0.0"),
+        ([[0.0], [0.0, 1.0]], "a list of unequal parts"),
     ],
 )
 def test_arrays_that_are_not_sounds_are_rejected(value, given):
