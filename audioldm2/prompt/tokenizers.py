@@ -148,7 +148,7 @@ class _PromptTokenizer:
             return max_length
         if isinstance(most, bool) or not isinstance(most, (int, float)) or not most >= least:
             raise WeightsError(
-                f"{config} says model_max_length = {most!r:.80}; it has to be a number of at least {least}, "
+                f"{config} says model_max_length = {most!r:.80}; it has to be a number from {least} up, "
                 "to leave room beside the special tokens."
             )
         return int(min(max_length, most))
