@@ -202,7 +202,7 @@ def test_the_largest_seed_has_a_successor():
         (dict(guidance_interval=(1, "x")), "guidance_interval[1] is 'x'; it has to be a number."),
         (
             dict(guidance_interval=(math.inf, 2)),
-            "guidance_interval[0] is inf; it has to be a finite number of at least 0.",
+            "guidance_interval[0] is inf; it has to be a finite number.",
         ),
         (dict(seed=-1), f"seed is -1; it has to be a whole number from 0 to {2**63 - 1}."),
         (dict(seed=2**63), f"seed is {2**63}; it has to be a whole number from 0 to {2**63 - 1}."),

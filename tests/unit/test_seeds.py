@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from audioldm2 import AudioLDM2, Result
-from audioldm2.options import LARGEST_SEED
+from audioldm2.options import LARGEST_SEED, GenerationOptions
 from audioldm2.request import Request
 
 DETERMINISTIC = {"sampler": "dpmpp_2m"}

