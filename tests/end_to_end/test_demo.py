@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from scripts.world_questions import World
 
 import audioldm2
 from audioldm2.checkpoints import hub, storage
 from audioldm2.cli.main import main
 from scripts.evaluate import Judge
-from scripts.world_questions import World
 
 SLACK = 0.11
 FOUND = {  # by scripts/evaluate.py --model demo; what is asked for and not reached: README

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from scripts.compare_precision import decibels, main
 
 NETWORKS = ["clap_text", "t5", "projection", "gpt2", "unet", "vae", "hifigan", "clap_audio"]

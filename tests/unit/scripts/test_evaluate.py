@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts.demo_sounds import FAMILIES
+from scripts.make_demo_data import render
 
 import audioldm2
 from audioldm2.training.randomness import rng
 from scripts import evaluate, world_questions
-from scripts.demo_sounds import FAMILIES
-from scripts.make_demo_data import render
 from scripts.make_random_checkpoint import make
 
 

@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scripts.demo_sounds import ATTRIBUTES, FAMILIES, PEAK, placed
+from scripts.make_demo_data import JOINTS, SAYINGS, SPLITS, WORDINGS, describe, main, render, sample
 
 from audioldm2.audio import SAMPLE_RATE, read
 from scripts import make_demo_data as world
 from scripts import sound_measures as measure
-from scripts.demo_sounds import ATTRIBUTES, FAMILIES, PEAK, placed
-from scripts.make_demo_data import JOINTS, SAYINGS, SPLITS, WORDINGS, describe, main, render, sample
 
 SEEDS = range(50)
 TONES = ("tone", "beep", "beeps", "bell")

@@ -22,7 +22,7 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("home")
     write_sounds(home / "sounds")
     write_sizes(home / "sizes.json")
-    narrow = {"adversary_from": 1, "adversary_width": 4}
+    narrow = {"adversary_start": 1, "adversary_width": 4}
     (home / "vocoder.json").write_text(json.dumps({"like": "published"} | narrow))
     return home
 
@@ -101,13 +101,13 @@ def test_recipes_can_be_shown(home: Path, capsys):
         (["--model", "nowhere"], "nowhere"),
         (["--model", "nothing.json"], "nothing.json cannot be found."),
         (["--config", "nothing.json"], "nothing.json cannot be found."),
-        (["--config", "odd.json"], "the recipe odd.json has 'speed'; this stage knows batch, "),
+        (["--config", "odd.json"], "the recipe odd.json has 'speed'; the fields of this recipe are batch, "),
         (
             ["--config", "unlike.json"],
             "'like' in unlike.json is 'huge'; it has to be one of published, small.",
         ),
         (["--steps", "0"], "steps is 0; it has to be at least 1"),
-        (["--save-every", "0"], "save of at least 1"),
+        (["--save-every", "0"], "save is 0; it has to be a whole number of at least 1"),
         (["--out", "sounds"], "sounds is not empty"),
         (["--device", "abacus"], "device='abacus' is not on this machine"),
         (["--model", "wrong.json"], "do not fit: gpt2_dim of 'projection' is 96 and dim of 'gpt2' is 192"),

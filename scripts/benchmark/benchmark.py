@@ -51,9 +51,10 @@ from audioldm2.files import written_whole
 from audioldm2.runtime import dtypes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
+from scripts.benchmark_runs import Side, exponents, measure, measure_starts, working
+
 from scripts import benchmark_report as report
 from scripts import benchmark_worker
-from scripts.benchmark_runs import Side, exponents, measure, measure_starts, working
 from scripts.make_random_checkpoint import make
 
 PEER_NEEDS = ("diffusers", "transformers")

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from scripts import benchmark_worker
 from scripts.benchmark_report import NAMES, STAGES
+
+from scripts import benchmark_worker
 
 WARM_UP_STEPS = 2
 COMPILING = 3  # requests more to warm up what is compiled: it runs, is captured as a graph, and runs as one
