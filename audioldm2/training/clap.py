@@ -48,7 +48,7 @@ class ClapRecipe(Recipe):
     betas: tuple[float, ...] = (0.99, 0.9)
     weight_decay: float = 0.0
     train_text: bool = True  # False: freeze the text encoder and train the audio encoder towards it
-    noise: float = 0.0  # fraction of clips with noise mixed in, drawn anew at each step
+    noise: float = 0.0  # fraction of clips with noise mixed in, redrawn at each step
 
     def __post_init__(self) -> None:
         super().__post_init__()

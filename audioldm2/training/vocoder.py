@@ -12,8 +12,8 @@ Source: Kong et al. 2020, "HiFi-GAN" (arXiv 2010.05646), section 2.4; Yamamoto e
 Traps
 - The vocoder's output may be slightly longer than the clip; the excess is not compared.
 - From a stationary spectrogram a vocoder outputs a wave that repeats with every frame, so it contains
-  multiples of 100 Hz only. A long STFT window can tell these from a pure tone in between, and then scores
-  silence better than the tone. For data with many tones, short windows need the largest weight.
+  multiples of 100 Hz only. A long STFT window distinguishes these from a pure tone in between, and then
+  scores silence better than the tone. For data with many tones, short windows need the largest weight.
 """
 
 from collections.abc import Iterator

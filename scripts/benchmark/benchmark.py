@@ -1,39 +1,36 @@
-"""Measure what a sound costs, stage by stage, beside diffusers' AudioLDM2Pipeline where that is installed.
+"""Measure time and memory of each stage, next to diffusers' AudioLDM2Pipeline if that is installed.
 
-    python scripts/benchmark.py --size tiny --duration 2.56 --steps 4
-    python scripts/benchmark.py                             a random model of the published base size
-    python scripts/benchmark.py --model ./base --dtype float16 --device cuda --json base.json --plot base.png
-    python scripts/benchmark.py --default --peer-steps 20   both as they come out of the box
-    python scripts/benchmark.py --lengths 5,10,20 --sounds 1,2,4 --plot growth.png
-    python scripts/benchmark.py --compile both              compiled against compiled, on CUDA as graphs
+    python scripts/benchmark/benchmark.py --size tiny --duration 2.56 --steps 4
+    python scripts/benchmark/benchmark.py                  a random model of the published base size
+    python scripts/benchmark/benchmark.py --model ./base --dtype float16 --device cuda --json base.json
+    python scripts/benchmark/benchmark.py --default --peer-steps 20    each side with its defaults
+    python scripts/benchmark/benchmark.py --lengths 5,10,20 --sounds 1,2,4 --plot growth.png
+    python scripts/benchmark/benchmark.py --compile both   compiled against compiled, on CUDA as graphs
 
-Both sides get the same weights, prompts, length and guidance 3.5, and but for --default the same steps,
-sampler and dtype. Each works in a process of its own and takes orders, so that only one works at a time and
-peaks of memory are its own. Requests alternate, ours, diffusers, ours, ..., after one of two steps each,
-which warms up, counts the arithmetic and is not timed.
+Both sides use the same weights, prompts, length and guidance 3.5 and, without --default, the same steps,
+sampler and dtype. Each side has its own process, so that peaks of memory are its own, and only one works at a
+time. Requests alternate: ours, diffusers, ours, ... A first request of two steps on each side warms up and
+counts the arithmetic; it is not timed.
 
-Told are medians, with the least and the most in brackets, and ours over diffusers. "One denoiser step" is the
-network, guidance and the sampler. The stages sum up to the request. Peaks are of resident memory, weights
-included, and on CUDA of what PyTorch had allocated there.
+The tables show medians, with minimum and maximum in brackets, and the ratio of ours to diffusers. "One
+denoiser step" includes the network, guidance and the sampler. The stages add up to the request. Peaks are
+resident memory including weights and, on CUDA, the memory that PyTorch has allocated there.
 
-The arithmetic is that of matrix products, convolutions and attention, as each side does it: with less to do,
-the same speed is a shorter time. The ceiling is the fastest of some large matrix products and 3x3
-convolutions, in the same run and dtype: what the machine gives to such code at best.
+The arithmetic counts matrix products, convolutions and attention as each side performs them: a side that has
+less to compute is faster at the same GFLOP/s. The ceiling is the best speed of some large matrix products and
+3x3 convolutions in the same run and dtype.
 
-Starting is measured in fresh processes: imports, load, the first sound and the second one, of the settings
-of the run. Files are in the system's cache by then, and what --compile has compiled is in PyTorch's: that
-begins empty, and what the first request took longer for it is told too.
+Start-up is measured in fresh processes: imports, loading, the first and the second sound. Files are in the
+system's cache by then, and compiled code is in PyTorch's cache. That cache starts empty; the report includes
+the time that compiling added to the first request.
 
-The random models need 9 GB in the temporary folder for base (TMPDIR says where). benchmark_runs.py has the
-order of things, benchmark_worker.py how a side is timed, benchmark_report.py the tables and the plot.
+The random base models need 9 GB in the temporary folder (set TMPDIR to move it). runs.py runs the requests,
+worker.py times one side, arithmetic.py counts operations, report.py prints the tables and draws the plot.
 """
 
 import argparse
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -50,26 +47,32 @@ from audioldm2.convert import write_diffusers
 from audioldm2.files import written_whole
 from audioldm2.runtime import dtypes
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
-from scripts.benchmark_runs import Side, exponents, measure, measure_starts, working
-
-from scripts import benchmark_report as report
-from scripts import benchmark_worker
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/ is in the clone, not in the package
+from scripts.benchmark import report
+from scripts.benchmark.runs import (
+    PEER_NEEDS,
+    Side,
+    exponents,
+    machine,
+    measure,
+    measure_starts,
+    start_worker,
+)
+from scripts.benchmark.sides import GUIDANCE
 from scripts.make_random_checkpoint import make
 
-PEER_NEEDS = ("diffusers", "transformers")
-OUR_STEPS, PEER_STEPS = 25, 200  # when nothing is said
+OUR_STEPS, PEER_STEPS = 25, 200  # the defaults of both sides
 
 
 # What is measured -------------------------------------------------------------------------------------------
 
 
 def models(options: argparse.Namespace, with_peer: bool, scratch: Path) -> tuple[str, str]:
-    """Where each side finds the weights; what is not there is made in `scratch`."""
+    """Returns where each side finds its weights; makes missing ones in `scratch`."""
     ours = options.model or str(scratch / "ours")
     if not options.model:
         make(ours, options.size)
-    found = hub.find(ours)  # or a sentence says why not
+    found = hub.find(ours)
     if not with_peer:
         return ours, ""
     peer = hub.find(options.peer_model) if options.peer_model else found
@@ -84,9 +87,9 @@ def models(options: argparse.Namespace, with_peer: bool, scratch: Path) -> tuple
 
 
 def sides_of(options: argparse.Namespace, device: torch.device, folders: tuple[str, str]) -> dict[str, Side]:
-    """Ours and, where there is a folder for it, the peer."""
+    """Returns our side and, if it has a folder, the peer."""
     dtype = dtypes.name_of(options.dtype or "auto")
-    if dtype == "auto":  # which is ours alone: both sides need the same
+    if dtype == "auto":  # a choice that diffusers does not have
         dtype = "float16" if device.type == "cuda" else "float32"
     steps, sampler = options.steps or OUR_STEPS, options.sampler or "dpmpp_2m"
     own = "auto" if options.default else dtype
@@ -105,54 +108,40 @@ def sides_of(options: argparse.Namespace, device: torch.device, folders: tuple[s
     return sides
 
 
-def machine(device: torch.device, threads: int | None) -> dict[str, Any]:
-    """What it was measured on and with."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # not Linux, or a processor that has no name there
-    found = {
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": threads or torch.get_num_threads(),
-        "device": str(device),
-        "device name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    return found | {name: importlib.metadata.version(name) for name in PEER_NEEDS if find_spec(name)}
-
-
-def benchmark(options: argparse.Namespace, scratch: Path, say: Callable[[str], object]) -> dict[str, Any]:
-    """Everything that was asked for, as it stands in the JSON file."""
+def benchmark(
+    options: argparse.Namespace, scratch: Path, progress: Callable[[str], object]
+) -> dict[str, Any]:
+    """Measures everything that the options ask for; returns what --json writes."""
     device = load.resolve_device(options.device)
     absent = [name for name in PEER_NEEDS if find_spec(name) is None]
     if absent and not options.no_peer:
-        say(f"{' and '.join(absent)} not installed: ours alone is measured")
-    say("the model is made ready")
+        progress(f"{' and '.join(absent)} not installed: measuring ours alone")
+    progress("preparing the model")
     folders = models(options, not (options.no_peer or absent), scratch)
     sides = sides_of(options, device, folders)
-    of_each = {}
-    with working("ceiling", options.threads) as worker:
+    speeds_of = {}
+    with start_worker("ceiling", options.threads) as worker:
         for dtype in sorted({side.dtype for side in sides.values()}):
-            multiplied = str(dtypes.usual(device)).removeprefix("torch.") if dtype == "auto" else dtype
-            of_each[dtype] = worker.ask("ceiling", device=str(device), dtype=multiplied)
-    ceilings = {dtype: max(speeds.values()) for dtype, speeds in of_each.items()}
+            # "auto" chooses by itself, so its ceiling is that of the fastest dtype.
+            auto = ("float16",) if device.type == "cuda" else ("float32", "bfloat16")
+            speeds_of[dtype] = {
+                f"{name}, {each}" if dtype == "auto" else name: speed
+                for each in (auto if dtype == "auto" else (dtype,))
+                for name, speed in worker.ask("ceiling", device=str(device), dtype=each).items()
+            }
+    ceilings = {dtype: max(speeds.values()) for dtype, speeds in speeds_of.items()}
 
     first = (options.duration, 1)
     cases = [first, *((seconds, 1) for seconds in options.lengths)]
     cases += [(options.duration, sounds) for sounds in options.sounds]
     rows = measure(
         sides, list(dict.fromkeys(cases)), device=str(device), runs=options.runs, ceilings=ceilings,
-        threads=options.threads, cache=str(scratch / "compiled"), say=say,
+        threads=options.threads, cache=str(scratch / "compiled"), report=progress,
     )  # fmt: skip
     lengths = [row for row in rows if row["sounds"] == 1 and row["seconds"] in options.lengths]
     sounds = [row for row in rows if row["seconds"] == options.duration and row["sounds"] in options.sounds]
     if options.starts:
-        say(f"each side starts {report.plural(options.starts, 'time')}")
+        progress(f"starting each side {report.plural(options.starts, 'time')}")
     starts = measure_starts(
         sides, first, device=str(device), starts=options.starts, threads=options.threads,
         cache=str(scratch / "compiled"),
@@ -160,11 +149,11 @@ def benchmark(options: argparse.Namespace, scratch: Path, say: Callable[[str], o
     return {
         "machine": machine(device, options.threads),
         "model": options.model or f"random {options.size}",
-        "guidance": benchmark_worker.GUIDANCE,
+        "guidance": GUIDANCE,
         "runs": options.runs,
         "sides": {role: asdict(side) for role, side in sides.items()},
         "ceiling, GFLOP/s": {
-            dtype: {"best": ceilings[dtype], "of": speeds} for dtype, speeds in of_each.items()
+            dtype: {"best": ceilings[dtype], "of": speeds} for dtype, speeds in speeds_of.items()
         },
         "cases": rows,
         "lengths": sorted(row["seconds"] for row in lengths),
@@ -181,14 +170,14 @@ def benchmark(options: argparse.Namespace, scratch: Path, say: Callable[[str], o
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaint is one sentence in a ValueError."""
+    """An ArgumentParser that raises ValueError with one sentence."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def positive(kind: type) -> Callable[[str], Any]:
-    """Reads a number above 0."""
+    """Returns a parser of numbers above 0."""
 
     def read(text: str) -> Any:
         try:
@@ -205,104 +194,102 @@ def positive(kind: type) -> Callable[[str], Any]:
 
 
 def several(kind: type) -> Callable[[str], list[Any]]:
-    """Reads numbers above 0 with commas between them."""
+    """Returns a parser of comma-separated numbers above 0."""
     return lambda text: list(dict.fromkeys(positive(kind)(part) for part in text.split(",")))
 
 
 def parser() -> Parser:
-    made = Parser(
+    """Builds the parser of all flags."""
+    parser = Parser(
         prog="benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
-    add = made.add_argument
-    add(
-        "--size", choices=("base", "large", "tiny"),
-        help="of a random model, made for the run (default: base)",
-    )  # fmt: skip
-    add("--model", metavar="MODEL", help="in its place, whatever audioldm2.load takes, such as a folder")
+    add = parser.add_argument
+    add("--size", choices=("base", "large", "tiny"), help="size of the random model (default: base)")
+    add("--model", metavar="MODEL", help="measure this model instead: a folder, a hub id or an original file")
     add(
         "--peer-model", metavar="FOLDER",
-        help="the same in the diffusers layout (default: made of --model, unless that is in it itself)",
+        help="the same model in the diffusers layout (default: --model, exported if necessary)",
     )  # fmt: skip
     add("--no-peer", action="store_true", help="measure ours alone")
     add(
         "--default", action="store_true",
-        help="default against default: ours 25 steps of dpmpp_2m in dtype 'auto', diffusers 200 steps "
+        help="use each side's defaults: ours 25 steps of dpmpp_2m in dtype 'auto', diffusers 200 steps "
         "of DDIM in float32",
     )  # fmt: skip
     add(
         "--peer-steps", type=positive(int), metavar="N",
-        help="with --default, measure N of diffusers' 200 steps and scale its denoising up",
+        help="with --default, measure N of diffusers' 200 steps and scale its denoising time up",
     )  # fmt: skip
     add("--device", default="auto", help="default: %(default)s")
-    add("--dtype", help="of both sides; default: float16 on CUDA, else float32")
+    add("--dtype", help="of both sides (default: float16 on CUDA, otherwise float32)")
     add("--duration", type=positive(float), default=10.24, metavar="S", help="default: %(default)s")
     add("--steps", type=positive(int), help=f"default: {OUR_STEPS}")
-    add("--sampler", choices=("dpmpp_2m", "ddim"), help="that both sides have; default: dpmpp_2m")
-    add("--runs", type=positive(int), default=3, help="requests on each side; default: %(default)s")
-    add("--starts", type=int, default=3, help="fresh processes on each side, or 0; default: %(default)s")
+    add("--sampler", choices=("dpmpp_2m", "ddim"), help="default: dpmpp_2m")
+    add("--runs", type=positive(int), default=3, help="timed requests on each side (default: %(default)s)")
+    add("--starts", type=int, default=3, help="fresh processes on each side, may be 0 (default: %(default)s)")
     add(
         "--lengths", type=several(float), default=[], metavar="S,S,...",
-        help="measure these lengths too, of one sound",
+        help="also measure one sound of these lengths",
     )  # fmt: skip
     add(
         "--sounds", type=several(int), default=[], metavar="N,N,...",
-        help="measure so many sounds at once too, each of its own prompt",
+        help="also measure these numbers of sounds at once, with distinct prompts",
     )  # fmt: skip
-    add("--low-memory", action="store_true", help="ours reads each network for its stage")
+    add("--low-memory", action="store_true", help="ours: low_memory=True")
     add(
         "--offload", action="store_true",
-        help="ours offload=True; diffusers enable_model_cpu_offload, which needs accelerate and a GPU",
+        help="ours: offload=True; diffusers: enable_model_cpu_offload, which needs accelerate and a GPU",
     )  # fmt: skip
     add(
         "--compile", choices=("ours", "both"),
-        help="ours compile=True, against diffusers as it is or with its UNet compiled",
+        help="ours: compile=True; both: diffusers' UNet is compiled too",
     )  # fmt: skip
-    add("--threads", type=positive(int), help="of PyTorch; default: its own choice")
-    add("--json", type=Path, metavar="FILE", help="write everything that was found")
-    add("--plot", type=Path, metavar="FILE", help="draw it, if matplotlib is installed")
-    return made
+    add("--threads", type=positive(int), help="threads of PyTorch (default: its choice)")
+    add("--json", type=Path, metavar="FILE", help="write all figures")
+    add("--plot", type=Path, metavar="FILE", help="draw a plot; needs matplotlib")
+    return parser
 
 
-def demand_sense(options: argparse.Namespace) -> None:
-    """Raise ValueError where flags contradict each other, before anything is made."""
+def check_flags(options: argparse.Namespace) -> None:
+    """Raises ValueError if flags contradict each other."""
     if options.size and options.model:
-        raise ValueError("--size and --model exclude each other.")
+        raise ValueError("--size and --model cannot be combined.")
     if options.peer_model and (options.no_peer or not options.model):
-        raise ValueError("--peer-model goes with --model, and not with --no-peer.")
+        raise ValueError("--peer-model needs --model and cannot be combined with --no-peer.")
     if options.low_memory and options.offload:
-        raise ValueError("--low-memory and --offload exclude each other; --low-memory needs the least.")
+        raise ValueError("--low-memory and --offload cannot be combined; --low-memory needs less memory.")
     if options.compile and (options.low_memory or options.offload):
-        raise ValueError("--compile needs networks that stay where they are: no --low-memory, no --offload.")
+        raise ValueError("--compile cannot be combined with --low-memory or --offload.")
     if options.compile == "both" and (options.default or options.no_peer):
-        raise ValueError("--compile both compiles diffusers' UNet too: no --default, no --no-peer.")
+        raise ValueError("--compile both cannot be combined with --default or --no-peer.")
     if options.default and (options.steps or options.sampler or options.dtype):
-        raise ValueError("--default takes each side's own steps, sampler and dtype: leave out what is given.")
+        raise ValueError("--default cannot be combined with --steps, --sampler or --dtype.")
     if options.peer_steps and not options.default:
-        raise ValueError("--peer-steps goes with --default; otherwise both sides take --steps.")
-    dtypes.name_of(options.dtype or "auto")  # complains before a model is made
+        raise ValueError("--peer-steps needs --default; otherwise both sides take --steps.")
+    dtypes.name_of(options.dtype or "auto")  # raises before a model is made
     if options.starts < 0:
-        raise ValueError(f"--starts is {options.starts}; it has to be 0 or more.")
+        raise ValueError(f"--starts is {options.starts}; it has to be at least 0.")
     for flag, path in (("--json", options.json), ("--plot", options.plot)):
         if path and not path.absolute().parent.is_dir():
             raise ValueError(f"{flag} {path}: the folder {path.parent} does not exist.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    def say(line: str) -> None:
+    """Runs the command line; returns the exit code."""
+
+    def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     try:
         options = parser().parse_args(arguments)
         options.size = options.size or (None if options.model else "base")
-        demand_sense(options)
+        check_flags(options)
         if options.plot and find_spec("matplotlib") is None:
-            say(
-                "matplotlib is not installed: there will be no plot. pip install 'audioldm2[plot]' brings it."
-            )
+            progress("matplotlib is not installed, so there is no plot: pip install 'audioldm2[plot]'")
             options.plot = None
         with TemporaryDirectory(prefix="benchmark-") as scratch:
-            found = benchmark(options, Path(scratch), say)
+            found = benchmark(options, Path(scratch), progress)
         print(report.text(found))
         if options.json:
             with written_whole(options.json) as draft:
@@ -310,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.plot:
             report.plot(found, options.plot)
     except (ValueError, OSError, WeightsError) as error:
-        say(f"benchmark.py: error: {error}")
+        progress(f"benchmark.py: error: {error}")
         return 2
     return 0
 

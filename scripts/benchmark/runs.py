@@ -1,11 +1,13 @@
-"""How scripts/benchmark.py measures: a process for each side, requests in turn, medians, exponents.
+"""How benchmark.py measures: one process per side, alternating requests, medians, exponents.
 
 A case is a length in seconds and a number of sounds at once.
 """
 
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import re
 import statistics
 import subprocess
@@ -13,84 +15,115 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from scripts.benchmark_report import NAMES, STAGES
+import torch
 
-from scripts import benchmark_worker
+from scripts.benchmark import worker
+from scripts.benchmark.report import NAMES, STAGES
 
+PEER_NEEDS = ("diffusers", "transformers")
 WARM_UP_STEPS = 2
-COMPILING = 3  # requests more to warm up what is compiled: it runs, is captured as a graph, and runs as one
+COMPILE_REQUESTS = 3  # extra warm-up requests of a compiled side: compile, capture as a graph, run the graph
 Case = tuple[float, int]
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one side loads and is asked for."""
+    """What one side loads and runs."""
 
     folder: str
     dtype: str
     sampler: str
     steps: int
-    steps_measured: int  # fewer: denoising is scaled to `steps`
+    steps_measured: int  # if fewer, denoising time is scaled to `steps`
     low_memory: bool = False
     offload: bool = False
     compile: bool = False
 
 
 class Worker:
-    """A side in a process of its own. `ask` gives it an order and waits for the answer."""
+    """A side in its own process (worker.py)."""
 
-    def __init__(self, role: str, process: subprocess.Popen, said: IO[str], threads: int | None):
-        self.role, self.process, self.said, self.threads = role, process, said, threads
+    def __init__(self, role: str, process: subprocess.Popen, errors: IO[str], threads: int | None) -> None:
+        self.role, self.process, self.errors, self.threads = role, process, errors, threads
 
     def ask(self, do: str, **order: Any) -> dict[str, Any]:
-        """The answer to an order. Raises ValueError with the reason where the process ends instead."""
+        """Sends an order and waits for the answer; raises ValueError with the reason if the process ends."""
         line = json.dumps({"do": do, "threads": self.threads, **order}) + "\n"
-        with suppress(BrokenPipeError):  # it has ended, and gives no answer
+        with suppress(BrokenPipeError):  # the process has ended, so there is no answer below
             self.process.stdin.write(line.encode())
         answer = self.process.stdout.readline()
         if not answer:
-            raise ValueError(f"{NAMES.get(self.role, self.role)} failed: {self.last_words()}")
+            raise ValueError(f"{NAMES.get(self.role, self.role)} failed: {self.failure()}")
         return json.loads(answer)
 
-    def last_words(self) -> str:
+    def failure(self) -> str:
+        """Returns why the process ended: the last line of its traceback, its signal or its exit code."""
         code = self.process.wait()
-        self.said.seek(0)
-        lines = [line.strip() for line in self.said if line.strip()]
+        self.errors.seek(0)
+        lines = [line.strip() for line in self.errors if line.strip()]
         if code < 0:
-            return f"its process was ended by signal {-code}, perhaps for want of memory."
+            return f"signal {-code} ended its process, perhaps for lack of memory."
         if not lines:
             return f"its process ended with exit code {code}."
-        return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1])  # the sentence of a traceback
+        return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1])
 
     def load(self, side: Side, device: str) -> dict[str, float]:
-        wanted = asdict(side)
-        del wanted["steps"], wanted["steps_measured"]
-        return self.ask("load", device=device, **wanted)
+        """Loads the model; returns the costs."""
+        order = asdict(side)
+        del order["steps"], order["steps_measured"]
+        return self.ask("load", device=device, **order)
 
     def request(self, side: Side, case: Case) -> dict[str, Any]:
+        """Runs a request; returns its times, scaled to all steps, and its peak memory."""
         found = self.ask("request", seconds=case[0], sounds=case[1], steps=side.steps_measured)
         return scaled(found, side)
 
 
 @contextmanager
-def working(role: str, threads: int | None = None, cache: str | None = None) -> Iterator[Worker]:
-    """A worker while the block lasts.
+def start_worker(role: str, threads: int | None = None, cache: str | None = None) -> Iterator[Worker]:
+    """Runs a worker inside the block.
 
-    threads: of PyTorch; None leaves it the choice. cache: the folder where it keeps what it has compiled.
+    Args:
+        role: "ours", "peer" or "ceiling".
+        threads: of PyTorch; None: its default.
+        cache: folder for compiled code.
     """
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     environment |= {"TORCHINDUCTOR_CACHE_DIR": cache} if cache else {}
-    command, pipe = [sys.executable, benchmark_worker.__file__, role], subprocess.PIPE
+    command, pipe = [sys.executable, worker.__file__, role], subprocess.PIPE
     with (
-        TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
+        TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
         subprocess.Popen(
-            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=said, env=environment
-        ) as process,  # closes its input at the end, and so there are no more orders
+            command, bufsize=0, stdin=pipe, stdout=pipe, stderr=errors, env=environment
+        ) as process,  # leaving the block closes its input, which ends it
     ):
-        yield Worker(role, process, said, threads)
+        yield Worker(role, process, errors, threads)
+
+
+def machine(device: torch.device, threads: int | None) -> dict[str, Any]:
+    """Describes the hardware and the versions of packages."""
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or the processor's name is not listed
+    found = {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads or torch.get_num_threads(),
+        "device": str(device),
+        "device name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    return found | {name: importlib.metadata.version(name) for name in PEER_NEEDS if find_spec(name)}
 
 
 # Measuring --------------------------------------------------------------------------------------------------
@@ -105,17 +138,28 @@ def measure(
     ceilings: dict[str, float],
     threads: int | None = None,
     cache: str | None = None,
-    say: Callable[[str], object] = lambda line: None,
+    report: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Each case, a length in seconds and a number of sounds, on each side in turn.
+    """Measures each case on all sides, which take turns.
 
-    ceilings: GFLOP/s by dtype. cache: see `working`. say: called with a line for each request.
+    Args:
+        sides: by role.
+        cases: lengths in seconds and numbers of sounds.
+        device: of all sides.
+        runs: timed requests per case and side.
+        ceilings: GFLOP/s by dtype.
+        threads: as in `start_worker`.
+        cache: as in `start_worker`.
+        report: called with lines of progress.
+
+    Returns:
+        A row per case.
     """
-    found = []
+    rows = []
     with ExitStack() as stack:
-        workers = {role: stack.enter_context(working(role, threads, cache)) for role in sides}
+        workers = {role: stack.enter_context(start_worker(role, threads, cache)) for role in sides}
         for role, side in sides.items():
-            say(f"{NAMES[role]} loads")
+            report(f"{NAMES[role]} is loading")
             workers[role].load(side, device)
         for case in cases:
             seconds, sounds = case
@@ -125,14 +169,14 @@ def measure(
                 order = {"seconds": seconds, "sounds": sounds, "steps": steps}
                 counted[role] = workers[role].ask("request", **order, count=True)
                 if side.compile:
-                    say(f"{seconds:g} s, sounds: {sounds}, {NAMES[role]} is compiled")
-                    warm = [workers[role].ask("request", **order)["seconds"] for _ in range(COMPILING)]
+                    report(f"{seconds:g} s, sounds: {sounds}, {NAMES[role]} is compiling")
+                    warm = [workers[role].ask("request", **order)["seconds"] for _ in range(COMPILE_REQUESTS)]
                     compiling[role] = warm[0]["request"] - warm[-1]["request"]
             for _ in range(runs):
                 for role, side in sides.items():
                     timed[role].append(workers[role].request(side, case))
                     took = timed[role][-1]["seconds"]["request"]
-                    say(f"{seconds:g} s, sounds: {sounds}, {NAMES[role]}: {took:.3g} s")
+                    report(f"{seconds:g} s, sounds: {sounds}, {NAMES[role]}: {took:.3g} s")
             row: dict[str, Any] = {"seconds": seconds, "sounds": sounds}
             for role, side in sides.items():
                 row[role] = summary(timed[role], counted[role], side, ceilings[side.dtype])
@@ -140,12 +184,12 @@ def measure(
                     row[role]["compiling, s"] = compiling[role]
             if "peer" in sides:
                 row["ratio"] = ratios(row["ours"]["stages"], row["peer"]["stages"])
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def scaled(found: dict[str, Any], side: Side) -> dict[str, Any]:
-    """A request of fewer steps than wanted, with its denoising made as long as that of all of them."""
+    """Scales the denoising time of a request from the measured steps to all steps."""
     seconds = found["seconds"]
     denoise = seconds["denoise"] * side.steps / side.steps_measured
     request = seconds["request"] + denoise - seconds["denoise"]
@@ -155,10 +199,20 @@ def scaled(found: dict[str, Any], side: Side) -> dict[str, Any]:
 def summary(
     runs: Sequence[dict[str, Any]], counted: dict[str, Any], side: Side, ceiling: float
 ) -> dict[str, Any]:
-    """Of one side: medians and spread of each stage, its arithmetic, and how near that is to the ceiling."""
+    """Summarizes the requests of one side.
+
+    Args:
+        runs: timed requests.
+        counted: the request whose arithmetic was counted.
+        side: what was run.
+        ceiling: GFLOP/s.
+
+    Returns:
+        Per stage: median and range of the time, GFLOP, GFLOP/s, percent of the ceiling; and peak memory.
+    """
     gflop = dict(counted["GFLOP"])
     gflop["step"] = gflop["denoise"] / counted["steps"]
-    # More sounds than fit at once are denoised in slices, each of which takes all steps.
+    # Sounds that do not fit at once are denoised in slices, each of which takes all steps.
     gflop["denoise"] = gflop["step"] * runs[0]["steps"] * side.steps / side.steps_measured
     gflop["request"] = sum(gflop[stage] for stage in ("prompt", "denoise", "decode", "vocode"))
     stages = {}
@@ -175,6 +229,7 @@ def summary(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Returns the median and the range of some values, and the values."""
     return {
         "median": statistics.median(values),
         "least": min(values),
@@ -184,19 +239,19 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
-    """Our median over the peer's, for what both have."""
+    """Divides our medians by the peer's, for stages that both have."""
     return {name: ours[name]["median"] / peer[name]["median"] for name in ours if name in peer}
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
-    """p of the cost = c size^p that fits best in logarithms; None with fewer than two sizes."""
+    """Fits cost = c * size^p in logarithms and returns p; None for fewer than two sizes."""
     if len(set(sizes)) < 2:
         return None
     return statistics.linear_regression([math.log(x) for x in sizes], [math.log(y) for y in costs]).slope
 
 
 def exponents(rows: Sequence[dict[str, Any]], size: str, roles: Sequence[str]) -> dict[str, Any]:
-    """How each stage of each side grows with `size`, "seconds" or "sounds", over these cases."""
+    """Fits how each stage of each side grows with `size`, "seconds" or "sounds"."""
     return {
         role: {
             stage: exponent(
@@ -217,16 +272,16 @@ def measure_starts(
     threads: int | None = None,
     cache: str | None = None,
 ) -> dict[str, Any]:
-    """What starting costs on each side, each time in a fresh process, the sides in turn."""
+    """Measures start-up costs in fresh processes, sides taking turns; arguments as in `measure`."""
     found: dict[str, list[dict[str, float]]] = {role: [] for role in sides}
     for _ in range(starts):
         for role, side in sides.items():
-            with working(role, threads, cache) as worker:
-                costs = worker.load(side, device)
-                until_there = sum(cost for name, cost in costs.items() if name.endswith(", s"))
+            with start_worker(role, threads, cache) as process:
+                costs = process.load(side, device)
+                until_loaded = sum(cost for name, cost in costs.items() if name.endswith(", s"))
                 for which in ("first", "second"):
-                    costs[f"{which} sound, s"] = worker.request(side, case)["seconds"]["request"]
-                costs["all up to the first sound, s"] = until_there + costs["first sound, s"]
+                    costs[f"{which} sound, s"] = process.request(side, case)["seconds"]["request"]
+                costs["all up to the first sound, s"] = until_loaded + costs["first sound, s"]
             found[role].append(costs)
     return {
         role: {name: spread([run[name] for run in runs]) for name in runs[0]}
