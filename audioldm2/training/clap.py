@@ -58,7 +58,7 @@ class ClapRecipe(Recipe):
         )
 
 
-class ClapStage(Stage):
+class ClapStage(Stage[ClapRecipe]):
     """Trains CLAP's audio encoder and, unless it is frozen, the text encoder."""
 
     name = "clap"
@@ -75,7 +75,6 @@ class ClapStage(Stage):
             noise=0.7,
         ),
     }
-    recipe: ClapRecipe
 
     def __init__(
         self, checkpoint: Checkpoint, recipe: ClapRecipe, device: torch.device, seed: int = 0
@@ -149,7 +148,8 @@ def add_noise(clips: Tensor, generator: torch.Generator) -> Tensor:
     peak = clips.amax(dim=2, keepdim=True).cpu()  # (batch, frames, 1)
     follow = uniform(batch, 1, 1)  # 0: constant over time; 1: follows the clip's level
     level = torch.lerp(peak.amax(dim=1, keepdim=True), peak, follow)  # (batch, frames, 1)
-    level = level - torch.lerp(*map(torch.tensor, NOISE_LEVEL), uniform(batch, 1, 1))
+    least, most = (torch.tensor(each) for each in NOISE_LEVEL)
+    level = level - torch.lerp(least, most, uniform(batch, 1, 1))
     slope = NOISE_SLOPE * (2 * uniform(batch, 1, 1) - 1) * torch.linspace(-1, 1, bands)  # (batch, 1, bands)
     power = (
         -torch.log1p(-uniform(batch, frames, bands)) + 1e-10

@@ -54,7 +54,7 @@ class LDMRecipe(Recipe):
         self.require(prompt_dropout=(0 <= self.prompt_dropout <= 1, "be from 0 to 1"))
 
 
-class LDMStage(Stage):
+class LDMStage(Stage[LDMRecipe]):
     """Trains the denoiser and the networks that condition nothing else."""
 
     name = "ldm"
@@ -66,7 +66,6 @@ class LDMStage(Stage):
             ema=0.999, min_snr=5.0, train_t5=True,
         ),
     }  # fmt: skip
-    recipe: LDMRecipe
 
     def __init__(
         self, checkpoint: Checkpoint, recipe: LDMRecipe, device: torch.device, seed: int = 0
@@ -134,7 +133,8 @@ class LDMStage(Stage):
                 more. None: no padding, as in generation.
         """
         cond = encode(
-            self.networks, *self.tokenizers.values(), captions, [""] * len(captions),
+            self.networks, self.tokenizers["clap_tokenizer"], self.tokenizers["t5_tokenizer"], captions,
+            [""] * len(captions),
             padded=int if offset is None else lambda tokens: tokens + (offset - tokens) % LENGTH_STEP,
         )  # fmt: skip
         empty, dropped = cond.negative.tensors, dropped.to(self.device)

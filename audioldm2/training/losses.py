@@ -1,6 +1,8 @@
 """The losses of all stages as pure functions: each returns a scalar, a mean over the batch."""
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -94,12 +96,12 @@ def least_squares_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) 
 
     Source: Mao et al. 2017 (arXiv 1611.04076), as in HiFi-GAN, eq. 1.
     """
-    return sum((1 - a).square().mean() + b.square().mean() for a, b in zip(real, fake, strict=True))
+    return reduce(add, ((1 - a).square().mean() + b.square().mean() for a, b in zip(real, fake, strict=True)))
 
 
 def least_squares_generator(fake: Sequence[Tensor]) -> Tensor:
     """Pushes scores of fake sounds to 1; summed over discriminators. Source: HiFi-GAN, eq. 2."""
-    return sum((1 - score).square().mean() for score in fake)
+    return reduce(add, ((1 - score).square().mean() for score in fake))
 
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -107,11 +109,12 @@ def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[T
 
     Source: HiFi-GAN, eq. 4, where its weight is 2.
     """
-    return sum(
+    terms = (
         F.l1_loss(ours, theirs)
         for of_fake, of_real in zip(fake, real, strict=True)
         for ours, theirs in zip(of_fake, of_real, strict=True)
     )
+    return reduce(add, terms)
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

@@ -29,19 +29,19 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Updates every parameter that has a gradient."""
+    def step(self, closure: Any = None) -> None:
+        """Updates every parameter that has a gradient; closures are not supported."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["mean"] = torch.zeros_like(parameter)
-        mean = state["mean"].lerp_(parameter.grad, 1 - group["momentum"])
-        nesterov = torch.lerp(parameter.grad, mean, group["momentum"])
+        mean = state["mean"].lerp_(gradient, 1 - group["momentum"])
+        nesterov = torch.lerp(gradient, mean, group["momentum"])
         direction = orthogonalize(nesterov.flatten(1))
         # The entries of an orthogonal matrix have an RMS of 1 / sqrt(longer side).
         size = STEP_RMS * max(direction.shape) ** 0.5

@@ -22,15 +22,15 @@ class Optimizer:
         matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
         vectors = [parameter for parameter in self.parameters if parameter.ndim <= 1]
         lr, decay = recipe.learning_rate, recipe.weight_decay
-        self.optimizers: list[torch.optim.Optimizer]
+        betas = (recipe.betas[0], recipe.betas[1])
         if recipe.optimizer == "muon":
-            self.optimizers = [
+            self.optimizers: list[torch.optim.Optimizer] = [
                 Muon(matrices, lr=lr, weight_decay=decay),
-                torch.optim.AdamW(vectors, lr=lr, betas=recipe.betas, weight_decay=0.0),
+                torch.optim.AdamW(vectors, lr=lr, betas=betas, weight_decay=0.0),
             ]
         else:
             groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-            self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=recipe.betas)]
+            self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
 
     def step(self, loss: Tensor, step: int) -> Tensor:
         """Backpropagates a loss and updates the parameters.

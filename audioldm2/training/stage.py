@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,10 @@ class Sample(NamedTuple):
     mel: Tensor  # (frames, mels)
 
 
-class Stage:
+SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
+
+
+class Stage(Generic[SomeRecipe]):
     """One stage of training. A subclass names its networks and implements `training_step` and `samples`.
 
     Args:
@@ -47,9 +50,10 @@ class Stage:
     name: ClassVar[str]
     captioned: ClassVar[bool]  # whether the stage reads captions
     recipes: ClassVar[dict[str, Recipe]]  # "published": of the paper or upstream; "small": for SMALL networks
-    recipe: Recipe
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, device: torch.device, seed: int = 0) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, recipe: SomeRecipe, device: torch.device, seed: int = 0
+    ) -> None:
         self.initial, self.recipe, self.device, self.seed = checkpoint, recipe, device, seed
         needed = (*self.trainable(), *self.frozen())
         missing = [name for name in needed if name not in checkpoint.configs]
@@ -63,15 +67,15 @@ class Stage:
         self.networks = Networks(
             replace(checkpoint, configs=configs), device, dict.fromkeys(configs, torch.float32)
         )
-        self.trained = {name: self.network(name) for name in self.trainable()}
+        self.trained: dict[str, Any] = {name: self.network(name) for name in self.trainable()}
         for network in self.trained.values():
             _make_trainable(network)
         self.ema = {name: EMA(network, recipe.ema) for name, network in self.trained.items() if recipe.ema}
         self.optimizer = Optimizer(self.trained.values(), recipe)
         with forked_rng(torch.device("cpu"), "weights of an adversary", seed):
             adversary = self.make_adversary()
-        self.adversary = None if adversary is None else adversary.to(device)
-        self.adversary_optimizer = None if adversary is None else Optimizer([adversary], recipe)
+        self.adversary: Any = None if adversary is None else adversary.to(device)
+        self.adversary_optimizer: Any = None if adversary is None else Optimizer([adversary], recipe)
         self.done = 0  # steps taken
 
     # What each stage defines --------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ class Stage:
         values = {name: float(value.detach()) for name, value in metrics.items()}
         return values | {"learning_rate": self.recipe.learning_rate_at(self.done - 1)}
 
-    def network(self, name: str) -> nn.Module:
+    def network(self, name: str) -> Any:
         """Returns a network of this stage, loaded."""
         with self.networks.running(name) as network:
             return network
@@ -187,7 +191,7 @@ class Stage:
             for key, tensor in ema.state.items():
                 tensor.copy_(state["ema"][name][key])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.adversary is not None and self.adversary_optimizer is not None:
+        if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
             self.adversary_optimizer.load_state_dict(state["adversary_optimizer"])
 

@@ -37,7 +37,7 @@ class VAERecipe(Recipe):
     adversary_width: int = 64  # channels of the discriminator's first layer
 
 
-class VAEStage(Stage):
+class VAEStage(Stage[VAERecipe]):
     """Trains the VAE and measures the scaling factor of its latents."""
 
     name = "vae"
@@ -49,7 +49,6 @@ class VAEStage(Stage):
             betas=(0.9, 0.99), bf16=True, adversary_start=None,
         ),
     }  # fmt: skip
-    recipe: VAERecipe
 
     def __init__(
         self, checkpoint: Checkpoint, recipe: VAERecipe, device: torch.device, seed: int = 0
@@ -67,10 +66,10 @@ class VAEStage(Stage):
         return None if recipe.adversary_start is None else PatchDiscriminator(recipe.adversary_width)
 
     def training_step(
-        self, wave: Tensor, captions: list[str], generator: torch.Generator
+        self, clips: Tensor, captions: list[str], generator: torch.Generator
     ) -> dict[str, Tensor]:
         vae, recipe = self.trained["vae"], self.recipe
-        mel = self.mel(wave).unsqueeze(1)  # (batch, 1, time, mel)
+        mel = self.mel(clips).unsqueeze(1)  # (batch, 1, time, mel)
         with self.autocast():
             mean, std = vae.encode(mel)  # (batch, channels, time / 4, mel / 4)
             decoded = vae.decode(mean + std * self.randn_like(std, generator))

@@ -81,7 +81,7 @@ class VocoderRecipe(Recipe):
         return self.warmup_and_decay(step - first, self.mel_learning_rate, self.steps - first)
 
 
-class VocoderStage(Stage):
+class VocoderStage(Stage[VocoderRecipe]):
     """Trains HiFi-GAN."""
 
     name = "vocoder"
@@ -95,7 +95,6 @@ class VocoderStage(Stage):
             floor=1e-3, adversary_start=None, through_vae=0.5,
         ),
     }  # fmt: skip
-    recipe: VocoderRecipe
 
     def __init__(
         self, checkpoint: Checkpoint, recipe: VocoderRecipe, device: torch.device, seed: int = 0

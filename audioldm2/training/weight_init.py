@@ -40,7 +40,7 @@ def _pytorch_defaults(network: nn.Module) -> None:
     """The VAE of Rombach et al. 2022 starts like this; the phoneme encoder is not trained here."""
 
 
-def _transformer(network: nn.Module) -> None:
+def _transformer(network: Any) -> None:
     """Truncated normal, biases 0: BERT (arXiv 1810.04805), GPT-2 and Swin (arXiv 2103.14030).
 
     Those papers use a standard deviation of 0.02. In a narrow network, layers would then contribute almost
@@ -54,7 +54,7 @@ def _transformer(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _clap(network: nn.Module) -> None:
+def _clap(network: Any) -> None:
     """A transformer whose contrastive head preserves the variance of its input."""
     _transformer(network)
     for module in (network.proj_in, network.proj_out):
@@ -62,7 +62,7 @@ def _clap(network: nn.Module) -> None:
     nn.init.constant_(network.logit_scale, CONTRASTIVE_SCALE)
 
 
-def _gpt2(network: nn.Module) -> None:
+def _gpt2(network: Any) -> None:
     """Residual branches shrink with the number of blocks (Radford et al. 2019)."""
     _transformer(network)
     for block in network.blocks:
@@ -70,7 +70,7 @@ def _gpt2(network: nn.Module) -> None:
             linear.weight /= math.sqrt(2 * len(network.blocks))
 
 
-def _projection(network: nn.Module) -> None:
+def _projection(network: Any) -> None:
     """The framing vectors start random; upstream starts all four at ones, which a norm cannot tell apart."""
     _transformer(network)
     for key, parameter in network.named_parameters():
@@ -78,7 +78,7 @@ def _projection(network: nn.Module) -> None:
             nn.init.trunc_normal_(parameter, std=0.02)
 
 
-def _t5(network: nn.Module) -> None:
+def _t5(network: Any) -> None:
     """As in Mesh TensorFlow: T5 does not divide scores by sqrt(head_dim), so queries start smaller."""
     config = network.config
     inner = config.heads * config.head_dim
@@ -99,7 +99,7 @@ def _unet(network: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-def _hifigan(network: nn.Module) -> None:
+def _hifigan(network: Any) -> None:
     """Residual branches start near zero (0.01, as in HiFi-GAN); everything else preserves variance.
 
     HiFi-GAN starts the upsampling at 0.01 too. Weight norm and 512 channels tolerate that, but a narrow
@@ -124,7 +124,7 @@ def _hifigan(network: nn.Module) -> None:
         _linear_after_first_stage(network)
 
 
-def _linear_after_first_stage(network: nn.Module) -> None:
+def _linear_after_first_stage(network: Any) -> None:
     """Makes everything after the frame-rate layers start linear, because summing partials is linear.
 
     Positive biases keep features in the linear range of leaky ReLUs, and weights that sum to 0 over the input

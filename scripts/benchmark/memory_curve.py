@@ -37,6 +37,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +154,7 @@ def vocode(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
 def rank(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
     clap = filled(ClapAudio, ClapAudioConfig())
     wave = 0.1 * torch.randn(batch, round(seconds * VOCODER.sample_rate))
-    networks = SimpleNamespace(
+    networks: Any = SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32, running=lambda name: nullcontext(clap)
     )
     return lambda: clap_score.embed_sounds(networks, CLAP_MEL, wave, VOCODER.sample_rate)
@@ -173,7 +174,7 @@ def latents(seconds: float, batch: int) -> tuple[int, ...]:
     return (batch, VAE_CONFIG.latent_channels, mel_frames(seconds) // factor, VOCODER.mels // factor)
 
 
-def filled(kind: type[nn.Module], config: object) -> nn.Module:
+def filled(kind: type[nn.Module], config: object) -> Any:
     """Builds a network with variance-preserving random weights, in place so that no copy adds to the peak."""
     with torch.device("meta"):
         network = kind(config)

@@ -50,13 +50,15 @@ class Worker:
 
     def __init__(self, role: str, process: subprocess.Popen, errors: IO[str], threads: int | None) -> None:
         self.role, self.process, self.errors, self.threads = role, process, errors, threads
+        assert process.stdin is not None and process.stdout is not None
+        self.orders, self.answers = process.stdin, process.stdout
 
     def ask(self, do: str, **order: Any) -> dict[str, Any]:
         """Sends an order and waits for the answer; raises ValueError with the reason if the process ends."""
         line = json.dumps({"do": do, "threads": self.threads, **order}) + "\n"
         with suppress(BrokenPipeError):  # the process has ended, so there is no answer below
-            self.process.stdin.write(line.encode())
-        answer = self.process.stdout.readline()
+            self.orders.write(line.encode())
+        answer = self.answers.readline()
         if not answer:
             raise ValueError(f"{NAMES.get(self.role, self.role)} failed: {self.failure()}")
         return json.loads(answer)

@@ -160,7 +160,7 @@ def serve(role: str) -> None:
         if order["do"] == "load":
             device = order["device"]
             side, answer = load({"ours": Ours, "peer": Peer}[role], order)
-        elif order["do"] == "request":
+        elif order["do"] == "request" and side is not None:
             answer = timed_request(side, order, device)
         else:
             if order.get("threads"):

@@ -70,4 +70,4 @@ def phrase(
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
     """Returns one of some texts, all equally likely."""
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]

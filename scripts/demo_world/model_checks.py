@@ -119,7 +119,7 @@ class ModelChecks:
             dominant_frequency(high, self.rate) >= 2 * dominant_frequency(low, self.rate) > 0
             for low, high in self.contrasting_pairs(PITCHED, "pitch", "low", "high")
         ]
-        return {"pitch: high at least twice low": Figure(np.mean(passed), 0.9)}
+        return {"pitch: high at least twice low": Figure(float(np.mean(passed)), 0.9)}
 
     def tempo(self) -> dict[str, Figure]:
         """Is "fast" at least 1.5 times as fast as "slow"?"""
@@ -127,7 +127,7 @@ class ModelChecks:
             onset_rate(fast, self.rate) >= 1.5 * onset_rate(slow, self.rate) > 0
             for slow, fast in self.contrasting_pairs(RHYTHMIC, "tempo", "slow", "fast")
         ]
-        return {"tempo: fast at least 1.5 slow": Figure(np.mean(passed), 0.8)}
+        return {"tempo: fast at least 1.5 slow": Figure(float(np.mean(passed)), 0.8)}
 
     def noisiness(self) -> dict[str, Figure]:
         """Are noises noisy and tones tonal?"""
@@ -143,7 +143,7 @@ class ModelChecks:
             noise >= 3 * tone
             for noise, tone in zip(flatness[: len(turns)], flatness[len(turns) :], strict=True)
         ]
-        return {"flatness: noise at least 3 tone": Figure(np.mean(passed), 1.0)}
+        return {"flatness: noise at least 3 tone": Figure(float(np.mean(passed)), 1.0)}
 
     def sweeps(self) -> dict[str, Figure]:
         """Does "rising" rise, and "falling" fall?"""
@@ -153,7 +153,7 @@ class ModelChecks:
             sweep_direction(sound, self.rate) == (1 if family == "rising" else -1)
             for sound, (family, _) in zip(sounds, turns, strict=True)
         ]
-        return {"sweeps: the right direction": Figure(np.mean(passed), 0.9)}
+        return {"sweeps: the right direction": Figure(float(np.mean(passed)), 0.9)}
 
     def families(self) -> dict[str, Figure]:
         """Do CLAP and a classifier that knows no captions recognize the family?"""
@@ -292,7 +292,7 @@ def run_all(
         checks.pitch, checks.tempo, checks.noisiness, checks.sweeps, checks.families, checks.guidance,
         checks.vocoder,
     ):  # fmt: skip
-        report(check.__doc__)
+        report(check.__doc__ or "")
         for name, figure in check().items():
             print(f"{name:<36}{figure}", flush=True)
             found[name] = float(figure.value)

@@ -32,7 +32,7 @@ def phase(hz: np.ndarray | float, n: int) -> np.ndarray:
     return 2 * np.pi / RATE * (np.cumsum(hz) if np.ndim(hz) else hz * np.arange(n))
 
 
-def harmonics(hz: np.ndarray | float, n: int, amplitudes: Sequence[float]) -> Wave:
+def harmonics(hz: np.ndarray | float, n: int, amplitudes: Sequence[float] | np.ndarray) -> Wave:
     """Sums harmonics, of which the first is the fundamental; those above HIGHEST are dropped."""
     rotor = np.exp(1j * phase(hz, n))
     power, wave = np.ones(n, dtype=complex), np.zeros(n)
