@@ -11,8 +11,8 @@ family), for each seed one sound a prompt:
     Frechet      the distance of the sounds from those of the folder --reference, on CLAP's vectors; like
                  FID (Heusel et al. 2017, arXiv 1706.08500), smaller is nearer; with few sounds it is large
 
-Without --prompts, the questions of the procedural world (world_questions.py) are asked, such as whether "a
-high beep" is higher than "a low beep", in wordings that training has not seen. --json FILE keeps all figures.
+Without --prompts, the checks of the demo world (demo_world/model_checks.py) run, such as whether "a high
+beep" is higher than "a low beep", in wordings that training has not seen. --json FILE keeps all figures.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from audioldm2.files import atomic_write
 from audioldm2.training.data import list_items
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
-from scripts import world_questions
+from scripts.demo_world import model_checks
 
 AT_ONCE = 16  # prompts in a batch
 
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, value in found.items():
                 print(f"{name:<12}{value:8.4g}")
         else:
-            found = world_questions.ask_all(model, judge, seeds, settings, say)
+            found = model_checks.run_all(model, judge, seeds, settings, say)
         if options.json:
             with atomic_write(options.json) as draft:
                 draft.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

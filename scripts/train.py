@@ -43,12 +43,13 @@ from audioldm2.checkpoints.load import open_checkpoint, resolve_device
 from audioldm2.errors import WeightsError, some
 from audioldm2.files import atomic_write
 from audioldm2.training import STAGES, loop
-from audioldm2.training.data import Captioned, Folder, clip
+from audioldm2.training.data import Captioned, Folder, crop_or_pad
+from audioldm2.training.new_model import SIZES, configs_from, from_scratch
 from audioldm2.training.randomness import rng
-from audioldm2.training.recipe import Recipe, changed
-from audioldm2.training.scratch import SIZES, configs_from, from_scratch
+from audioldm2.training.recipe import Recipe, override
 from audioldm2.training.stage import Stage
-from scripts.make_demo_data import SECONDS, describe, imagine, sample
+from scripts.demo_world.captions import describe
+from scripts.demo_world.make_demo_data import SECONDS, draw_scene, sample
 
 PROCEDURAL = "procedural"
 SETTINGS = {"stage", "data", "recipe", "seed", "save", "sample"}  # what run.json keeps
@@ -65,7 +66,7 @@ class Procedural:
 
     def captions(self) -> list[str]:
         chances = [rng("caption", self.seed, index) for index in range(2000)]
-        scenes = [imagine(chance, SECONDS) for chance in chances]
+        scenes = [draw_scene(chance, SECONDS) for chance in chances]
         return [describe(chance, said, joint) for chance, (joint, said) in zip(chances, scenes, strict=True)]
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
@@ -73,17 +74,19 @@ class Procedural:
         for place in range(size):
             sound = sample(self.seed, step * size + place, seconds=max(self.seconds, SECONDS))
             wave = resample(torch.from_numpy(sound.audio), SAMPLE_RATE, self.sample_rate)
-            part = clip(wave, round(self.seconds * self.sample_rate), rng("crop", self.seed, step, place))
+            part = crop_or_pad(
+                wave, round(self.seconds * self.sample_rate), rng("crop", self.seed, step, place)
+            )
             waves.append(part)
             captions.append(sound.caption)
         return torch.stack(waves), captions
 
 
-def begin(options: argparse.Namespace, device: torch.device) -> tuple[Stage, Captioned, loop.Cadence]:
+def begin(options: argparse.Namespace, device: torch.device) -> tuple[Stage, Captioned, loop.Intervals]:
     """A new run: its folder, with settings and the model that it begins with."""
     kind = STAGES[options.stage]
     recipe = read_recipe(options)
-    cadence = loop.Cadence(options.save_every, options.sample_every)
+    cadence = loop.Intervals(options.save_every, options.sample_every)
     if options.out.exists() and any(options.out.iterdir()):
         raise ValueError(f"{options.out} is not empty; go on there with --resume, or choose another folder.")
     with TemporaryDirectory() as vocabularies:
@@ -105,7 +108,7 @@ def begin(options: argparse.Namespace, device: torch.device) -> tuple[Stage, Cap
     return kind(storage.read(options.out / "model"), recipe, device, options.seed), data, cadence
 
 
-def go_on(options: argparse.Namespace, device: torch.device) -> tuple[Stage, Captioned, loop.Cadence]:
+def go_on(options: argparse.Namespace, device: torch.device) -> tuple[Stage, Captioned, loop.Intervals]:
     """A run that was stopped, with its own settings; --steps may be more, or fewer."""
     file = options.out / "run.json"
     if not file.is_file():
@@ -114,7 +117,7 @@ def go_on(options: argparse.Namespace, device: torch.device) -> tuple[Stage, Cap
     if set(settings) != SETTINGS:
         raise ValueError(f"{file} has {some(sorted(settings))}; it has to have {some(sorted(SETTINGS), 9)}.")
     kind = STAGES[settings["stage"]]
-    recipe = changed(kind.recipes["small"], settings["recipe"], f"'recipe' in {file}")
+    recipe = override(kind.recipes["small"], settings["recipe"], f"'recipe' in {file}")
     if options.steps is not None:
         recipe = replace(recipe, steps=options.steps)
         settings["recipe"] = asdict(recipe)
@@ -123,7 +126,7 @@ def go_on(options: argparse.Namespace, device: torch.device) -> tuple[Stage, Cap
     rate = stage.front_end.sample_rate
     data = open_data(settings["data"], recipe, rate, settings["seed"], kind.captioned)
     loop.resume(stage, options.out)
-    return stage, data, loop.Cadence(settings["save"], settings["sample"])
+    return stage, data, loop.Intervals(settings["save"], settings["sample"])
 
 
 def open_data(name: str, recipe: Recipe, rate: int, seed: int, captioned: bool) -> Captioned:
@@ -141,7 +144,7 @@ def read_recipe(options: argparse.Namespace) -> Recipe:
         raise ValueError(f"'like' in {name} is {like!r}; it has to be one of {', '.join(recipes)}.")
     flags = {flag: getattr(options, flag) for flag in ("steps", "batch", "seconds")}
     values |= {flag: value for flag, value in flags.items() if value is not None}
-    return changed(recipes[like], values, f"the recipe {name}")
+    return override(recipes[like], values, f"the recipe {name}")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -178,7 +181,7 @@ def run(options: argparse.Namespace) -> None:
 
     before = signal.signal(signal.SIGINT, ask_to_stop)
     try:
-        finished = loop.train(stage, data, options.out, cadence, say=say, stopped=lambda: bool(stop))
+        finished = loop.train(stage, data, options.out, cadence, report=say, should_stop=lambda: bool(stop))
     finally:
         signal.signal(signal.SIGINT, before)
     if finished:

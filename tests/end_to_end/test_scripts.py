@@ -1,6 +1,8 @@
-"""The scripts that measure and score, run as their --help says, on small requests."""
+"""Every script prints its help from anywhere; the scripts that measure and score run on small requests."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +14,32 @@ from audioldm2.audio import write_wav
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
+# Modules that other scripts import and that have no command line.
+LIBRARIES = {
+    *(f"benchmark/{name}.py" for name in ("arithmetic", "runs", "sides")),
+    *(f"demo_world/{name}.py" for name in ("captions", "families", "model_checks", "registry")),
+    *(f"demo_world/{name}.py" for name in ("sound_measures", "synthesis", "wordings")),
+}
+COMMANDS = sorted({path.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.rglob("*.py")} - LIBRARIES)
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_help_is_printed_from_any_folder(script: str, tmp_path: Path):
+    command = [sys.executable, str(SCRIPTS / script), "--help"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert Path(script).name in result.stdout and not result.stderr
+
+
+def test_libraries_exist():
+    assert all((SCRIPTS / path).is_file() for path in LIBRARIES)
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     def run(name: str, *arguments: object) -> list[str]:
-        """The lines that a script prints."""
+        """Runs a script; returns the lines that it prints."""
         monkeypatch.setattr(sys, "argv", [str(SCRIPTS / name), *map(str, arguments)])
         monkeypatch.syspath_prepend(SCRIPTS)
         spec = importlib.util.spec_from_file_location("script", SCRIPTS / name)
@@ -27,7 +51,7 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_score_ranks_sound_files_of_any_rate(run, tiny_folder, tiny_model, tmp_path):
+def test_score_ranks_files_of_any_sample_rate(run, tiny_folder, tiny_model, tmp_path):
     sounds = {}
     for name, rate, seconds in (("a.wav", 16_000, 1), ("b.flac", 44_100, 2), ("c.ogg", 48_000, 11)):
         wave = 0.2 * torch.randn(rate * seconds) * torch.rand(seconds).repeat_interleave(rate)
@@ -41,8 +65,8 @@ def test_score_ranks_sound_files_of_any_rate(run, tiny_folder, tiny_model, tmp_p
         assert float(score) == pytest.approx(sounds[file], abs=0.02)  # 16 bits; Vorbis loses more
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a stage is Linux's to tell")
-def test_a_long_sound_runs_through(run, tiny_folder):
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets the peak of a stage")
+def test_long_sound(run, tiny_folder):
     lines = run(
         *("long_sound.py", "--model", tiny_folder, "--seconds", 35, "--unet-seconds", 0.5),
         *("--steps", 2, "--candidates", 2),
@@ -57,8 +81,8 @@ def test_a_long_sound_runs_through(run, tiny_folder):
     assert "  audio (1, 2, 8000), all finite" in lines
 
 
-def test_a_point_of_the_memory_curve(run):
-    header, row = run("memory_curve.py", "--stages", "vocode", "--ways", "pieces", "--seconds", 0.5)
+def test_memory_curve_of_one_case(run):
+    header, row = run("benchmark/memory_curve.py", "--stages", "vocode", "--ways", "pieces", "--seconds", 0.5)
     assert header.split()[:4] == ["stage", "way", "sound,", "s"]
     stage, way, seconds, weights, peak, *_ = row.split()
     assert (stage, way, seconds) == ("vocode", "pieces", "0.5")

@@ -150,7 +150,7 @@ BY_HAND = [
     ("unet", "heads, mask=mask)", "heads, mask=None)"),
     ("unet", "x = x + self.self_attn(self.self_norm(x))", "x = x + 1.3 * self.self_attn(self.self_norm(x))"),
     ("unet", "timestep_embedding(t.reshape(-1)", "timestep_embedding(0.5 * t.reshape(-1)"),
-    ("vae", "F.silu(self.norm_out(hidden, statistics), inplace=True)", "F.relu(self.norm_out(hidden, statistics))"),
+    ("vae", "hidden = self.conv_in(hidden)", "hidden = F.relu(self.conv_in(hidden))"),
     ("vae", "torch.rsqrt(variance + self.eps)", "torch.rsqrt(variance + 1.0)"),
     ("vae", "z / self.config.scaling_factor", "z"),
     ("hifigan", "F.leaky_relu(x, self.slope)", "F.relu(x)"),

@@ -1,4 +1,4 @@
-"""scripts/train.py as a user meets it: every stage on a folder of ten sounds, resuming, errors in a line."""
+"""scripts/train.py: every stage on a folder of ten sounds, resuming, messages."""
 
 import json
 import os
@@ -22,16 +22,16 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("home")
     write_sounds(home / "sounds")
     write_sizes(home / "sizes.json")
-    narrow = {"adversary_from": 1, "adversary_width": 4}
+    narrow = {"adversary_start": 1, "adversary_width": 4}
     (home / "vocoder.json").write_text(json.dumps({"like": "published"} | narrow))
     return home
 
 
-def run(*words: object) -> int:
-    return train.main([str(word) for word in words])
+def run(*arguments: object) -> int:
+    return train.main([str(word) for word in arguments])
 
 
-def test_all_stages_one_after_another(home: Path, capsys):
+def test_all_stages_in_sequence(home: Path, capsys):
     model = home / "sizes.json"
     for stage in ("vae", "vocoder", "clap", "ldm"):
         config = home / "vocoder.json" if stage == "vocoder" else "small"
@@ -45,14 +45,14 @@ def test_all_stages_one_after_another(home: Path, capsys):
     assert "10 captioned sounds, 0.2 minutes" in err and f"done: {model} is the model" in err
     result = written.generate("a dog barks", audio_length_in_s=0.64, num_waveforms_per_prompt=2)
     assert result.audio.isfinite().all() and result.scores is not None
-    assert written.networks.configs["vae"].scaling_factor != 1.0  # measured by the first stage, and kept
+    assert written.networks.configs["vae"].scaling_factor != 1.0  # measured by the first stage and kept
 
 
-def test_a_run_is_asked_for_more(home: Path, capsys, tmp_path: Path, monkeypatch):
+def test_finished_run_resumes_with_more_steps(home: Path, capsys, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(home)
-    words = ["--stage", "clap", "--data", "sounds", "--out", tmp_path / "run", "--model", "sizes.json"]
-    assert run(*words, *FEW) == 0
-    monkeypatch.chdir(tmp_path)  # the run remembers where the sounds are
+    arguments = ["--stage", "clap", "--data", "sounds", "--out", tmp_path / "run", "--model", "sizes.json"]
+    assert run(*arguments, *FEW) == 0
+    monkeypatch.chdir(tmp_path)  # run.json holds an absolute path
     assert run("--resume", "--out", tmp_path / "run") == 0
     assert "2 steps are done already" in capsys.readouterr().err
     assert run("--resume", "--out", tmp_path / "run", "--steps", 3) == 0
@@ -62,8 +62,8 @@ def test_a_run_is_asked_for_more(home: Path, capsys, tmp_path: Path, monkeypatch
     assert steps == [1, 2, 3]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(home: Path, tmp_path: Path):
-    words = [
+def test_ctrl_c_saves_and_names_the_command_that_resumes(home: Path, tmp_path: Path):
+    arguments = [
         "--stage",
         "vae",
         "--data",
@@ -73,8 +73,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(home: Path, tmp_path: Path):
         "--model",
         home / "sizes.json",
     ]
-    words += ["--batch", 1, "--seconds", 0.64, "--sample-every", 0, "--steps", 100_000, "--device", "cpu"]
-    command = [sys.executable, "-u", ROOT / "scripts" / "train.py", *words]
+    arguments += ["--batch", 1, "--seconds", 0.64, "--sample-every", 0, "--steps", 100_000, "--device", "cpu"]
+    command = [sys.executable, "-u", ROOT / "scripts" / "train.py", *arguments]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("step "):
@@ -88,46 +88,46 @@ def test_ctrl_c_saves_and_says_how_to_go_on(home: Path, tmp_path: Path):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == done + 1
 
 
-def test_recipes_can_be_shown(home: Path, capsys):
+def test_show_prints_the_recipe(home: Path, capsys):
     assert run("--stage", "ldm", "--show", "--config", "published", "--batch", 7) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["batch"], shown["ema"], shown["prompt_dropout"]) == (7, 0.9999, 0.1)
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "arguments, message",
     [
         (["--data", "nowhere"], "nowhere is not a folder."),
         (["--model", "nowhere"], "nowhere"),
         (["--model", "nothing.json"], "nothing.json cannot be found."),
         (["--config", "nothing.json"], "nothing.json cannot be found."),
-        (["--config", "odd.json"], "the recipe odd.json has 'speed'; this stage knows batch, "),
+        (["--config", "odd.json"], "the recipe odd.json has 'speed'; the fields of this recipe are batch, "),
         (
             ["--config", "unlike.json"],
             "'like' in unlike.json is 'huge'; it has to be one of published, small.",
         ),
         (["--steps", "0"], "steps is 0; it has to be at least 1"),
-        (["--save-every", "0"], "save of at least 1"),
+        (["--save-every", "0"], "save is 0; it has to be a whole number of at least 1"),
         (["--out", "sounds"], "sounds is not empty"),
         (["--device", "abacus"], "device='abacus' is not on this machine"),
         (["--model", "wrong.json"], "do not fit: gpt2_dim of 'projection' is 96 and dim of 'gpt2' is 192"),
     ],
 )
-def test_a_users_mistake_is_one_sentence(words, said, home: Path, capsys, monkeypatch):
+def test_mistake_is_reported_in_one_sentence(arguments, message, home: Path, capsys, monkeypatch):
     monkeypatch.chdir(home)
     (home / "odd.json").write_text('{"speed": 3}')
     (home / "unlike.json").write_text('{"like": "huge"}')
     (home / "wrong.json").write_text('{"gpt2": {"dim": 192}}')
     given = {"--stage": "ldm", "--data": "sounds", "--out": "new", "--model": "sizes.json"}
-    given |= dict(zip(words[::2], words[1::2], strict=True))
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert run(*(word for pair in given.items() for word in pair)) == 2
     err = capsys.readouterr().err.strip()
-    assert said in err and "\n" not in err, err
+    assert message in err and "\n" not in err, err
     assert not (home / "new").exists()
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "arguments, message",
     [
         ([], "--stage and --data and --out needed"),
         (["--resume"], "--resume takes --out RUN"),
@@ -136,13 +136,13 @@ def test_a_users_mistake_is_one_sentence(words, said, home: Path, capsys, monkey
         (["--stage", "vae", "--data", "x", "--out", "y", "--seed", "-1"], "--seed is -1"),
     ],
 )
-def test_a_mistyped_command_is_refused(words, said, capsys):
+def test_rejects_mistyped_commands(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        run(*words)
-    assert stop.value.code == 2 and said in capsys.readouterr().err
+        run(*arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_a_folder_that_holds_no_run_is_told(tmp_path: Path, capsys):
+def test_rejects_folders_without_a_run(tmp_path: Path, capsys):
     assert run("--resume", "--out", tmp_path) == 2
     assert "holds no run to go on with" in capsys.readouterr().err
     (tmp_path / "run.json").write_text("{}")
