@@ -43,7 +43,7 @@ def test_what_is_converted_is_opened_anew_now_and_then(dtype, times: int, tiny_f
     """So that a network's file is never resident whole beside what is made of it."""
     checkpoint, opened = open_checkpoint(tiny_folder), []
     expected = checkpoint.states["unet"]()
-    monkeypatch.setattr(placement, "READ", sum(tensor.nbytes for tensor in expected.values()) // 9)
+    monkeypatch.setattr(placement, "REOPEN_BYTES", sum(tensor.nbytes for tensor in expected.values()) // 9)
     open_unet = checkpoint.states["unet"]
     checkpoint.states["unet"] = lambda: opened.append(open_unet()) or opened[-1]
     unet = placement.materialise(checkpoint, "unet", device=torch.device("cpu"), dtype=dtype)
