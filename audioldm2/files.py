@@ -17,7 +17,7 @@ LONGEST_NAME = 240  # bytes; 255 is the limit of the file systems, and a number 
 
 
 @contextlib.contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path to write to, which becomes `path` when the block ends well, and vanishes otherwise.
 
     The temporary file is hidden, lies in the same folder and has the same suffix. A file that stood at `path`
@@ -42,7 +42,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_written_whole(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
     """An empty temporary folder beside `path`, which becomes `path` when the block ends well, else vanishes.
 
     Raises FileExistsError when `path` exists (at the end too, if another process made it meanwhile), unless

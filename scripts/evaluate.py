@@ -31,7 +31,7 @@ import audioldm2
 from audioldm2 import clap_score
 from audioldm2.audio import read, resample
 from audioldm2.errors import WeightsError
-from audioldm2.files import written_whole
+from audioldm2.files import atomic_write
 from audioldm2.training.data import list_items
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             found = world_questions.ask_all(model, judge, seeds, settings, say)
         if options.json:
-            with written_whole(options.json) as draft:
+            with atomic_write(options.json) as draft:
                 draft.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError, WeightsError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

@@ -41,7 +41,7 @@ from audioldm2.audio import SAMPLE_RATE, resample
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import open_checkpoint, resolve_device
 from audioldm2.errors import WeightsError, some
-from audioldm2.files import written_whole
+from audioldm2.files import atomic_write
 from audioldm2.training import STAGES, loop
 from audioldm2.training.data import Captioned, Folder, clip
 from audioldm2.training.randomness import rng
@@ -151,7 +151,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    with written_whole(folder / "run.json") as draft:
+    with atomic_write(folder / "run.json") as draft:
         draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

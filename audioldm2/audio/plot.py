@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from audioldm2.files import written_whole
+from audioldm2.files import atomic_write
 
 
 def save_spectrogram(mel: Tensor, title: str, path: Path, seconds_per_frame: float) -> None:
@@ -24,6 +24,6 @@ def save_spectrogram(mel: Tensor, title: str, path: Path, seconds_per_frame: flo
     axes.set(xlabel="seconds", ylabel="mel band")
     axes.set_title(title if len(title) <= 100 else f"{title[:99]}…", parse_math=False)  # "$" is a dollar
     figure.colorbar(image, label="log magnitude")
-    with written_whole(path) as draft, warnings.catch_warnings():
+    with atomic_write(path) as draft, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box stands for such a letter
         figure.savefig(draft, format="png", dpi=120)

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from audioldm2.files import written_whole
+from audioldm2.files import atomic_write
 
 # suffix: (soundfile's format, its encoding)
 SOUND_FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
@@ -60,7 +60,7 @@ def write_wav(path: str | os.PathLike, wave: Tensor | np.ndarray, sample_rate: i
                 file.write(block.numpy())
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} cannot be encoded at {sample_rate} Hz: {error}") from error
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(encoded.getbuffer())
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from audioldm2.audio import CLAP_MEL, LONGEST_SECONDS, USUAL_SECONDS, MelSettings
 from audioldm2.checkpoints import validate
 from audioldm2.errors import WeightsError, some
-from audioldm2.files import folder_written_whole
+from audioldm2.files import atomic_folder
 from audioldm2.models import NETWORKS, expected_shapes
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from audioldm2.runtime.dtypes import DTYPES, cast
@@ -204,7 +204,7 @@ def write(
     Raises FileExistsError when the folder exists and `force` is not given; OSError when the disk refuses.
     """
     demand_tokenizers(checkpoint)
-    with folder_written_whole(folder, force=force) as draft:
+    with atomic_folder(folder, force=force) as draft:
         for name, open_state in checkpoint.states.items():
             state = ready(name, open_state(), dtype, checkpoint.source)
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))

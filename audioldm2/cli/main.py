@@ -26,7 +26,7 @@ from audioldm2.audio import SOUND_FORMATS, VAE_MEL
 from audioldm2.checkpoints import hub
 from audioldm2.checkpoints.load import demand_converter
 from audioldm2.cli.arguments import FLAG_OF, generate_parser
-from audioldm2.files import safe_name, written_whole
+from audioldm2.files import atomic_write, safe_name
 from audioldm2.options import Request, SoundShape
 from audioldm2.result import Result
 from audioldm2.sampling.samplers import SAMPLERS
@@ -248,7 +248,7 @@ def write(result: Result, path: Path, *, with_json: bool, with_plot: bool, hop: 
             save_spectrogram(result.mel[0], result.request.prompts[0], picture, hop / result.sample_rate)
     if with_json:
         record = json.dumps({"file": path.name, **result.record()}, indent=2, ensure_ascii=False) + "\n"
-        with named(path.with_suffix(".json")), written_whole(path.with_suffix(".json")) as draft:
+        with named(path.with_suffix(".json")), atomic_write(path.with_suffix(".json")) as draft:
             # Half of a surrogate pair, as in a name that is not UTF-8, becomes what JSON writes for it too.
             draft.write_text(record, encoding="utf-8", errors="backslashreplace")
 

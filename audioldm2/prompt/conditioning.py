@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from audioldm2.errors import some
-from audioldm2.files import written_whole
+from audioldm2.files import atomic_write
 
 TENSORS = (
     "gpt2_context",
@@ -235,7 +235,7 @@ class Conditioning:
             name: tensor.cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(safetensors.torch.save(tensors))
 
     @staticmethod

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from audioldm2.files import safe_name, written_whole
+from audioldm2.files import atomic_write, safe_name
 
 
 def test_written_whole_replaces_at_the_end(tmp_path):
     path = tmp_path / "sound.wav"
     path.write_text("old")
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert temporary.parent == tmp_path
         assert temporary.suffix == ".wav"
@@ -29,7 +29,7 @@ def test_written_whole_replaces_at_the_end(tmp_path):
 def test_written_whole_leaves_nothing_after_an_error(tmp_path, error, written):
     path = tmp_path / "sound.wav"
     path.write_text("old")
-    with pytest.raises(error), written_whole(path) as temporary:
+    with pytest.raises(error), atomic_write(path) as temporary:
         if written:
             temporary.write_text("half")
         raise error
@@ -39,7 +39,7 @@ def test_written_whole_leaves_nothing_after_an_error(tmp_path, error, written):
 
 def test_two_writers_do_not_meet(tmp_path):
     path = tmp_path / "sound.wav"
-    with written_whole(path) as first, written_whole(path) as second:
+    with atomic_write(path) as first, atomic_write(path) as second:
         assert first != second
         first.write_text("first")
         second.write_text("second")
@@ -54,7 +54,7 @@ def test_written_whole_keeps_permissions_and_follows_links(tmp_path):
     path.chmod(0o640)
     link = tmp_path / "link.wav"
     link.symlink_to(path)
-    with written_whole(link) as temporary:
+    with atomic_write(link) as temporary:
         temporary.write_text("new")
     assert link.is_symlink()
     assert path.read_text() == "new"
@@ -62,11 +62,11 @@ def test_written_whole_keeps_permissions_and_follows_links(tmp_path):
 
 
 def test_written_whole_gives_the_systems_errors(tmp_path):
-    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "nowhere" / "sound.wav") as temporary:
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "nowhere" / "sound.wav") as temporary:
         temporary.write_text("new")
-    with pytest.raises(OSError, match="is not a file"), written_whole(tmp_path):
+    with pytest.raises(OSError, match="is not a file"), atomic_write(tmp_path):
         pass
-    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "sound.wav"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "sound.wav"):
         pass  # a block that writes nothing
     assert os.listdir(tmp_path) == []
 

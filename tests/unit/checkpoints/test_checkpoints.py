@@ -1279,7 +1279,7 @@ def test_the_old_folder_is_back_if_the_new_one_cannot_take_its_place(tmp_path: P
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files, "_take_place", fail)
-    with pytest.raises(PermissionError), files.folder_written_whole(tmp_path / "out", force=True):
+    with pytest.raises(PermissionError), files.atomic_folder(tmp_path / "out", force=True):
         pass
     assert left(tmp_path) == ["out"] and left(tmp_path / "out") == ["old.txt"]
 
@@ -1351,7 +1351,7 @@ def test_a_folder_that_appears_at_the_last_moment_is_told_as_such(tmp_path: Path
     monkeypatch.setattr(Path, "rename", late)
     with (
         pytest.raises(FileExistsError, match="another process wrote it meanwhile"),
-        files.folder_written_whole(tmp_path / "out"),
+        files.atomic_folder(tmp_path / "out"),
     ):
         pass
     assert left(tmp_path) == ["out"] and left(tmp_path / "out") == ["theirs.txt"]
