@@ -13,7 +13,7 @@ from audioldm2.cli.arguments import Parser
 from audioldm2.cli.main import demand_writable
 
 from . import differing_copies, report
-from .export import demand_exportable, write_diffusers
+from .export import require_exportable, write_diffusers
 from .original import Original
 from .sources import is_diffusers_layout
 
@@ -94,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"{options.out}: all {count} tensors are those of {options.source}")
         return 0
     if options.to == "diffusers":
-        demand_exportable(checkpoint)
+        require_exportable(checkpoint)
     for line in report.lines(report.tally(checkpoint)):
         print(line, file=sys.stderr)
     for sentence in differing_copies(checkpoint) if isinstance(checkpoint, Original) else ():

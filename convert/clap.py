@@ -14,7 +14,7 @@ from audioldm2.errors import WeightsError
 from audioldm2.models.clap_audio import ClapAudioConfig, offset_index
 from audioldm2.models.clap_text import ClapTextConfig
 
-from .configs import count, demand, field, need
+from .configs import count, field, need, require_value
 from .keymap import Row, nest, share
 
 OTHER_BRANCH = "belongs to the other branch"
@@ -74,10 +74,10 @@ def text_rows(config: ClapTextConfig) -> list[Row]:
 
 def text_config_from(source: dict) -> ClapTextConfig:
     """The published config leaves out what equals transformers' defaults, and these are ours."""
-    demand(source, "model_type", "clap")
-    demand(source, "projection_hidden_act", "relu")
+    require_value(source, "model_type", "clap")
+    require_value(source, "projection_hidden_act", "relu")
     text = field(source, "text_config", dict | None, None) or {}
-    demand(text, "hidden_act", "gelu")
+    require_value(text, "hidden_act", "gelu")
     default = ClapTextConfig()
     return ClapTextConfig(
         vocabulary=field(text, "vocab_size", int, default.vocabulary),
@@ -108,17 +108,17 @@ def audio_rows(config: ClapAudioConfig) -> list[Row]:
 def audio_config_from(source: dict) -> ClapAudioConfig:
     """What the published config leaves out equals the defaults of transformers' `ClapAudioConfig`; they are
     not all those of the published model, so they stand here."""
-    demand(source, "model_type", "clap")
-    demand(source, "projection_hidden_act", "relu")
+    require_value(source, "model_type", "clap")
+    require_value(source, "projection_hidden_act", "relu")
     audio = field(source, "audio_config", dict | None, None) or {}
-    demand(audio, "hidden_act", "gelu")
-    demand(audio, "enable_fusion", False)
-    demand(audio, "flatten_patch_embeds", True)
-    demand(audio, "enable_patch_layer_norm", True)
-    demand(audio, "qkv_bias", True)
+    require_value(audio, "hidden_act", "gelu")
+    require_value(audio, "enable_fusion", False)
+    require_value(audio, "flatten_patch_embeds", True)
+    require_value(audio, "enable_patch_layer_norm", True)
+    require_value(audio, "qkv_bias", True)
     depths = field(audio, "depths", tuple[int, ...], (2, 2, 6, 2))
     dim = field(audio, "patch_embeds_hidden_size", int, 96)
-    demand(audio, "hidden_size", dim << max(len(depths) - 1, 0))
+    require_value(audio, "hidden_size", dim << max(len(depths) - 1, 0))
     return ClapAudioConfig(
         mels=field(audio, "num_mel_bins", int, 64),
         spec_size=field(audio, "spec_size", int, 256),

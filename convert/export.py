@@ -13,6 +13,7 @@ from torch import Tensor
 
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.storage import Checkpoint, read_json
+from audioldm2.checkpoints.tensor_files import save_safetensors
 from audioldm2.errors import WeightsError, some
 from audioldm2.files import atomic_folder
 from audioldm2.models import NETWORKS
@@ -37,7 +38,7 @@ CLASSES = {
 }
 
 
-def demand_exportable(checkpoint: Checkpoint) -> None:
+def require_exportable(checkpoint: Checkpoint) -> None:
     """Raise WeightsError where the reference's pipeline has no place for a checkpoint."""
     whole = PARTS.keys() - {"phonemes"}
     if set(checkpoint.configs) != whole:
@@ -65,7 +66,7 @@ def write_diffusers(
 
     The UNet's heads are written as numbers a level, so the reference computes what we do.
     """
-    demand_exportable(checkpoint)
+    require_exportable(checkpoint)
     configs = checkpoint.configs
     contents = {
         "text_encoder": clap.config_to(configs["clap_text"], configs["clap_audio"]),
@@ -78,7 +79,7 @@ def write_diffusers(
     }
     schedule = storage.schedule_of(checkpoint, checkpoint.source)
     hearing = storage.hearing_of(checkpoint, checkpoint.source)
-    storage.demand_tokenizers(checkpoint)
+    storage.require_tokenizers(checkpoint)
     with atomic_folder(folder, force=force) as draft:
         for name, content in contents.items():
             (draft / name).mkdir()
@@ -89,7 +90,7 @@ def write_diffusers(
                     state |= _back(ours, checkpoint, dtype)
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
             stem = "diffusion_pytorch_model" if name in OF_DIFFUSERS else "model"
-            storage.save(state, draft / name / f"{stem}.safetensors", folder)
+            save_safetensors(state, draft / name / f"{stem}.safetensors", folder)
             del state  # before the next is read
         _write_json(
             draft / "scheduler" / "scheduler_config.json",
@@ -129,7 +130,7 @@ def write_diffusers(
 def _back(name: str, checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """One network's tensors under the layout's keys: the rows, read backwards."""
     part, config = PARTS[name], checkpoint.configs[name]
-    state = storage.ready(name, checkpoint.states[name](), dtype, checkpoint.source)
+    state = storage.prepare(name, checkpoint.states[name](), dtype, checkpoint.source)
     moves = keymap.plan(state, keymap.reverse(part.rows(config)), checkpoint.source)
     made = part.finish(keymap.convert(state, moves), config)
     return {key: tensor.contiguous() for key, tensor in made.items()}

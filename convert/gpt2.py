@@ -8,7 +8,7 @@ from torch import Size, Tensor
 from audioldm2.errors import WeightsError, some
 from audioldm2.models.gpt2 import GPT2Config
 
-from .configs import count, demand, field, need
+from .configs import count, field, need, require_value
 from .keymap import Row, nest, transpose
 
 CONV1D = "the source's Conv1D stores (in, out)"
@@ -47,12 +47,12 @@ def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_from(source: dict) -> GPT2Config:
-    demand(source, "model_type", "gpt2")
-    demand(source, "activation_function", "gelu_new")
-    demand(source, "scale_attn_weights", True)
-    demand(source, "scale_attn_by_inverse_layer_idx", False)
+    require_value(source, "model_type", "gpt2")
+    require_value(source, "activation_function", "gelu_new")
+    require_value(source, "scale_attn_weights", True)
+    require_value(source, "scale_attn_by_inverse_layer_idx", False)
     dim = field(source, "n_embd", int)
-    demand(source, "n_inner", None, 4 * dim)
+    require_value(source, "n_inner", None, 4 * dim)
     return GPT2Config(
         dim=dim,
         depth=field(source, "n_layer", int),

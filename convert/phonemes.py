@@ -7,7 +7,7 @@ from torch import Size
 from audioldm2.errors import WeightsError
 from audioldm2.models.phonemes import PhonemesConfig
 
-from .configs import count, demand, field, need
+from .configs import count, field, need, require_value
 from .keymap import Row, Transform, nest, once_pointwise
 
 SYMBOLS = (  # of the published speech models: their source's utilities list them, after VITS and Tacotron
@@ -47,9 +47,9 @@ def rows(config: PhonemesConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> PhonemesConfig:
-    demand(source, "model_type", "vits")
-    demand(source, "hidden_act", "relu")
-    demand(source, "use_bias", True)
+    require_value(source, "model_type", "vits")
+    require_value(source, "hidden_act", "relu")
+    require_value(source, "use_bias", True)
     return PhonemesConfig(
         vocabulary=field(source, "vocab_size", int),
         dim=field(source, "hidden_size", int),

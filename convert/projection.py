@@ -6,7 +6,7 @@ from torch import Size
 
 from audioldm2.models.projection import ProjectionConfig
 
-from .configs import demand, field, need
+from .configs import field, need, require_value
 from .keymap import Row, Transform, row
 
 positions = Transform("(1, dim, seq) to (seq, dim)", lambda w: w.squeeze(0).t(), lambda w: w.t().unsqueeze(0))
@@ -26,10 +26,10 @@ def rows(config: ProjectionConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> ProjectionConfig:
-    demand(source, "_class_name", "AudioLDM2ProjectionModel")
+    require_value(source, "_class_name", "AudioLDM2ProjectionModel")
     learned = field(source, "use_learned_position_embedding", bool | None, None)
     if learned is False:  # the reference asks whether it is None
-        demand(source, "use_learned_position_embedding", None, True)
+        require_value(source, "use_learned_position_embedding", None, True)
     return ProjectionConfig(
         clap_dim=field(source, "text_encoder_dim", int),
         t5_dim=field(source, "text_encoder_1_dim", int),

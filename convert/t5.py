@@ -8,7 +8,7 @@ from torch import Size, Tensor
 from audioldm2.errors import WeightsError
 from audioldm2.models.t5 import T5Config
 
-from .configs import count, demand, field, need
+from .configs import count, field, need, require_value
 from .keymap import Row, nest
 
 BLOCK = [
@@ -50,9 +50,9 @@ def with_one_embedding(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_from(source: dict) -> T5Config:
-    demand(source, "model_type", "t5")
-    demand(source, "feed_forward_proj", "gated-gelu")
-    demand(source, "dense_act_fn", "gelu_new")
+    require_value(source, "model_type", "t5")
+    require_value(source, "feed_forward_proj", "gated-gelu")
+    require_value(source, "dense_act_fn", "gelu_new")
     return T5Config(
         vocabulary=field(source, "vocab_size", int),
         dim=field(source, "d_model", int),

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 from torch import Size
 
-from audioldm2.errors import WeightsError, some
+from audioldm2.errors import ArgumentError, WeightsError, some
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
 
-from .configs import count, demand, field, need
+from .configs import count, field, need, require_value
 from .keymap import Row, nest, pointwise
+
+TRAINED_HEAD = 32  # width of a head in every model that upstream trained
 
 ATTENTION = [Row("to_q", "query"), Row("to_k", "key"), Row("to_v", "value"), Row("to_out.0", "out")]
 BLOCK = [
@@ -73,34 +75,37 @@ def _layer(source: str, target: str, layer: int, roles: tuple[str, ...]) -> list
     return found
 
 
-def config_from(source: dict, heads: str | None = None) -> UNetConfig:
-    """Our config from the source's. heads: "config" (default: as its config says and the reference reads)
-    or "trained" (32 wide, as upstream trained the published weights)."""
-    demand(source, "_class_name", "AudioLDM2UNet2DConditionModel")
+def config_from(source: dict, heads: str = "config") -> UNetConfig:
+    """Return our config for the source's.
+
+    heads: "config" (as its config says and the reference reads) or "trained" (32 wide, as upstream trained
+    the published weights).
+    """
+    require_value(source, "_class_name", "AudioLDM2UNet2DConditionModel")
     channels = field(source, "block_out_channels", tuple[int, ...])
     levels = len(channels)
-    demand(source, "act_fn", "silu")
-    demand(source, "num_class_embeds", None)
-    demand(source, "class_embed_type", None, "simple_projection")
+    require_value(source, "act_fn", "silu")
+    require_value(source, "num_class_embeds", None)
+    require_value(source, "class_embed_type", None, "simple_projection")
     film_dim = 0
     if source.get("class_embed_type"):
-        demand({"class_embeddings_concat": False, **source}, "class_embeddings_concat", True)
+        require_value({"class_embeddings_concat": False, **source}, "class_embeddings_concat", True)
         film_dim = field(source, "projection_class_embeddings_input_dim", int)
-    demand(source, "resnet_time_scale_shift", "default")
-    demand(source, "time_embedding_type", "positional")
-    demand(source, "time_embedding_dim", None, *(width * 4 for width in channels[:1]))
-    demand(source, "time_embedding_act_fn", None)
-    demand(source, "timestep_post_act", None)
-    demand(source, "time_cond_proj_dim", None)
-    demand(source, "only_cross_attention", False)
-    demand(source, "conv_in_kernel", 3)
-    demand(source, "conv_out_kernel", 3)
-    demand(source, "downsample_padding", 1)
-    demand(source, "mid_block_scale_factor", 1)
-    demand(source, "flip_sin_to_cos", True)
-    demand(source, "freq_shift", 0)
-    demand(source, "mid_block_type", "UNetMidBlock2DCrossAttn")
-    demand(source, "out_channels", field(source, "in_channels", int))
+    require_value(source, "resnet_time_scale_shift", "default")
+    require_value(source, "time_embedding_type", "positional")
+    require_value(source, "time_embedding_dim", None, *(width * 4 for width in channels[:1]))
+    require_value(source, "time_embedding_act_fn", None)
+    require_value(source, "timestep_post_act", None)
+    require_value(source, "time_cond_proj_dim", None)
+    require_value(source, "only_cross_attention", False)
+    require_value(source, "conv_in_kernel", 3)
+    require_value(source, "conv_out_kernel", 3)
+    require_value(source, "downsample_padding", 1)
+    require_value(source, "mid_block_scale_factor", 1)
+    require_value(source, "flip_sin_to_cos", True)
+    require_value(source, "freq_shift", 0)
+    require_value(source, "mid_block_type", "UNetMidBlock2DCrossAttn")
+    require_value(source, "out_channels", field(source, "in_channels", int))
 
     per_level = tuple[int | tuple[int | None, ...] | None, ...]
     contexts = field(source, "cross_attention_dim", int | per_level | None, None)
@@ -165,18 +170,22 @@ def _roles(dims: tuple[int | None, ...]) -> tuple[str, ...]:
     return tuple(roles)
 
 
-def _heads(source: dict, channels: tuple[int, ...], choice: str | None) -> tuple[int, ...]:
+def _heads(source: dict, channels: tuple[int, ...], choice: str) -> tuple[int, ...]:
     if choice == "trained":
-        if any(width % 32 for width in channels):
-            raise ValueError(
-                f"heads is 'trained', that is 32 wide, but this model's levels are {channels} wide; "
-                "use 'config'."
-            )
-        return tuple(width // 32 for width in channels)
+        return tuple(max(width // TRAINED_HEAD, 1) for width in channels)
     kind = int | tuple[int, ...]
     heads = field(source, "num_attention_heads", kind | None, None)
     heads = heads or field(source, "attention_head_dim", kind, 8)  # the reference's misreading
     return heads if isinstance(heads, tuple) else (heads,) * len(channels)
+
+
+def require_trained_heads(config: UNetConfig) -> None:
+    """Raise ArgumentError unless every level can be cut into heads as wide as upstream trained them."""
+    if any(width % TRAINED_HEAD for width in config.channels):
+        allowed = (
+            f"be 'config': that means {TRAINED_HEAD} wide, but this model's levels are {config.channels} wide"
+        )
+        raise ArgumentError("heads", "trained", allowed)
 
 
 def _one(source: dict, name: str, default: int) -> int:
@@ -316,7 +325,7 @@ def original_config(shapes: Mapping[str, Size], gpt2_dim: int | None, t5_dim: in
     return UNetConfig(
         latent_channels=latent_channels,
         channels=tuple(channels),
-        heads=tuple(max(width // 32, 1) for width in channels),
+        heads=tuple(max(width // TRAINED_HEAD, 1) for width in channels),
         transformers=tuple(transformers),
         depth=max(count(shapes, "middle_block.1.transformer_blocks.*"), 1),
         layers=layers[0],

@@ -6,7 +6,7 @@ from torch import Size
 
 from audioldm2.models.vae import VAEConfig
 
-from .configs import count, demand, field, need
+from .configs import count, field, need, require_value
 from .keymap import Row, nest, once_pointwise
 
 RESIDUAL_BLOCK = [
@@ -60,18 +60,18 @@ def rows(config: VAEConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> VAEConfig:
-    demand(source, "_class_name", "AutoencoderKL")
-    demand(source, "act_fn", "silu")
-    demand(source, "mid_block_add_attention", True)
-    demand(source, "use_quant_conv", True)
-    demand(source, "use_post_quant_conv", True)
-    demand(source, "shift_factor", None)
-    demand(source, "latents_mean", None)
-    demand(source, "latents_std", None)
-    demand(source, "out_channels", field(source, "in_channels", int))
+    require_value(source, "_class_name", "AutoencoderKL")
+    require_value(source, "act_fn", "silu")
+    require_value(source, "mid_block_add_attention", True)
+    require_value(source, "use_quant_conv", True)
+    require_value(source, "use_post_quant_conv", True)
+    require_value(source, "shift_factor", None)
+    require_value(source, "latents_mean", None)
+    require_value(source, "latents_std", None)
+    require_value(source, "out_channels", field(source, "in_channels", int))
     channels = field(source, "block_out_channels", tuple[int, ...])
-    demand(source, "down_block_types", ["DownEncoderBlock2D"] * len(channels))
-    demand(source, "up_block_types", ["UpDecoderBlock2D"] * len(channels))
+    require_value(source, "down_block_types", ["DownEncoderBlock2D"] * len(channels))
+    require_value(source, "up_block_types", ["UpDecoderBlock2D"] * len(channels))
     return VAEConfig(
         mel_channels=field(source, "in_channels", int),
         latent_channels=field(source, "latent_channels", int),

@@ -181,7 +181,7 @@ def test_arithmetic_of_what_is_compiled_is_counted_as_written():
         (["--default", "--steps", "5"], "leave out what is given"),
         (["--peer-steps", "5"], "goes with --default"),
         (["--json", "nowhere/found.json"], "the folder nowhere does not exist"),
-        (["--device", "abacus"], "device='abacus' is not on this machine"),
+        (["--device", "abacus"], "device is 'abacus', which is not on this machine"),
         (["--model", "./nowhere"], "nowhere"),
         (["--model", "TINY", "--no-peer", "--dtype", "int8"], "dtype='int8' is not supported"),
     ],

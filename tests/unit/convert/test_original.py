@@ -94,7 +94,7 @@ def converted(file: Path, **arguments: Any) -> dict[str, dict[str, Tensor]]:
     """What a file becomes: each network's tensors, as they would be written."""
     checkpoint = convert.read_original(file, **arguments)
     return {
-        name: storage.ready(name, state, None, str(file)) for name, state in states_of(checkpoint).items()
+        name: storage.prepare(name, state, None, str(file)) for name, state in states_of(checkpoint).items()
     }
 
 

@@ -109,7 +109,7 @@ def test_recipes_can_be_shown(home: Path, capsys):
         (["--steps", "0"], "steps is 0; it has to be at least 1"),
         (["--save-every", "0"], "save of at least 1"),
         (["--out", "sounds"], "sounds is not empty"),
-        (["--device", "abacus"], "device='abacus' is not on this machine"),
+        (["--device", "abacus"], "device is 'abacus', which is not on this machine"),
         (["--model", "wrong.json"], "do not fit: gpt2_dim of 'projection' is 96 and dim of 'gpt2' is 192"),
     ],
 )
