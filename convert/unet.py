@@ -182,10 +182,8 @@ def _heads(source: dict, channels: tuple[int, ...], choice: str) -> tuple[int, .
 def require_trained_heads(config: UNetConfig) -> None:
     """Raise ArgumentError unless every level can be cut into heads as wide as upstream trained them."""
     if any(width % TRAINED_HEAD for width in config.channels):
-        allowed = (
-            f"be 'config': that means {TRAINED_HEAD} wide, but this model's levels are {config.channels} wide"
-        )
-        raise ArgumentError("heads", "trained", allowed)
+        given = f"is 'trained', {TRAINED_HEAD} wide, but this model's levels are {config.channels} wide"
+        raise ArgumentError("heads", "trained", "be 'config'", given=given)
 
 
 def _one(source: dict, name: str, default: int) -> int:

@@ -235,8 +235,8 @@ def test_rejects_pickle_with_code_without_running_it(diffusers: Path, tmp_path: 
     else:
         torch.save({"conv_in.weight": Trap(marker)}, path)
     message = load_error(diffusers)
-    assert message.startswith(f"{path} holds objects beside its tensors, of '")
-    assert "write_text" in message and "they would run code when read, which is refused" in message
+    assert message.startswith(f"{path} holds objects beside its tensors, of ")
+    assert "'pathlib." in message and "they would run code when read, which is refused" in message
     assert not marker.exists()
     pickle.loads(pickle.dumps(Trap(marker)))
     assert marker.exists()  # the trap works

@@ -32,7 +32,7 @@ def test_a_row_moves_everything_below_a_module():
 
 
 def test_a_row_matches_whole_names_only():
-    assert "'norm10.weight' not part of this architecture" in refused(
+    assert "'norm10.weight', not part of this architecture" in refused(
         ["norm10.weight", "norm1.weight"], [Row("norm1", "norm_in")]
     )
 
