@@ -1,4 +1,4 @@
-"""`audioldm2 convert`, `audioldm2 info` and `python -m convert`: from the flags to what the package does."""
+"""The commands `audioldm2 convert`, `audioldm2 info` and `python -m convert`."""
 
 import argparse
 import sys
@@ -22,12 +22,13 @@ examples:
   audioldm2 convert cvssp/audioldm2 ./base --dtype float16
   audioldm2 convert audioldm2-full.pth ./full --tokenizers ./base
   audioldm2 convert ./base ./for-diffusers --to diffusers
-  audioldm2 convert audioldm2-full.pth ./full --dry-run        says what would be read, renamed and dropped
-  audioldm2 convert audioldm2-full.pth ./full --check          compares every value with the source's
+  audioldm2 convert audioldm2-full.pth ./full --dry-run        list what would be read, renamed and dropped
+  audioldm2 convert audioldm2-full.pth ./full --check          compare every value with the source's
 """
 
 
 def parser() -> Parser:
+    """Return the parser of `audioldm2 convert`."""
     made = Parser(
         prog="audioldm2 convert",
         description="Convert an AudioLDM 2 checkpoint (a hub id, a folder in the diffusers layout, an\n"
@@ -43,19 +44,21 @@ def parser() -> Parser:
     made.add_argument(
         "--to", choices=["converted", "diffusers"], default="converted", help="the layout of OUT"
     )
-    made.add_argument("--dtype", choices=list(storage.DTYPES), help="cast the weights (default: as they are)")
+    made.add_argument(
+        "--dtype", choices=list(storage.DTYPES), help="cast the weights (default: keep each dtype)"
+    )
     made.add_argument(
         "--heads",
         choices=["config", "trained"],
         help="the UNet's attention heads: as the diffusers layout's config says and the reference reads, or "
         "32 wide, as the published weights were trained (default: config for that layout, trained for .pth)",
     )
-    made.add_argument("--ema", action="store_true", help="of a .pth file, take the UNet's averaged weights")
+    made.add_argument("--ema", action="store_true", help="from a .pth file, take the UNet's averaged weights")
     made.add_argument(
         "--config",
         type=Path,
         metavar="JSON",
-        help='for a .pth file: {network: {field: value}} for what its tensors cannot tell, such as {"unet": '
+        help='for a .pth file: {network: {field: value}} for what no tensor tells, such as {"unet": '
         '{"heads": [8, 8, 8, 8]}}',
     )
     made.add_argument(
@@ -67,7 +70,7 @@ def parser() -> Parser:
     )
     made.add_argument("--revision", help="branch, tag or commit of a hub repository")
     made.add_argument("--force", action="store_true", help="replace OUT if it is such a folder")
-    made.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    made.add_argument("--dry-run", action="store_true", help="list what would be done, and write nothing")
     made.add_argument(
         "--check", action="store_true", help="compare OUT, converted before, with SOURCE by value"
     )
@@ -75,11 +78,17 @@ def parser() -> Parser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Convert; errors are raised for the command line to put into words."""
+    """Run `audioldm2 convert`; returns the exit code.
+
+    Raises:
+        ValueError: a flag has a value that is not allowed.
+        WeightsError: the source cannot be converted.
+        OSError: the disk refuses.
+    """
     options = parser().parse_args(arguments)
-    _demand_one_deed(options)
+    _require_one_task(options)
     if not (options.dry_run or options.check):
-        _demand_place(options.out, options.force)
+        _require_place(options.out, options.force)
     checkpoint = open_checkpoint(
         options.source,
         heads=options.heads,
@@ -108,20 +117,20 @@ def run(arguments: Sequence[str]) -> int:
         )
     if options.dry_run:
         for open_state in checkpoint.states.values():
-            open_state()  # which checks that every tensor fits
+            open_state()  # checks that every tensor fits
         return 0
     write = write_diffusers if options.to == "diffusers" else storage.write
     dtype = options.dtype and storage.DTYPES[options.dtype]
-    write(checkpoint, options.out, dtype=dtype, force=options.force, on_network=_tell_written)
+    write(checkpoint, options.out, dtype=dtype, force=options.force, on_network=_print_written)
     print(options.out)
     return 0
 
 
 def run_info(arguments: Sequence[str]) -> int:
-    """Say what a checkpoint is, without loading it."""
+    """Run `audioldm2 info`: print what a checkpoint is, without loading it; returns the exit code."""
     made = Parser(
         prog="audioldm2 info",
-        description="Say what a checkpoint is: architecture, sizes, dtypes, revision, licence. "
+        description="Print what a checkpoint is: architecture, sizes, dtypes, revision, licence. "
         "No weight is loaded.",
         allow_abbrev=False,
     )
@@ -135,7 +144,7 @@ def run_info(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _demand_one_deed(options: argparse.Namespace) -> None:
+def _require_one_task(options: argparse.Namespace) -> None:
     if options.dry_run and options.check:
         raise ValueError("--dry-run and --check exclude each other; a check writes nothing either.")
     if options.check and options.to == "diffusers":
@@ -144,7 +153,7 @@ def _demand_one_deed(options: argparse.Namespace) -> None:
         )
 
 
-def _demand_place(out: Path, force: bool) -> None:
+def _require_place(out: Path, force: bool) -> None:
     parent = out.absolute().parent
     if out.exists() and not force:
         raise ValueError(f"{out} exists already; give another folder, or --force to replace it.")
@@ -160,13 +169,14 @@ def _is_ours_to_replace(folder: Path) -> bool:
 
 
 def _overrides(path: Path) -> dict:
+    """Read the file of --config."""
     if not path.is_file():
         raise ValueError(f"--config {path}: there is no such file.")
     found = storage.read_json(path)
     return {name: typed(f"'{name}' in {path}", fields, dict) for name, fields in found.items()}
 
 
-def _tell_written(name: str, tensors: int, size: int) -> None:
+def _print_written(name: str, tensors: int, size: int) -> None:
     print(f"writing {name:<16} {tensors:>5} tensors {size / 1e6:>9.1f} MB", file=sys.stderr)
 
 

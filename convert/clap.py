@@ -54,6 +54,7 @@ AUDIO_ENCODER = [
 
 
 def text_rows(config: ClapTextConfig) -> list[Row]:
+    """Return the rows of the text branch in the diffusers layout."""
     return [
         Row("text_model.embeddings.word_embeddings", "word_embedding"),
         Row("text_model.embeddings.position_embeddings", "position_embedding"),
@@ -73,7 +74,7 @@ def text_rows(config: ClapTextConfig) -> list[Row]:
 
 
 def text_config_from(source: dict) -> ClapTextConfig:
-    """The published config leaves out what equals transformers' defaults, and these are ours."""
+    """Return our config. The published one omits what equals transformers' defaults, which are ours too."""
     require_value(source, "model_type", "clap")
     require_value(source, "projection_hidden_act", "relu")
     text = field(source, "text_config", dict | None, None) or {}
@@ -94,6 +95,7 @@ def text_config_from(source: dict) -> ClapTextConfig:
 
 
 def audio_rows(config: ClapAudioConfig) -> list[Row]:
+    """Return the rows of the audio branch in the diffusers layout."""
     return [
         *nest("audio_model.audio_encoder", "", AUDIO_ENCODER),
         Row("audio_projection.linear1", "proj_in"),
@@ -106,8 +108,11 @@ def audio_rows(config: ClapAudioConfig) -> list[Row]:
 
 
 def audio_config_from(source: dict) -> ClapAudioConfig:
-    """What the published config leaves out equals the defaults of transformers' `ClapAudioConfig`; they are
-    not all those of the published model, so they stand here."""
+    """Return our config.
+
+    What the published one omits equals the defaults of transformers' `ClapAudioConfig`. Not all of them are
+    the published model's, so they stand here.
+    """
     require_value(source, "model_type", "clap")
     require_value(source, "projection_hidden_act", "relu")
     audio = field(source, "audio_config", dict | None, None) or {}
@@ -145,7 +150,7 @@ def _square(audio: dict, name: str) -> int:
 
 
 def config_to(text: ClapTextConfig, audio: ClapAudioConfig) -> dict:
-    """One config for both branches, with every field, whatever the library's defaults become."""
+    """Return one config for both branches, with every field, so that the library's defaults may change."""
     stages = len(audio.depths)
     return {
         "architectures": ["ClapModel"],
@@ -192,10 +197,11 @@ def config_to(text: ClapTextConfig, audio: ClapAudioConfig) -> dict:
     }
 
 
-# What follows from the configs, and the reference stores all the same
+# Buffers that follow from the configs and that the reference stores all the same
 
 
 def with_text_buffers(state: dict[str, Tensor], config: ClapTextConfig) -> dict[str, Tensor]:
+    """Return the same tensors and the text branch's constant buffers."""
     embeddings = "text_model.embeddings"
     return state | {
         f"{embeddings}.position_ids": torch.arange(config.max_positions)[None],
@@ -204,6 +210,7 @@ def with_text_buffers(state: dict[str, Tensor], config: ClapTextConfig) -> dict[
 
 
 def with_audio_buffers(state: dict[str, Tensor], config: ClapAudioConfig) -> dict[str, Tensor]:
+    """Return the same tensors and the audio branch's constant buffers."""
     encoder = "audio_model.audio_encoder"
     index = offset_index(config.window, config.window, torch.device("cpu"))
     return state | {
@@ -219,11 +226,11 @@ def with_audio_buffers(state: dict[str, Tensor], config: ClapAudioConfig) -> dic
 # The original files -----------------------------------------------------------------------------------------
 
 FRONT_END = "the spectrogram's own tables, which follow from its settings"
-UNUSED = "AudioLDM 2 never asks for it"
+UNUSED = "AudioLDM 2 does not use it"
 ORIGINAL_AUDIO_BLOCK = [
     Row("norm1", "attn_norm"),
     *(
-        Row("attn.qkv", f"attn.{ours}", share(place, 3), note="one layer makes all three there")
+        Row("attn.qkv", f"attn.{ours}", share(place, 3), note="one layer computes all three there")
         for place, ours in enumerate(("query", "key", "value"))
     ),
     Row("attn.proj", "attn.out"),
@@ -245,7 +252,7 @@ ORIGINAL_UNUSED = [
 
 
 def original_text_rows(config: ClapTextConfig) -> list[Row]:
-    """As above, under other names of the modules round the encoder."""
+    """Return the rows of the text branch: as above, with other names for the modules round the encoder."""
     named = {
         "text_model": "text_branch",
         "text_projection.linear1": "text_projection.0",
@@ -255,6 +262,7 @@ def original_text_rows(config: ClapTextConfig) -> list[Row]:
 
 
 def original_audio_rows(config: ClapAudioConfig) -> list[Row]:
+    """Return the rows of the audio branch in an original file."""
     return [
         Row("audio_branch.bn0", "band_norm"),
         Row(
@@ -276,7 +284,7 @@ def original_audio_rows(config: ClapAudioConfig) -> list[Row]:
 
 
 def original_text_config(shapes: Mapping[str, Size]) -> ClapTextConfig:
-    """From the shapes of the original's tensors; heads are 64 wide there."""
+    """Return the config that the shapes of the original's tensors imply; heads are 64 wide there."""
     table = "text_branch.embeddings"
     vocabulary, dim = need(shapes, f"{table}.word_embeddings.weight", 2)
     return ClapTextConfig(
@@ -292,7 +300,7 @@ def original_text_config(shapes: Mapping[str, Size]) -> ClapTextConfig:
 
 
 def original_audio_config(shapes: Mapping[str, Size]) -> ClapAudioConfig:
-    """The side of the spectrogram's image leaves no trace in the shapes; it is the published 256."""
+    """Return the config that the shapes imply, with the published side of the image, which none tells."""
     dim, in_channels, patch_size, _ = need(shapes, "audio_branch.patch_embed.proj.weight", 4)
     tables = [
         need(shapes, f"audio_branch.layers.{stage}.blocks.0.attn.relative_position_bias_table", 2)

@@ -38,6 +38,7 @@ def rows(config: HiFiGANConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> HiFiGANConfig:
+    """Return our config for the source\'s."""
     require_value(source, "model_type", "hifigan", "speecht5_hifigan")  # its name changed over the years
     return HiFiGANConfig(
         mels=field(source, "model_in_dim", int),
@@ -98,6 +99,7 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_to(config: HiFiGANConfig) -> dict:
+    """Return the source\'s config for ours."""
     return {
         "architectures": ["SpeechT5HifiGan"],
         "model_type": "speecht5_hifigan",

@@ -1,7 +1,4 @@
-"""`AudioLDM2UNet2DConditionModel` of diffusers, or the original `UNetModel` -> `UNet` of audioldm2.models.
-
-It is long because the UNet alone is numbered differently in each of the three layouts.
-"""
+"""`AudioLDM2UNet2DConditionModel` of diffusers, or the original `UNetModel` -> `UNet` of audioldm2.models."""
 
 from collections.abc import Mapping
 
@@ -49,7 +46,7 @@ ENDS = [
 
 
 def rows(config: UNetConfig) -> list[Row]:
-    """The source numbers a level's transformers in one list; ours stand in their layer, named by role."""
+    """Return the rows. The source numbers a level's transformers in one list; ours are named by role."""
     deepest = len(config.channels) - 1
     found = [*ENDS]
     if config.film_dim:
@@ -135,7 +132,7 @@ def config_from(source: dict, heads: str = "config") -> UNetConfig:
 
 
 def _crossed_levels(source: dict, levels: int) -> list[bool]:
-    """Which levels have transformers; up must mirror down, and the coarsest level must have some."""
+    """Return which levels have transformers: mirrored up and down, and always the coarsest."""
     names = {
         "DownBlock2D": False,
         "CrossAttnDownBlock2D": True,
@@ -156,12 +153,15 @@ def _crossed_levels(source: dict, levels: int) -> list[bool]:
 
 
 def _roles(dims: tuple[int | None, ...]) -> tuple[str, ...]:
-    """The role of each transformer of a layer. The reference routes by place: a width at the first two places
-    means the first context (GPT-2's), later ones the second (T5's)."""
+    """Return the role of each transformer of a layer.
+
+    The reference routes by place: a width at the first two places means the first context (GPT-2's), at later
+    ones the second (T5's).
+    """
     roles = []
     for place, dim in enumerate(dims):
-        selfish = LAST_SELF if SELF in roles else SELF
-        roles.append(selfish if dim is None else GPT2 if place <= 1 else T5)
+        without_context = LAST_SELF if SELF in roles else SELF
+        roles.append(without_context if dim is None else GPT2 if place <= 1 else T5)
     if len(set(roles)) < len(roles):
         raise WeightsError(
             f"the UNet config's 'cross_attention_dim' {list(dims)} is not an AudioLDM 2 layer; "
@@ -187,7 +187,7 @@ def require_trained_heads(config: UNetConfig) -> None:
 
 
 def _one(source: dict, name: str, default: int) -> int:
-    """A number that the source may give per level, and that ours has once."""
+    """Return a number that the source may give per level and that ours has once."""
     value = field(source, name, int | tuple[int, ...], default)
     values = set(value) if isinstance(value, tuple) else {value}
     if len(values) != 1:
@@ -204,18 +204,18 @@ def _only_width(widths: list[int], default: int) -> int:
 
 
 def config_to(config: UNetConfig) -> dict:
-    """The source's config from ours: with heads as numbers a level, which the reference reads so."""
+    """Return the source's config for ours, with one number of heads per level, as the reference reads it."""
     levels = len(config.channels)
     dims = {SELF: None, LAST_SELF: None, GPT2: config.gpt2_dim, T5: config.t5_dim}
-    # A level without transformers has an entry too; nothing reads it.
+    # A level without transformers has an entry too, which nothing reads.
     deepest = config.transformers[-1]
     contexts = [[dims[role] for role in roles or deepest] for roles in config.transformers]
     for roles in config.transformers:
         if GPT2 in roles[2:] or T5 in roles[:2]:
             raise WeightsError(
                 f"a layer of the UNet has the transformers {some(list(roles), 4)}; the diffusers layout has "
-                "GPT-2's context among the first two, and T5's after them, for it tells them by their place. "
-                "Keep the model in the converted format."
+                "GPT-2's context among the first two and T5's after them, because it tells them apart by "
+                "their place. Keep the model in the converted format."
             )
     crossed = [bool(roles) for roles in config.transformers]
     return {
@@ -256,7 +256,7 @@ ORIGINAL_RESIDUAL_BLOCK = [
 
 
 def original_rows(config: UNetConfig) -> list[Row]:
-    """The original numbers all blocks of the way down, and all of the way up, in one list each."""
+    """Return the rows. The original numbers all blocks of each way, down and up, in one list."""
     deepest = len(config.channels) - 1
     found = [
         Row("time_embed.0", "time_in"),
@@ -296,9 +296,9 @@ def _original_layer(source: str, target: str, roles: tuple[str, ...]) -> list[Ro
 
 
 def original_config(shapes: Mapping[str, Size], gpt2_dim: int | None, t5_dim: int | None) -> UNetConfig:
-    """Our config from the shapes of the original's tensors; heads are 32 wide, as upstream trained them.
+    """Return the config that the shapes of the original's tensors imply; heads are 32 wide, as trained.
 
-    gpt2_dim, t5_dim: of the contexts that the file's text networks make; None where there is none.
+    gpt2_dim, t5_dim: widths of the contexts from the file's text networks; None where there is none.
     """
     channels: list[int] = []
     transformers: list[tuple[str, ...]] = []
@@ -336,7 +336,7 @@ def original_config(shapes: Mapping[str, Size], gpt2_dim: int | None, t5_dim: in
 def _original_roles(
     shapes: Mapping[str, Size], block: str, width: int, gpt2_dim: int | None, t5_dim: int | None
 ) -> tuple[str, ...]:
-    """What each transformer of a layer looks at, by the width of its context: the first at itself, always."""
+    """Return the role of each transformer of a layer, by the width of its context; the first has none."""
     known = {GPT2: gpt2_dim, T5: t5_dim}
     roles: list[str] = []
     for place in range(1, count(shapes, f"{block}.*")):
@@ -345,12 +345,12 @@ def _original_roles(
             continue
         dim = need(shapes, key, 2)[1]
         context = [role for role, each in known.items() if each == dim and role not in roles and roles]
-        selfish = LAST_SELF if SELF in roles else SELF
+        without_context = LAST_SELF if SELF in roles else SELF
         if not context and dim != width:
             raise WeightsError(
-                f"'{key}' attends to vectors {dim} wide, and no text network of the file makes such."
+                f"'{key}' attends to vectors {dim} wide, and no text network of the file has that width."
             )
-        roles.append(context[0] if context else selfish)
+        roles.append(context[0] if context else without_context)
     if len(set(roles)) < len(roles):
         raise WeightsError(f"'{block}' has transformers {roles}, which is not an AudioLDM 2 layer.")
     return tuple(roles)

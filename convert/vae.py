@@ -40,6 +40,7 @@ MIDDLE = [
 
 
 def rows(config: VAEConfig) -> list[Row]:
+    """Return the rows of the diffusers layout."""
     single_level = len(config.channels) == 1
     return [
         Row("encoder.conv_in", "encoder.conv_in"),
@@ -60,6 +61,7 @@ def rows(config: VAEConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> VAEConfig:
+    """Return our config for the source\'s."""
     require_value(source, "_class_name", "AutoencoderKL")
     require_value(source, "act_fn", "silu")
     require_value(source, "mid_block_add_attention", True)
@@ -83,6 +85,7 @@ def config_from(source: dict) -> VAEConfig:
 
 
 def config_to(config: VAEConfig) -> dict:
+    """Return the source\'s config for ours."""
     levels = len(config.channels)
     return {
         "_class_name": "AutoencoderKL",
@@ -122,7 +125,7 @@ ORIGINAL_MIDDLE = [
 
 
 def original_rows(config: VAEConfig) -> list[Row]:
-    """The original counts the decoder's levels from fine to coarse; ours run as they are used."""
+    """Return the rows. The original counts the decoder's levels from fine to coarse, ours in order of use."""
     deepest = len(config.channels) - 1
     found = [
         Row("encoder.conv_in", "encoder.conv_in"),
@@ -147,6 +150,7 @@ def original_rows(config: VAEConfig) -> list[Row]:
 
 
 def original_config(shapes: Mapping[str, Size], scaling_factor: float) -> VAEConfig:
+    """Return the config that the shapes of the original\'s tensors imply."""
     levels = count(shapes, "encoder.down.*")
     return VAEConfig(
         mel_channels=need(shapes, "encoder.conv_in.weight", 4)[1],

@@ -122,7 +122,7 @@ def _open_state(name: str, config: Any, folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def _ignore(name: str, tensors: int, size: int) -> None:
+def ignore_network(name: str, tensors: int, size: int) -> None:
     """What `on_network` does by default."""
 
 
@@ -132,7 +132,7 @@ def write(
     *,
     dtype: torch.dtype | None = None,
     force: bool = False,
-    on_network: Callable[[str, int, int], object] = _ignore,
+    on_network: Callable[[str, int, int], object] = ignore_network,
 ) -> None:
     """Write a converted folder, whole or not at all.
 

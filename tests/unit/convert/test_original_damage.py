@@ -147,9 +147,8 @@ NO_ARCHIVES = {
 @pytest.mark.parametrize("content", NO_ARCHIVES)
 def test_rejects_file_that_is_no_archive(tmp_path, content):
     (tmp_path / "file.pth").write_bytes(NO_ARCHIVES[content])
-    assert re.search(
-        "truncated or damaged|not a plain file of tensors", conversion_error(tmp_path / "file.pth")
-    )
+    kinds = "truncated or damaged|not a plain file of tensors|is a web page|is a Git LFS pointer"
+    assert re.search(kinds, conversion_error(tmp_path / "file.pth"))
 
 
 class Trap:

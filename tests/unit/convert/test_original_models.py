@@ -173,7 +173,7 @@ def test_folder_with_one_original_loads(folder, tmp_path):
 
 
 def test_folder_with_several_originals_asks_for_one(folder):
-    with pytest.raises(WeightsError, match=r"has several original checkpoints .* name the one that is meant"):
+    with pytest.raises(WeightsError, match=r"has several original checkpoints .* name one of them"):
         audioldm2.load(folder, device="cpu")
 
 
