@@ -11,6 +11,7 @@ from torch import Tensor
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import WeightsError, some
+from audioldm2.models import expected_shapes
 
 from .clap import OTHER_BRANCH
 from .keymap import Move
@@ -146,7 +147,7 @@ def describe(checkpoint: Checkpoint, *, opened: bool = True) -> Iterator[str]:
     yield ""
     all_count = all_size = 0
     for name, config in configs.items():
-        shapes = storage.expected_shapes(name, config)
+        shapes = expected_shapes(name, config)
         count = sum(shape.numel() for shape in shapes.values())
         words = f"{name:<11} {len(shapes):>5} tensors {count:>13,} values"
         if opened:

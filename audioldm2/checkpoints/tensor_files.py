@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict:
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing; the checkpoint is not complete.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise_if_download(path)
+        raise_if_download(path, may_be_text=True)
         raise WeightsError(f"{path} cannot be read as JSON ({error}). Copy or download it again.") from error
     if not isinstance(found, dict):
         raise WeightsError(
@@ -50,11 +50,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def raise_if_download(path: Path) -> None:
+def raise_if_download(path: Path, *, may_be_text: bool = False) -> None:
     """Raise WeightsError if an unreadable file is what a download left in its place; else do nothing.
 
     These are a Git LFS pointer (a clone without LFS), a web page (a link to the page about the file), and the
-    line of text with which a server refuses.
+    line of text with which a server refuses. The last is not reported with `may_be_text`.
     """
     try:
         with open(path, "rb") as file:
@@ -70,7 +70,7 @@ def raise_if_download(path: Path) -> None:
     if PAGE.match(start):
         raise WeightsError(f"{path} is a web page (HTML or XML), not a file of a checkpoint. {again}")
     text = start.decode("ascii", errors="replace").strip()
-    if path.suffix.lower() != ".json" and 0 < len(start) <= LONGEST_ANSWER and text and _is_plain(text):
+    if not may_be_text and len(start) <= LONGEST_ANSWER and text and _is_plain(text):
         raise WeightsError(f"{path} holds text ({text.splitlines()[0]!r:.80}), not tensors. {again}")
 
 
