@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.storage import Checkpoint, read_json
-from audioldm2.checkpoints.tensor_files import save_safetensors
+from audioldm2.checkpoints.tensor_files import naming_folder, save_safetensors
 from audioldm2.errors import WeightsError, some
 from audioldm2.files import atomic_folder
 from audioldm2.models import NETWORKS
@@ -81,7 +81,7 @@ def write_diffusers(
     schedule = storage.schedule_of(checkpoint, checkpoint.source)
     hearing = storage.hearing_of(checkpoint, checkpoint.source)
     storage.require_tokenizers(checkpoint)
-    with atomic_folder(folder, force=force) as draft:
+    with atomic_folder(folder, force=force) as draft, naming_folder(folder):
         for name, content in contents.items():
             (draft / name).mkdir()
             _write_json(draft / name / "config.json", content)

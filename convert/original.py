@@ -32,7 +32,7 @@ from audioldm2.errors import ArgumentError, WeightsError, some
 from audioldm2.models import NETWORKS
 from audioldm2.sampling.schedule import NoiseSchedule
 
-from . import clap, gpt2, hifigan, keymap, phonemes, projection, t5, unet, vae
+from . import gpt2, hifigan, keymap, original_clap, original_unet, phonemes, projection, t5, vae
 from .configs import need
 from .keymap import Move, Row, nest
 from .original_table import EMA, SIGNATURES, OriginalTable, below, places
@@ -180,8 +180,8 @@ def _configs_from_shapes(
 ) -> dict[str, Any]:
     configs: dict[str, Any] = {}
     if "clap" in shapes:
-        configs["clap_text"] = clap.original_text_config(shapes["clap"])
-        configs["clap_audio"] = clap.original_audio_config(shapes["clap"])
+        configs["clap_text"] = original_clap.text_config_from_shapes(shapes["clap"])
+        configs["clap_audio"] = original_clap.audio_config_from_shapes(shapes["clap"])
     if "t5" in shapes:
         configs["t5"] = t5.original_config(shapes["t5"])
     positions = 0
@@ -198,7 +198,7 @@ def _configs_from_shapes(
     vocoder = validate.typed("'hifigan' of the config file", given.get("hifigan", {}), dict)
     configs["hifigan"] = hifigan.original_config(shapes["hifigan"], vocoder)
     dims = [configs[name].dim if name in configs else None for name in ("gpt2", "t5")]
-    configs["unet"] = unet.original_config(shapes["unet"], *dims)
+    configs["unet"] = original_unet.config_from_shapes(shapes["unet"], *dims)
     return configs
 
 
@@ -213,7 +213,7 @@ def _rows(configs: Mapping[str, Any], found: Mapping[str, list[str]], ema: bool)
     """Return the rows of the whole file: those of each network below its module, and what is dropped."""
     first = {name: copies[0] for name, copies in found.items() if copies}
     rows = [
-        *nest(first["unet"], "unet", unet.original_rows(configs["unet"])),
+        *nest(first["unet"], "unet", original_unet.rows(configs["unet"])),
         *nest(first["vae"], "vae", vae.original_rows(configs["vae"])),
         *nest(first["hifigan"], "hifigan", hifigan.original_rows(configs["hifigan"])),
         Row(EMA, None, note=EMA_COUNTERS if ema else EMA_NOTE, optional=True),
@@ -226,9 +226,9 @@ def _rows(configs: Mapping[str, Any], found: Mapping[str, list[str]], ema: bool)
         ),
     ]
     if "clap_text" in configs:
-        rows += nest(first["clap"], "clap_text", clap.original_text_rows(configs["clap_text"]))
-        rows += nest(first["clap"], "clap_audio", clap.original_audio_rows(configs["clap_audio"]))
-        rows += nest(first["clap"], "", clap.ORIGINAL_UNUSED)
+        rows += nest(first["clap"], "clap_text", original_clap.text_rows(configs["clap_text"]))
+        rows += nest(first["clap"], "clap_audio", original_clap.audio_rows(configs["clap_audio"]))
+        rows += nest(first["clap"], "", original_clap.UNUSED_ROWS)
     if "t5" in configs:
         rows += nest(first["t5"], "t5", t5.rows(configs["t5"]))
     if "phonemes" in configs:
@@ -246,7 +246,7 @@ def _rows(configs: Mapping[str, Any], found: Mapping[str, list[str]], ema: bool)
             rows.append(Row(copy, None, note=f"another copy of {name.upper()}, compared with the first"))
     for copy in found["clap"]:
         front_end = f"{copy.removesuffix('.model')}.mel_transform"
-        rows.append(Row(front_end, None, note=clap.FRONT_END, optional=True))
+        rows.append(Row(front_end, None, note=original_clap.FRONT_END, optional=True))
     return rows
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from audioldm2.audio import CLAP_MEL, LONGEST_SECONDS, USUAL_SECONDS, MelSettings
 from audioldm2.checkpoints import validate
+from audioldm2.checkpoints.tensor_files import shapes_of
 from audioldm2.errors import WeightsError
 from audioldm2.models.config_rules import LARGEST_SIZE
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
@@ -43,7 +44,9 @@ def tokenizers_of(configs: Mapping[str, Any]) -> list[str]:
 
 
 def check(checkpoint: Checkpoint, where: str) -> None:
-    """Check that the networks fit together and that the settings beside them are possible; reads no weight.
+    """Check that all networks can exist and fit together, and that the settings beside them are possible.
+
+    No weight is read.
 
     Args:
         checkpoint: what to check. Its configs have checked themselves when they were built.
@@ -52,6 +55,8 @@ def check(checkpoint: Checkpoint, where: str) -> None:
     Raises:
         WeightsError: something does not fit.
     """
+    for name, config in checkpoint.configs.items():
+        shapes_of(name, config, where)
     schedule_of(checkpoint, where)
     hearing_of(checkpoint, where)
     validate.check_together(checkpoint.configs, where)

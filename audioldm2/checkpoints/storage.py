@@ -26,7 +26,13 @@ from audioldm2.checkpoints.checkpoint import (
     schedule_of,
     tokenizers_of,
 )
-from audioldm2.checkpoints.tensor_files import read_json, read_safetensors, require_fit, save_safetensors
+from audioldm2.checkpoints.tensor_files import (
+    naming_folder,
+    read_json,
+    read_safetensors,
+    require_fit,
+    save_safetensors,
+)
 from audioldm2.errors import WeightsError, some
 from audioldm2.files import atomic_folder
 from audioldm2.models import NETWORKS
@@ -150,7 +156,7 @@ def write(
         OSError: the disk refuses.
     """
     require_tokenizers(checkpoint)
-    with atomic_folder(folder, force=force) as draft:
+    with atomic_folder(folder, force=force) as draft, naming_folder(folder):
         for name, open_state in checkpoint.states.items():
             state = prepare(name, open_state(), dtype, checkpoint.source)
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,29 @@ def save_safetensors(state: Mapping[str, Tensor], path: Path, where: Path, **met
     path.chmod(mode)  # safetensors makes its files private
 
 
+@contextmanager
+def naming_folder(where: Path) -> Iterator[None]:
+    """Make an OSError from the system, such as a full disk, name the folder that the user asked for."""
+    try:
+        yield
+    except OSError as error:
+        if str(where) in str(error):
+            raise
+        raise OSError(f"{where} cannot be written: {error}") from error
+
+
+def shapes_of(name: str, config: Any, where: str) -> dict[str, torch.Size]:
+    """Return the keys and shapes of a network; WeightsError if its sizes exceed what a tensor can have."""
+    try:
+        return expected_shapes(name, config)
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        raise WeightsError(
+            f"'{name}' in {where} describes a network too large to exist ({reason}). "
+            "Does the config belong to this checkpoint?"
+        ) from error
+
+
 def require_fit(state: Mapping[str, Tensor], name: str, config: Any, where: str) -> None:
     """Check that these are the tensors of network `name`: keys, shapes, floating dtypes.
 
@@ -111,14 +135,7 @@ def require_fit(state: Mapping[str, Tensor], name: str, config: Any, where: str)
     Raises:
         WeightsError: they are not; it names the first few keys.
     """
-    try:
-        expected = expected_shapes(name, config)
-    except RuntimeError as error:  # sizes beyond what a tensor can have
-        reason = next(iter(str(error).splitlines()), "no reason given")
-        raise WeightsError(
-            f"the config of '{name}' for {where} describes a network too large to exist ({reason}). "
-            "Does the config belong to this checkpoint?"
-        ) from error
+    expected = shapes_of(name, config, where)
     missing = [key for key in expected if key not in state]
     extra = [key for key in state if key not in expected]
     misshapen = [

@@ -32,11 +32,11 @@ def require_entries(field: str, value: Any, most: int = LARGEST_SIZE) -> None:
 
 
 def require_same_length(config: Any, *fields: str, each: str) -> None:
-    """Require that these tuples have one entry for each level, stage or branch, and at least one."""
+    """Require that these tuples have one entry for each level, stage or branch: at least 1, at most 100."""
     lengths = tuple(len(getattr(config, field)) for field in fields)
-    if len(set(lengths)) > 1 or 0 in lengths:
+    if len(set(lengths)) > 1 or not 1 <= lengths[0] <= MOST_BLOCKS:
         counts = " and ".join(map(str, lengths))
-        allowed = f"have one entry for each {each}, and at least one"
+        allowed = f"have one entry for each {each}, from 1 to {MOST_BLOCKS}"
         raise ArgumentError(", ".join(fields), lengths, allowed, given=f"has {counts} entries")
 
 

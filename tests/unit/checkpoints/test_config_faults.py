@@ -9,6 +9,7 @@ import torch
 
 import audioldm2
 from audioldm2.audio import CLAP_MEL
+from audioldm2.checkpoints import storage
 from audioldm2.errors import WeightsError
 from tests.support import checkpoints
 from tests.support.checkpoints import (
@@ -395,3 +396,17 @@ def test_rejects_checkpoint_without_required_network(converted: Path, name: str)
 def test_rejects_impossible_default_length(converted: Path, seconds: float):
     checkpoints.change_json(converted / "config.json", seconds=seconds)
     assert "it has to be above 0 and at most 86400" in load_error(converted)
+
+
+@pytest.mark.parametrize("command", [storage.read, audioldm2.load])
+def test_rejects_network_too_large_to_exist(converted: Path, command):
+    """Every size is allowed alone, but the bias table of attention would have 4e18 values."""
+    path = converted / "config.json"
+    config = json.loads(path.read_text())
+    config["networks"]["clap_audio"]["window"] = 10**6
+    config["networks"]["clap_audio"]["heads"] = [4, 10**6]
+    config["networks"]["clap_audio"]["dim"] = 500_000
+    checkpoints.write_json(path, config)
+    with pytest.raises(WeightsError) as caught:
+        command(converted)
+    assert str(caught.value).startswith(f"'clap_audio' in {path} describes a network too large to exist (")

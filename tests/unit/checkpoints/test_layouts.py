@@ -223,6 +223,17 @@ def test_weight_norm_folds_exactly_as_torch_computes_it(diffusers: Path, weight_
     assert torch.equal(loaded, effective["upsampler.0.weight"])
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("folder", ["unet", "language_model", "vocoder"])
+def test_names_of_module_wrappers_are_removed(diffusers: Path, states, folder: str, wrapper: str):
+    """As `save_pretrained` of a compiled or distributed model leaves them."""
+    change_state(
+        weights_file(diffusers / folder),
+        lambda state: {f"{wrapper}{key}": tensor for key, tensor in state.items()},
+    )
+    assert_same_states(loaded_states(diffusers), states)
+
+
 def test_float64_scalars_of_clap_are_written_as_float32(diffusers: Path, states, tmp_path: Path):
     """The published file has its two logit scales so, and therefore calls itself float64."""
     change_state(

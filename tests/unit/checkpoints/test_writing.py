@@ -1,5 +1,6 @@
 """Folders are written whole or not at all, whatever interrupts the writer."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -120,6 +121,23 @@ except OSError as error:
     out = tmp_path / "out"
     run = subprocess.run([sys.executable, "-c", program, converted, out], capture_output=True, text=True)
     assert run.stdout.startswith(f"{out} cannot be written: ") and "File too large" in run.stdout, run.stderr
+    assert left(tmp_path) == ["converted"]
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "config"])
+def test_full_disk_beside_the_weights_names_the_folder(
+    converted: Path, tmp_path: Path, monkeypatch, what: str
+):
+    def fail(*_, **__) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if what == "tokenizer":
+        monkeypatch.setattr(storage.shutil, "copyfile", fail)
+    else:
+        monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        storage.write(storage.read(converted), tmp_path / "out")
+    assert str(caught.value).startswith(f"{tmp_path / 'out'} cannot be written: ")
     assert left(tmp_path) == ["converted"]
 
 
