@@ -27,9 +27,9 @@ examples:
 """
 
 
-def parser() -> Parser:
+def convert_parser() -> Parser:
     """Return the parser of `audioldm2 convert`."""
-    made = Parser(
+    parser = Parser(
         prog="audioldm2 convert",
         description="Convert an AudioLDM 2 checkpoint (a hub id, a folder in the diffusers layout, an\n"
         "original .pth file) to a folder that loads at once, memory-mapped; or back to the diffusers layout.",
@@ -37,44 +37,46 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument(
+    parser.add_argument(
         "source", metavar="SOURCE", help="hub id such as cvssp/audioldm2, a folder, or a .pth file"
     )
-    made.add_argument("out", metavar="OUT", type=Path, help="the folder to write; it must not exist yet")
-    made.add_argument(
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write; it must not exist yet")
+    parser.add_argument(
         "--to", choices=["converted", "diffusers"], default="converted", help="the layout of OUT"
     )
-    made.add_argument(
+    parser.add_argument(
         "--dtype", choices=list(storage.DTYPES), help="cast the weights (default: keep each dtype)"
     )
-    made.add_argument(
+    parser.add_argument(
         "--heads",
         choices=["config", "trained"],
         help="the UNet's attention heads: as the diffusers layout's config says and the reference reads, or "
         "32 wide, as the published weights were trained (default: config for that layout, trained for .pth)",
     )
-    made.add_argument("--ema", action="store_true", help="from a .pth file, take the UNet's averaged weights")
-    made.add_argument(
+    parser.add_argument(
+        "--ema", action="store_true", help="from a .pth file, take the UNet's averaged weights"
+    )
+    parser.add_argument(
         "--config",
         type=Path,
         metavar="JSON",
         help='for a .pth file: {network: {field: value}} for what no tensor tells, such as {"unet": '
         '{"heads": [8, 8, 8, 8]}}',
     )
-    made.add_argument(
+    parser.add_argument(
         "--tokenizers",
         type=Path,
         metavar="FOLDER",
         help="for a .pth file, which has none: a folder with those of a converted or diffusers-layout model "
         "(default: beside the file, or else those of cvssp/audioldm2)",
     )
-    made.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    made.add_argument("--force", action="store_true", help="replace OUT if it is such a folder")
-    made.add_argument("--dry-run", action="store_true", help="list what would be done, and write nothing")
-    made.add_argument(
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is such a folder")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be done, and write nothing")
+    parser.add_argument(
         "--check", action="store_true", help="compare OUT, converted before, with SOURCE by value"
     )
-    return made
+    return parser
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -85,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
         WeightsError: the source cannot be converted.
         OSError: the disk refuses.
     """
-    options = parser().parse_args(arguments)
+    options = convert_parser().parse_args(arguments)
     _require_one_task(options)
     if not (options.dry_run or options.check):
         _require_place(options.out, options.force)
@@ -128,17 +130,17 @@ def run(arguments: Sequence[str]) -> int:
 
 def run_info(arguments: Sequence[str]) -> int:
     """Run `audioldm2 info`: print what a checkpoint is, without loading it; returns the exit code."""
-    made = Parser(
+    parser = Parser(
         prog="audioldm2 info",
         description="Print what a checkpoint is: architecture, sizes, dtypes, revision, licence. "
         "No weight is loaded.",
         allow_abbrev=False,
     )
-    made.add_argument(
+    parser.add_argument(
         "source", metavar="SOURCE", help="hub id such as cvssp/audioldm2, a folder, or a .pth file"
     )
-    made.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    options = made.parse_args(arguments)
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    options = parser.parse_args(arguments)
     checkpoint = open_checkpoint(options.source, revision=options.revision, with_weights=False)
     print(*report.describe(checkpoint, opened=Path(options.source).expanduser().exists()), sep="\n")
     return 0

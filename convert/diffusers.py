@@ -97,12 +97,12 @@ def read_diffusers(
         configs[name] = config
         opener = partial(_open, name, config, folder / part.folder, prefer_half)
         states[name] = Reading(name, config, str(folder / part.folder), opener)
-    schedule = folder / "scheduler" / "scheduler_config.json"
-    with _naming(schedule):
-        schedule = schedule_from(read_json(schedule))
-    hearing = folder / "feature_extractor" / "preprocessor_config.json"
-    with _naming(hearing):
-        hearing = clap_mel_from(hearing)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    with _naming(scheduler):
+        schedule = schedule_from(read_json(scheduler))
+    front_end = folder / "feature_extractor" / "preprocessor_config.json"
+    with _naming(front_end):
+        clap_mel = clap_mel_from(front_end)
     tokenizers = {"clap_tokenizer": folder / "tokenizer", "t5_tokenizer": folder / "tokenizer_2"}
     symbols = None
     if is_speech:
@@ -113,7 +113,7 @@ def read_diffusers(
         configs=configs,
         states=states,
         schedule=schedule,
-        clap_mel=hearing,
+        clap_mel=clap_mel,
         tokenizers={name: tokenizers[name] for name in storage.tokenizers_of(configs)},
         source=source or str(folder),
         revision=revision,

@@ -79,7 +79,7 @@ def write_diffusers(
         "vocoder": hifigan.config_to(configs["hifigan"]),
     }
     schedule = storage.schedule_of(checkpoint, checkpoint.source)
-    hearing = storage.hearing_of(checkpoint, checkpoint.source)
+    clap_mel = storage.clap_mel_of(checkpoint, checkpoint.source)
     storage.require_tokenizers(checkpoint)
     with atomic_folder(folder, force=force) as draft, naming_folder(folder):
         for name, content in contents.items():
@@ -108,10 +108,14 @@ def write_diffusers(
                 "clip_sample": False,
             },
         )
-        heard = {theirs: getattr(hearing, ours) for ours, theirs, *_ in CLAP_MEL}
+        front_end = {theirs: getattr(clap_mel, ours) for ours, theirs, *_ in CLAP_MEL}
         _write_json(
             draft / "feature_extractor" / "preprocessor_config.json",
-            {"feature_extractor_type": "ClapFeatureExtractor", "processor_class": "ClapProcessor", **heard}
+            {
+                "feature_extractor_type": "ClapFeatureExtractor",
+                "processor_class": "ClapProcessor",
+                **front_end,
+            }
             | {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None},
         )
         for ours, theirs in (("clap_tokenizer", "tokenizer"), ("t5_tokenizer", "tokenizer_2")):
@@ -133,8 +137,8 @@ def _back(name: str, checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[
     part, config = PARTS[name], checkpoint.configs[name]
     state = storage.prepare(name, checkpoint.states[name](), dtype, checkpoint.source)
     moves = keymap.plan(state, keymap.reverse(part.rows(config)), checkpoint.source)
-    made = part.finish(keymap.convert(state, moves), config)
-    return {key: tensor.contiguous() for key, tensor in made.items()}
+    exported = part.finish(keymap.convert(state, moves), config)
+    return {key: tensor.contiguous() for key, tensor in exported.items()}
 
 
 def _write_tokenizer_json(tokenizer: T5Tokenizer, path: Path) -> None:

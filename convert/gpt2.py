@@ -41,11 +41,11 @@ def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: two keys become one.
     """
-    made = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
-    if len(made) < len(state):
-        twice = [key for key in made if key in state and f"transformer.{key}" in state]
+    plain = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
+    if len(plain) < len(state):
+        twice = [key for key in plain if key in state and f"transformer.{key}" in state]
         raise WeightsError(f"{some(twice)} are stored both with and without the prefix 'transformer.'.")
-    return made
+    return plain
 
 
 def config_from(source: dict) -> GPT2Config:

@@ -42,9 +42,7 @@ class Tally:
         self.sources.add(move.source)
         self.renamed += move.source != move.target
         change = move.row.transform
-        if (
-            change is not None and change.forward(tensor) is not tensor
-        ):  # a transform passes what it is not for
+        if change is not None and change.forward(tensor) is not tensor:  # it passes what it is not for
             self.changed[change.name] += 1
 
 
@@ -55,32 +53,35 @@ def tally(checkpoint: Checkpoint) -> dict[str, Tally]:
     """
     tallies = {}
     for name, reading in checkpoint.states.items():
-        tallies[name] = made = Tally()
+        tallies[name] = counts = Tally()
         if isinstance(reading, Reading):
             tensors, moves = reading.open()
             for move in moves:
                 if move.row.note != OTHER_BRANCH:  # the other network reads it
-                    made.add(move, tensors[move.source])
+                    counts.add(move, tensors[move.source])
         else:
             for tensor in reading().values():
-                made.read, made.size = made.read + 1, made.size + tensor.nbytes
+                counts.read, counts.size = counts.read + 1, counts.size + tensor.nbytes
     if isinstance(checkpoint, Original):
-        tallies[""] = made = Tally()
+        tallies[""] = counts = Tally()
         for move in checkpoint.dropped:
-            made.add(move, checkpoint.tensors[move.source])
+            counts.add(move, checkpoint.tensors[move.source])
     return tallies
 
 
 def lines(tallies: Mapping[str, Tally]) -> Iterator[str]:
     """Yield the lines of a table: each network with counts and bytes, then what is dropped and why."""
-    for name, made in tallies.items():
+    for name, counts in tallies.items():
         if name:
-            done = [f"{made.renamed} renamed", *(f"{count} {what}" for what, count in made.changed.items())]
-            yield f"{name:<11} {made.read:>5} tensors {made.size / 1e6:>9.1f} MB   {', '.join(done)}"
-    for name, made in tallies.items():
-        for reason, count in made.dropped.items():
+            done = [
+                f"{counts.renamed} renamed",
+                *(f"{count} {what}" for what, count in counts.changed.items()),
+            ]
+            yield f"{name:<11} {counts.read:>5} tensors {counts.size / 1e6:>9.1f} MB   {', '.join(done)}"
+    for name, counts in tallies.items():
+        for reason, count in counts.dropped.items():
             whose = f" of {name}" if name else ""
-            size = made.dropped_size[reason] / 1e6
+            size = counts.dropped_size[reason] / 1e6
             yield f"dropped     {count:>5} tensors {size:>9.1f} MB  {whose} {reason}"
 
 
@@ -122,7 +123,7 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return everything in a checkpoint but its tensors."""
     return checkpoint.configs | {
         "schedule": storage.schedule_of(checkpoint, checkpoint.source),
-        "clap_mel": storage.hearing_of(checkpoint, checkpoint.source),
+        "clap_mel": storage.clap_mel_of(checkpoint, checkpoint.source),
         "symbols": checkpoint.symbols,
     }
 

@@ -58,7 +58,7 @@ def check(checkpoint: Checkpoint, where: str) -> None:
     for name, config in checkpoint.configs.items():
         shapes_of(name, config, where)
     schedule_of(checkpoint, where)
-    hearing_of(checkpoint, where)
+    clap_mel_of(checkpoint, where)
     validate.check_together(checkpoint.configs, where)
     if not 0 < checkpoint.seconds <= LONGEST_SECONDS:
         raise WeightsError(
@@ -83,6 +83,9 @@ def schedule_of(checkpoint: Checkpoint, where: str) -> NoiseSchedule:
     return schedule
 
 
-def hearing_of(checkpoint: Checkpoint, where: str) -> MelSettings:
+def clap_mel_of(checkpoint: Checkpoint, where: str) -> MelSettings:
     """Return the log-mel front end that CLAP's audio branch was trained with; WeightsError if impossible."""
     return validate.build(MelSettings, checkpoint.clap_mel, f"'clap_mel' in {where}", CLAP_MEL)
+
+
+hearing_of = clap_mel_of  # its name until all callers use the new one

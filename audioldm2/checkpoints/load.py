@@ -80,7 +80,7 @@ def load(
         clap_tokenizer=clap_tokenizer,
         t5_tokenizer=t5_tokenizer,
         schedule=storage.schedule_of(checkpoint, checkpoint.source),
-        hearing=storage.hearing_of(checkpoint, checkpoint.source),
+        hearing=storage.clap_mel_of(checkpoint, checkpoint.source),
         source=str(source),
         origin=checkpoint.source,
         revision=checkpoint.revision,
@@ -89,7 +89,7 @@ def load(
 
 
 def _require_tokenizers(checkpoint: storage.Checkpoint) -> None:
-    """Raise WeightsError if a tokenizer is missing, as it is where none was found for an original file."""
+    """Raise WeightsError if a tokenizer is missing; for an original file perhaps none was found."""
     absent = [name for name in storage.tokenizers_of(checkpoint.configs) if name not in checkpoint.tokenizers]
     if absent:
         raise WeightsError(

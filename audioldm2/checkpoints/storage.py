@@ -22,6 +22,7 @@ from audioldm2.checkpoints.checkpoint import (
     TOKENIZERS,
     Checkpoint,
     check,
+    clap_mel_of,
     hearing_of,
     schedule_of,
     tokenizers_of,
@@ -46,6 +47,7 @@ __all__ = [  # what other packages import from here
     "WeightsError",
     "cast",
     "check",
+    "clap_mel_of",
     "hearing_of",
     "is_converted",
     "read",
@@ -145,7 +147,7 @@ def write(
     Args:
         checkpoint: what to write.
         folder: where to.
-        dtype: cast every tensor to it. The default keeps each as it is, except float64, which becomes
+        dtype: cast every tensor to it. The default keeps each dtype, except float64, which becomes
             float32: the published CLAP has two scalars in it by accident.
         force: replace the folder if it exists.
         on_network: called with each network's name, number of tensors and bytes before it is written.

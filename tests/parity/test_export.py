@@ -158,7 +158,7 @@ def test_round_trip_is_bit_exact(made, kind, tmp_path):
     after = storage.read(tmp_path / "again")
     assert after.configs == between.configs == before.configs
     assert storage.schedule_of(after, "") == storage.schedule_of(before, "")
-    assert storage.hearing_of(after, "") == storage.hearing_of(before, "")
+    assert storage.clap_mel_of(after, "") == storage.clap_mel_of(before, "")
     ours, found = states_of(before), states_of(after)
     assert found.keys() == ours.keys()
     for name, state in ours.items():
@@ -167,7 +167,7 @@ def test_round_trip_is_bit_exact(made, kind, tmp_path):
             assert torch.equal(found[name][key], tensor) and found[name][key].dtype == tensor.dtype
     if kind == "music":
         assert storage.schedule_of(after, "") == replace(NoiseSchedule(), beta_end=0.02)
-        assert storage.hearing_of(after, "").f_max == 12000
+        assert storage.clap_mel_of(after, "").f_max == 12000
 
 
 def test_round_trip_keeps_the_tokenizers(made):

@@ -182,7 +182,7 @@ def test_unet_with_film_vector_matches_reference(tmp_path, changes, time, mel):
     expected = model(x, t, encoder_hidden_states=None, class_labels=vector).sample
     assert_same(network(x, t, clap_vector=vector), expected)
     other = network(x, t, clap_vector=vector.flip(0))
-    assert (other - expected).abs().max() > 1e-2, "the vector is not heard"
+    assert (other - expected).abs().max() > 1e-2, "the vector has no effect"
 
 
 # A whole speech model -------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def test_config_overrides_what_no_tensor_tells(folder):
     assert checkpoint.configs["hifigan"].sample_rate == 22050
     assert checkpoint.configs["clap_text"].heads == 4
     assert NoiseSchedule(**checkpoint.schedule) == replace(NoiseSchedule(), beta_end=0.02)
-    assert storage.hearing_of(checkpoint, "here").f_max == 12000
+    assert storage.clap_mel_of(checkpoint, "here").f_max == 12000
     assert config["schedule"] == {"beta_end": 0.02}, "the caller's config was changed"
 
 

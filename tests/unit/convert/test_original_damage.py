@@ -121,7 +121,7 @@ def test_repacked_archive_converts_alike(file):
 
 
 @pytest.mark.filterwarnings("ignore:.*noise schedule")
-@pytest.mark.parametrize("factor", ["as it is", "given"])
+@pytest.mark.parametrize("factor", ["stored", "given"])
 def test_compressed_archive_converts_alike_or_is_rejected(file, factor):
     """If it were mapped, the compressed bytes would be read as weights."""
     repack(file, zipfile.ZIP_DEFLATED)

@@ -52,7 +52,7 @@ def test_converted_folder_generates_the_same_sound(models, folder, tmp_path, kin
     torch.testing.assert_close(one.audio, other.audio, rtol=0, atol=1e-5)
 
 
-HEARD = {
+CONTEXTS = {
     "base": {"gpt2_context", "text_context", "t5_mask"},
     "large": {"gpt2_context", "text_context", "t5_mask"},
     "48k": {"clap_vector"},
@@ -65,9 +65,9 @@ def test_conditioning_has_exactly_the_contexts_of_the_denoiser(models, kind):
     model = models(kind)
     conditioning = model.encode_prompt(["a dog", "rain"], "noise")
     configs = model.networks.configs
-    assert conditioning.tensors.keys() == conditioning.negative.tensors.keys() == HEARD[kind]
+    assert conditioning.tensors.keys() == conditioning.negative.tensors.keys() == CONTEXTS[kind]
     widths = {"gpt2_context": 128, "text_context": 14, "clap_vector": 10}
-    for name in HEARD[kind] - {"t5_mask"}:
+    for name in CONTEXTS[kind] - {"t5_mask"}:
         assert conditioning.tensors[name].shape[-1] == widths[name]
         assert len(conditioning.tensors[name]) == 2
     assert (configs["unet"].film_dim > 0) == (conditioning.clap_vector is not None)
@@ -146,7 +146,7 @@ def test_mixed_clap_conditioning_denoises_to_neither_end(models):
 def test_rejects_conditioning_of_another_kind(models, of, to):
     """One that has more than this denoiser needs is accepted."""
     conditioning, noise = models(of).encode_prompt("a dog"), torch.randn(models(to).sound.latents(1, 4))
-    if HEARD[to] <= HEARD[of]:
+    if CONTEXTS[to] <= CONTEXTS[of]:
         assert models(to).denoise(conditioning, noise, num_inference_steps=1).isfinite().all()
         return
     with pytest.raises(ValueError, match=r"this model needs .*Make it with this model's encode_prompt"):

@@ -66,7 +66,9 @@ print(json.dumps(fates))
 def in_a_process(program: str, *arguments: object) -> str:
     """Run a program in a process of its own, which has to succeed; returns what it prints."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    steady = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # freed memory is given back, as it is for larger models
+    steady = {
+        "MALLOC_MMAP_THRESHOLD_": "1000000"
+    }  # freed memory returns to the system, as with larger models
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **steady})
     assert run.returncode == 0, run.stderr
     return run.stdout

@@ -110,7 +110,10 @@ def test_recipes_can_be_shown(home: Path, capsys):
         (["--save-every", "0"], "save of at least 1"),
         (["--out", "sounds"], "sounds is not empty"),
         (["--device", "abacus"], "device is 'abacus', which is not on this machine"),
-        (["--model", "wrong.json"], "do not fit: gpt2_dim of 'projection' is 96 and dim of 'gpt2' is 192"),
+        (
+            ["--model", "wrong.json"],
+            "do not fit together: gpt2_dim of 'projection' is 96, but dim of 'gpt2' is 192",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_sentence(words, said, home: Path, capsys, monkeypatch):
