@@ -275,7 +275,10 @@ def test_rejects_gpt2_tensor_with_and_without_prefix(diffusers: Path):
         return bare | other
 
     change_state(weights_file(diffusers / "language_model"), twice)
-    assert "'ln_f.bias', 'ln_f.weight' stand here with and without 'transformer.'" in load_error(diffusers)
+    assert (
+        "'ln_f.bias', 'ln_f.weight' are stored both with and without the prefix 'transformer.'"
+        in load_error(diffusers)
+    )
 
 
 def test_rejects_t5_with_two_embeddings(diffusers: Path):

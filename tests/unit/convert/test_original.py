@@ -257,7 +257,7 @@ def test_vocoder_of_unknown_rates_asks_for_them(tmp_path):
 
 def test_vocoder_rates_may_come_from_config(tmp_path):
     file = originals.save(tmp_path / "a.pth", unknown_vocoder())
-    told = {"hifigan": {"upsample_rates": [5, 4, 2, 2, 2], "sample_rate": 24000}}
-    vocoder = convert.read_original(file, config=told).configs["hifigan"]
+    rates = {"hifigan": {"upsample_rates": [5, 4, 2, 2, 2], "sample_rate": 24000}}
+    vocoder = convert.read_original(file, config=rates).configs["hifigan"]
     assert (vocoder.hop, vocoder.sample_rate, vocoder.upsample_kernels) == (160, 24000, (10, 16, 8, 4, 4))
-    convert_file(file, config=told)
+    convert_file(file, config=rates)
