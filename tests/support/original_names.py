@@ -176,14 +176,14 @@ PHONEMES = {  # blocks.N. -> what follows "encoder." there, with N in place of t
 
 
 def spelt(key: str, words: Mapping[str, str]) -> str:
-    """The key with each of the words, whole ones alone, in its other spelling."""
+    """Return the key with each of the words replaced, whole path components only."""
     longest_first = sorted(words, key=len, reverse=True)
     pattern = "|".join(re.escape(word) for word in longest_first)
     return re.sub(rf"(?<![^.])({pattern})(?![^.])", lambda found: words[found[1]], key)
 
 
 def name_of(network: str, config: Any, key: str) -> str:
-    """What the original calls one of our tensors, below the module that holds the network."""
+    """Return the original's name of one of our tensors, below the module that holds the network."""
     if network == "unet":
         return unet_name(config, key)
     if network == "vae":
@@ -204,7 +204,7 @@ def name_of(network: str, config: Any, key: str) -> str:
 
 
 def unet_name(config: UNetConfig, key: str) -> str:
-    """Blocks are counted through all levels: one for the first convolution, the layers, one to go down."""
+    """Return the name in the UNet, which counts blocks through all levels: input, layers, downsampling."""
     way, _, rest = key.partition(".")
     if way in UNET_ENDS:
         return spelt(key, UNET_ENDS)
@@ -242,7 +242,7 @@ def vae_name(config: VAEConfig, key: str) -> str:
 
 
 def layout_of(network: str, key: str) -> str:
-    """How the original lays out one of our tensors; "" for as we do."""
+    """Return how the original lays out one of our tensors; "" if as ours."""
     part, _, last = key.rpartition(".")
     if network == "unet" and part.endswith(("proj_in", "proj_out")) and last == "weight":
         return "image 1x1"
@@ -274,7 +274,7 @@ LAYOUTS = {
 
 
 def put(table: State, key: str, tensor: Tensor, layout: str) -> None:
-    """Lay one of our tensors where the original has it."""
+    """Put one of our tensors where the original has it."""
     if layout in LAYOUTS:
         table[key] = LAYOUTS[layout](tensor).contiguous()
         return
@@ -287,11 +287,11 @@ def put(table: State, key: str, tensor: Tensor, layout: str) -> None:
 
 
 def spread(network: str, config: Any, state: State, places: Mapping[str, str]) -> State:
-    """One network's tensors as the original has them, under the whole names."""
+    """Return one network's tensors as the original has them, under their full names."""
     table: State = {}
     place = places["clap" if network.startswith("clap") else network]
     for key, tensor in state.items():
-        if network == "hifigan" and key in ("mean", "scale"):  # of the reference's class alone
+        if network == "hifigan" and key in ("mean", "scale"):  # which only the reference's class has
             continue
         whole = POSITIONS if key == "t5_positions" else f"{place}.{name_of(network, config, key)}"
         put(table, whole, tensor, layout_of(network, key))
