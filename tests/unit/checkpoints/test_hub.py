@@ -204,7 +204,7 @@ def test_rejects_source_of_another_type(source: object):
 
 @pytest.fixture
 def online(monkeypatch) -> SimpleNamespace:
-    """A fake hub that records requests and returns or raises what a test sets; the real one is never reached."""
+    """A fake hub that records requests and returns or raises what a test sets."""
     asked = SimpleNamespace(
         listing=LISTING + CLUTTER, error=None, download_error=None, patterns=None, revisions=[]
     )
