@@ -109,8 +109,11 @@ def test_show_prints_the_recipe(home: Path, capsys):
         (["--steps", "0"], "steps is 0; it has to be at least 1"),
         (["--save-every", "0"], "save is 0; it has to be a whole number of at least 1"),
         (["--out", "sounds"], "sounds is not empty"),
-        (["--device", "abacus"], "device='abacus' is not on this machine"),
-        (["--model", "wrong.json"], "do not fit: gpt2_dim of 'projection' is 96 and dim of 'gpt2' is 192"),
+        (["--device", "abacus"], "device is 'abacus', which is not on this machine"),
+        (
+            ["--model", "wrong.json"],
+            "do not fit together: gpt2_dim of 'projection' is 96, but dim of 'gpt2' is 192",
+        ),
     ],
 )
 def test_mistake_is_reported_in_one_sentence(arguments, message, home: Path, capsys, monkeypatch):
