@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    return execute(lambda: Command(parser, run, evaluate.OUT_OF_MEMORY, "the figures"), arguments)
+    return execute(lambda: Command(parser, run, evaluate.OUT_OF_MEMORY), arguments)
 
 
 if __name__ == "__main__":

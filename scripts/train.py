@@ -50,7 +50,7 @@ class Procedural:
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     run = partial(train.run, prog=PROG, worlds={"procedural": Procedural})
-    command = Command(partial(train.parser, PROG), run, train.OUT_OF_MEMORY, "the run")
+    command = Command(partial(train.parser, PROG), run, train.OUT_OF_MEMORY)
     return execute(lambda: command, arguments)
 
 

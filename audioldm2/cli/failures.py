@@ -1,5 +1,10 @@
 """Errors in words: which ones a user can cause, and the sentence for each."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 
 from audioldm2.cli.arguments import Parser
@@ -28,13 +33,12 @@ DEVICE_FAILED = (
 NOT_WRITTEN = ("PytorchStreamWriter failed", "file write failed", "unexpected pos", "No space left on device")
 
 
-def in_words(error: Exception, parser: Parser, out_of_memory: str, writes: str) -> str | None:
+def in_words(error: Exception, parser: Parser, out_of_memory: str) -> str | None:
     """The sentence for an error; None for a bug of this program, which deserves its traceback.
 
     Args:
         parser: of the command, for the flags that set the library's arguments.
         out_of_memory: what to try when memory runs out.
-        writes: the files that the command writes, for a full disk that PyTorch reports without a name.
     """
     if isinstance(error, ArgumentError):
         return error.sentence(parser.flag_of(error.name))
@@ -49,9 +53,20 @@ def in_words(error: Exception, parser: Parser, out_of_memory: str, writes: str) 
         first = (str(error).splitlines() or [""])[0]
         if any(words in str(error) for words in DEVICE_FAILED):
             return f"the device has failed ({first}). Run it again, or on another device with --device cpu."
-        if any(words in str(error) for words in NOT_WRITTEN):
-            return f"{writes} could not be written ({first}). Is the disk full?"
     return None
+
+
+@contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Let `torch.save`, which reports a full disk as a RuntimeError without a file, name a folder."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NOT_WRITTEN):
+            raise
+        first = str(error).splitlines()[0]
+        reason = f"it could not be written ({first}); is the disk full?"
+        raise OSError(errno.ENOSPC, reason, str(folder)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -26,7 +26,6 @@ class Command:
     parser: Callable[[], Parser]
     run: Callable[[Sequence[str]], int]  # the arguments after the command's name -> exit code
     out_of_memory: str = "Try a smaller model or a shorter sound."
-    writes: str = "the output"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +52,7 @@ def execute(find: Callable[[], Command], arguments: Sequence[str]) -> int:
         except BrokenPipeError:
             return READER_LEFT
         except Exception as error:
-            sentence = in_words(error, command.parser(), command.out_of_memory, command.writes)
+            sentence = in_words(error, command.parser(), command.out_of_memory)
             if sentence is None:
                 raise
             report(f"error: {sentence}")
@@ -80,14 +79,14 @@ def _after_printing() -> int:
 def _generate() -> Command:
     from audioldm2.cli import generate
 
-    return Command(generate.parser, generate.run, generate.OUT_OF_MEMORY, "the sound")
+    return Command(generate.parser, generate.run, generate.OUT_OF_MEMORY)
 
 
 def _convert() -> Command:
     demand_converter()
     from audioldm2.convert.__main__ import parser, run
 
-    return Command(parser, run, "Close other programs, or convert on a computer with more.", "the folder")
+    return Command(parser, run, "Close other programs, or convert on a computer with more.")
 
 
 def _info() -> Command:
@@ -105,13 +104,13 @@ def _info() -> Command:
 def _train() -> Command:
     from audioldm2.cli import train
 
-    return Command(train.parser, train.run, train.OUT_OF_MEMORY, "the run")
+    return Command(train.parser, train.run, train.OUT_OF_MEMORY)
 
 
 def _evaluate() -> Command:
     from audioldm2.cli import evaluate
 
-    return Command(evaluate.parser, evaluate.run, evaluate.OUT_OF_MEMORY, "the figures")
+    return Command(evaluate.parser, evaluate.run, evaluate.OUT_OF_MEMORY)
 
 
 def _score() -> Command:

@@ -14,6 +14,7 @@ import torch
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import open_checkpoint, resolve_device
 from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
+from audioldm2.cli.failures import naming_full_disk
 from audioldm2.cli.streams import print_result, report
 from audioldm2.errors import require_choice, require_whole, some
 from audioldm2.files import written_whole
@@ -148,7 +149,8 @@ def train_until_interrupted(stage: Stage, data: Captioned, folder: Path, cadence
 
     before = signal.signal(signal.SIGINT, ask_to_stop)
     try:
-        return loop.train(stage, data, folder, cadence, say=report, stopped=lambda: bool(stop))
+        with naming_full_disk(folder):
+            return loop.train(stage, data, folder, cadence, say=report, stopped=lambda: bool(stop))
     finally:
         signal.signal(signal.SIGINT, before)
 

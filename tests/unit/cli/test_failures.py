@@ -2,19 +2,20 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 import audioldm2
 from audioldm2.cli import generate
-from audioldm2.cli.failures import in_words
+from audioldm2.cli.failures import in_words, naming_full_disk
 from audioldm2.errors import ArgumentError, WeightsError
 from tests.support.command_line import assert_refused, without_stages
 
 
 def words(error: Exception) -> str | None:
-    return in_words(error, generate.parser(), "Try less.", "the sound")
+    return in_words(error, generate.parser(), "Try less.")
 
 
 @pytest.mark.parametrize(
@@ -66,9 +67,13 @@ def test_lost_device_names_the_flag_for_another(message):
     assert message.splitlines()[0] in found and "--device cpu" in found and "\n" not in found
 
 
-def test_full_disk_in_torch_save_names_the_output():
+def test_full_disk_in_torch_save_names_the_folder():
     message = "[enforce fail at inline_container.cc:664] . unexpected pos 128 vs 22"
-    assert words(RuntimeError(message)).startswith("the sound could not be written (")
+    with pytest.raises(OSError) as caught, naming_full_disk(Path("runs/vae")):
+        raise RuntimeError(message)
+    assert words(caught.value) == f"runs/vae: it could not be written ({message}); is the disk full?"
+    with pytest.raises(RuntimeError, match="^mat1$"), naming_full_disk(Path("runs/vae")):
+        raise RuntimeError("mat1")
 
 
 def test_error_of_the_system_names_the_file():
