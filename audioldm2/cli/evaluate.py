@@ -113,8 +113,8 @@ def run(arguments: Sequence[str]) -> int:
         rate = model.sample_rate if given.model is not None else None
         reference = embedded(judge, theirs, rate)[1]
     figures = evaluate(judge, prompts, vectors, reference)
-    print_result("\n".join(f"{name:<12}{value:8.4g}" for name, value in figures.items()))
     write_figures(figures, given.json)
+    print_result("\n".join(f"{name:<12}{value:8.4g}" for name, value in figures.items()))
     return 0
 
 

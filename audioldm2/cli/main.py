@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from audioldm2.checkpoints.load import demand_converter
 from audioldm2.cli.arguments import Parser
 from audioldm2.cli.failures import in_words
-from audioldm2.cli.streams import report, require_printed, safe_streams
+from audioldm2.cli.streams import ReaderLeft, report, require_printed, safe_streams
 
 DONE, MISTAKE, INTERRUPTED = 0, 2, 128 + signal.SIGINT
 READER_LEFT = 128 + 13  # SIGPIPE, which Windows does not have
@@ -49,7 +49,7 @@ def execute(find: Callable[[], Command], arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             report("interrupted; finished files are kept, and nothing half-written is left")
             return INTERRUPTED
-        except BrokenPipeError:
+        except ReaderLeft:
             return READER_LEFT
         except Exception as error:
             sentence = in_words(error, command.parser(), command.out_of_memory)
@@ -65,7 +65,7 @@ def _after_printing() -> int:
     try:
         sys.stdout.flush()
         require_printed()
-    except BrokenPipeError:
+    except ReaderLeft:
         return READER_LEFT
     except OSError as error:
         if sys.stdout.stream is not None:  # closed on purpose by whoever started the program

@@ -133,7 +133,7 @@ def require_places(jobs: list[Job], *, with_record: bool, with_picture: bool, re
 
 
 def require_writable(folder: Path) -> None:
-    """Raise ValueError unless files can be created in a folder, or in the closest folder above that exists."""
+    """Raise ValueError unless files can be created in a folder, or in the closest one above that exists."""
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     try:
         tempfile.TemporaryFile(dir=existing).close()  # os.access says yes to root, whatever the folder is

@@ -12,6 +12,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 
+class ReaderLeft(Exception):
+    """Nobody reads standard output any more, as after `| head`."""
+
+
 class Stream:
     """A text stream whose writes never raise; `failure` holds the error that lost the first text.
 
@@ -86,16 +90,16 @@ def _occupy_closed_descriptors() -> None:
 
 
 def print_result(text: str) -> None:
-    """Print what a command was asked for; raises OSError where it cannot be printed."""
+    """Print what a command was asked for; raises ReaderLeft or OSError where it cannot be printed."""
     print(text, flush=True)
     require_printed()
 
 
 def require_printed() -> None:
-    """Raise the error that has lost a part of standard output, if one has."""
+    """Raise ReaderLeft or OSError where a part of standard output is lost."""
     failure = getattr(sys.stdout, "failure", None)
     if isinstance(failure, BrokenPipeError):
-        raise failure
+        raise ReaderLeft from failure
     if failure is not None:
         reason = getattr(failure, "strerror", None) or str(failure)
         raise OSError(getattr(failure, "errno", None) or errno.EIO, reason, "standard output") from failure

@@ -72,7 +72,7 @@ def test_full_disk_in_torch_save_names_the_folder():
     with pytest.raises(OSError) as caught, naming_full_disk(Path("runs/vae")):
         raise RuntimeError(message)
     assert words(caught.value) == f"runs/vae: it could not be written ({message}); is the disk full?"
-    with pytest.raises(RuntimeError, match="^mat1$"), naming_full_disk(Path("runs/vae")):
+    with pytest.raises(RuntimeError, match=r"^mat1$"), naming_full_disk(Path("runs/vae")):
         raise RuntimeError("mat1")
 
 
@@ -81,6 +81,7 @@ def test_error_of_the_system_names_the_file():
         words(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.wav")) == "a.wav: No space left on device"
     )
     assert words(OSError("no file has this")) == "no file has this"
+    assert words(BrokenPipeError(errno.EPIPE, "Broken pipe")) == "Broken pipe"  # of a connection to the hub
 
 
 @pytest.mark.parametrize(

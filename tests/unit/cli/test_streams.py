@@ -101,6 +101,13 @@ def test_generates_with_no_streams_at_all(tiny_folder, folder, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == ["dog.wav", "dog.wav.json"]
 
 
+@posix
+def test_result_that_nobody_reads_has_its_exit_code(run, monkeypatch):
+    with broken_pipe() as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert run("--sampler", "list")[::2] == (141, "")
+
+
 @full_device
 def test_result_on_a_full_device_is_an_error(run, monkeypatch):
     with open("/dev/full", "w") as device:
