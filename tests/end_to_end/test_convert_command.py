@@ -147,7 +147,7 @@ def test_an_original_becomes_a_folder_that_makes_sounds(run):
 def test_the_record_of_a_sound_tells_the_original(run):
     run("convert", "t5.pth", "out")
     run("a dog", "--model", "out", "-o", "dog.wav", *QUICK)
-    record = json.loads(Path("dog.json").read_text())
+    record = json.loads(Path("dog.wav.json").read_text())
     assert (record["model"], record["converted_from"], record["heads"]) == ("out", "t5.pth", [1, 2])
 
 

@@ -63,7 +63,7 @@ def test_it_is_what_a_command_without_a_model_takes(tmp_path: Path, monkeypatch,
     wave, rate = soundfile.read("beep.wav")
     model = storage.read(hub.DEMO_FOLDER)
     assert rate == 16_000 and len(wave) == model.seconds * rate and 0.01 < np.abs(wave).max() < 1
-    assert json.loads(Path("beep.json").read_text())["model"] == "demo"
+    assert json.loads(Path("beep.wav.json").read_text())["model"] == "demo"
 
 
 def test_a_model_that_is_named_is_not_announced(tmp_path: Path, monkeypatch, capsys):
