@@ -27,8 +27,11 @@ class Judge:
     """The CLAP of a model, which turns texts and sounds into vectors of one space."""
 
     def __init__(self, model: AudioLDM2):
-        self.model = model
-        self.networks, self.front_end, self.tokenizer = model.networks, model.clap_mel, model.clap_tokenizer
+        """Raises ArgumentError for a model without CLAP."""
+        if model.clap_tokenizer is None or "clap_audio" not in model.networks.configs:
+            raise ArgumentError("judge", model, "be a model with CLAP", given=f"is {model}, without CLAP")
+        self.model, self.networks = model, model.networks
+        self.front_end, self.tokenizer = model.clap_mel, model.clap_tokenizer
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
         """Vectors of texts: float32 (texts, clap_dim)."""

@@ -101,7 +101,9 @@ class Result:
         "seed" is that of the best sound: with one waveform per prompt and the other settings it gives this
         sound again.
         """
-        request = self.request
+        request, seeds = self.request, self.seeds[prompt]
+        scores = [None] * len(seeds) if self.scores is None else list(map(_rounded, self.scores[prompt]))
+        candidates = [{"seed": seed, "score": score} for seed, score in zip(seeds, scores, strict=True)]
         return {
             "audioldm2": package_version(),
             **self.model,
@@ -109,13 +111,8 @@ class Result:
             **request.record(),
             "negative_prompt": request.negative_prompts[prompt],
             "sample_rate": self.sample_rate,
-            "seed": self.seeds[prompt][0],
-            "score": None if self.scores is None else _rounded(self.scores[prompt, 0]),
-            "other_candidates": [
-                {"seed": seed, "score": _rounded(self.scores[prompt, place])}
-                for place, seed in enumerate(self.seeds[prompt])
-                if place > 0
-            ],
+            **candidates[0],
+            "other_candidates": candidates[1:],
         }
 
 

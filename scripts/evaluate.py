@@ -22,7 +22,7 @@ from scripts import world_questions
 
 
 def parser() -> Parser:
-    made = new_parser("python scripts/evaluate.py", __doc__)
+    made = new_parser("python scripts/evaluate.py", __doc__ or "")
     made.add_argument("--model", required=True, metavar="NAME", help="folder, .pth file or hub id")
     made.add_argument("--judge", metavar="NAME", help="whose CLAP judges (default: the model's own)")
     made.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")

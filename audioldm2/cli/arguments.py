@@ -94,14 +94,15 @@ def add_options(group: Any, options: Iterable[Field]) -> None:
         group.add_argument(about["flag"], type=_text_parser(option), **common)
 
 
-def _types(option: Field) -> tuple[type, ...]:
+def _types(option: Field) -> tuple[Any, ...]:
+    """The members of a union, or the only type."""
     return get_args(option.type) or (option.type,)
 
 
 def _text_parser(option: Field) -> Callable[[str], Any]:
     """Text to the option's type. Text that is not of this type stays text: the option's rule refuses it."""
-    kinds = [kind for kind in (int, float) if kind in _types(option)]
-    parse = option.metadata["parse"] or (kinds[0] if kinds else str)
+    types = _types(option)
+    parse = option.metadata["parse"] or (float if float in types else int if int in types else str)
 
     def read(text: str) -> Any:
         try:

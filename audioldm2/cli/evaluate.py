@@ -94,24 +94,21 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError("--model needs --prompts, a file with one prompt a line.")
     if given.sounds is not None and (given.judge is None or given.prompts is not None):
         raise ValueError("--sounds needs --judge, a model whose CLAP judges, and takes no --prompts.")
-    if given.reference is not None:
-        theirs = expand([given.reference], report)
+    reference_files = expand([given.reference], report) if given.reference is not None else []
+
+    reference_rate = None
     if given.model is not None:
         prompts = read_prompts(given.prompts)
         model = load(given.model, device=given.device, dtype="float32")
-        judged_by = load(given.judge, device=given.device, dtype="float32") if given.judge else model
-        judge = Judge(judged_by)
+        judge = Judge(load(given.judge, device=given.device, dtype="float32") if given.judge else model)
         prompts, vectors = generated(model, judge, prompts, range(given.seeds), options)
+        reference_rate = model.sample_rate  # no sound of the model has what lies above half of it
     else:
         files, captions = captioned_files(given.sounds)
         judge = Judge(load(given.judge, device=given.device, dtype="float32"))
         readable, vectors = embedded(judge, files)
         prompts = [Prompt(captions[file]) for file in readable] if captions else []
-    reference = None
-    if given.reference is not None:
-        # At the rate of a model's sounds: what lies above half of it is not there for the model to reach.
-        rate = model.sample_rate if given.model is not None else None
-        reference = embedded(judge, theirs, rate)[1]
+    reference = embedded(judge, reference_files, reference_rate)[1] if reference_files else None
     figures = evaluate(judge, prompts, vectors, reference)
     write_figures(figures, given.json)
     print_result("\n".join(f"{name:<12}{value:8.4g}" for name, value in figures.items()))

@@ -4,6 +4,7 @@ An error that a user can cause ends in one sentence on standard error and exit c
 130. Exit code 141 means that all is done and written, but who read standard output has left.
 """
 
+import errno
 import signal
 import sys
 import warnings
@@ -68,7 +69,7 @@ def _after_printing() -> int:
     except ReaderLeft:
         return READER_LEFT
     except OSError as error:
-        if sys.stdout.stream is not None:  # closed on purpose by whoever started the program
+        if error.errno != errno.EBADF:  # that one was closed by whoever started the program
             report(f"note: {error.filename}: {error.strerror}; all files are written")
     return DONE
 

@@ -49,13 +49,13 @@ def plan_jobs(prompt: str | None, prompts: Path | None, output: Path | None) -> 
         prompts: a text file with one prompt a line, or None.
         output: a sound file; a folder; or None for the current folder.
     """
-    if (prompt is None) == (prompts is None):
+    if prompts is not None and prompt is None:
+        return _jobs_from_file(prompts, output)
+    if prompt is None or prompts is not None:
         raise ValueError(
             'give either one prompt in quotes, as in audioldm2 "rain on a tin roof", '
             "or a file with one prompt a line, as in audioldm2 --prompts prompts.txt."
         )
-    if prompts is not None:
-        return _jobs_from_file(prompts, output)
     if not prompt.strip():
         raise ValueError("the prompt is empty; describe a sound.")
     return [Job(prompt, _sound_path(output, prompt))]

@@ -52,7 +52,7 @@ class Stream:
 
     def _discard_buffer(self) -> None:
         """Point the descriptor at the null device: Python flushes at exit, and exits 120 if that fails."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.stream.fileno())
             os.close(null)

@@ -62,3 +62,9 @@ def test_judge_embeds_sounds_of_different_lengths(tiny_model):
     vectors = judge.of_sounds([0.1 * torch.randn(8000), 0.1 * torch.randn(12_000)], 16_000)
     assert vectors.shape == (2, judge.of_texts(["rain"]).shape[1])
     assert torch.allclose(vectors.norm(dim=1), torch.ones(2), atol=1e-5)
+
+
+def test_judge_needs_clap(tiny_model, monkeypatch):
+    monkeypatch.setattr(tiny_model, "clap_tokenizer", None)
+    with pytest.raises(ArgumentError, match="judge is .*, without CLAP; it has to be a model with CLAP"):
+        Judge(tiny_model)
