@@ -88,16 +88,17 @@ def run(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
     require_whole("seeds", given.seeds, 1)
     options = generation_options(given)
-    if (given.model is None) == (given.sounds is None):
+    named = {name for name, value in vars(given).items() if value is not None}
+    if ("model" in named) == ("sounds" in named):
         raise ValueError("give either --model with --prompts, or --sounds; see audioldm2 evaluate --help.")
-    if given.model is not None and given.prompts is None:
+    if "model" in named and "prompts" not in named:
         raise ValueError("--model needs --prompts, a file with one prompt a line.")
-    if given.sounds is not None and (given.judge is None or given.prompts is not None):
+    if "sounds" in named and ("judge" not in named or "prompts" in named):
         raise ValueError("--sounds needs --judge, a model whose CLAP judges, and takes no --prompts.")
-    reference_files = expand([given.reference], report) if given.reference is not None else []
+    reference_files = expand([given.reference], report) if "reference" in named else []
 
     reference_rate = None
-    if given.model is not None:
+    if "model" in named:
         prompts = read_prompts(given.prompts)
         model = load(given.model, device=given.device, dtype="float32")
         judge = Judge(load(given.judge, device=given.device, dtype="float32") if given.judge else model)

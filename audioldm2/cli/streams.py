@@ -52,10 +52,8 @@ class Stream:
 
     def _discard_buffer(self) -> None:
         """Point the descriptor at the null device: Python flushes at exit, and exits 120 if that fails."""
-        with suppress(OSError, ValueError, AttributeError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.stream.fileno())
-            os.close(null)
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), self.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
