@@ -39,10 +39,7 @@ class Judge:
 
     def of_sounds(self, sounds: Sequence[Tensor], rate: int) -> Tensor:
         """Vectors of sounds, each (samples,) at `rate` Hz: float32 (sounds, clap_dim)."""
-        vectors = [
-            clap_score.embed_sounds(self.networks, self.front_end, each[None], rate) for each in sounds
-        ]
-        return torch.cat(vectors)
+        return clap_score.embed_sounds(self.networks, self.front_end, sounds, rate)
 
     def families(self, sounds: Tensor, texts: Mapping[str, Sequence[str]]) -> list[str]:
         """The family whose texts are nearest to each sound.

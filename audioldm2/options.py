@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from audioldm2.audio import LONGEST_SECONDS
+from audioldm2.audio import MAX_SECONDS
 from audioldm2.errors import (
     ArgumentError,
     require_bool,
@@ -69,8 +69,8 @@ def _seconds(name: str, value: Any) -> float | None:
     if value is None:
         return None
     seconds = require_number(name, value)
-    if not 0 < seconds <= LONGEST_SECONDS:
-        raise ArgumentError(name, value, f"be above 0 and at most {LONGEST_SECONDS:g} seconds")
+    if not 0 < seconds <= MAX_SECONDS:
+        raise ArgumentError(name, value, f"be above 0 and at most {MAX_SECONDS:g} seconds")
     return seconds
 
 
@@ -91,16 +91,15 @@ def _interval(name: str, value: Any) -> tuple[float, float] | None:
         return None
     pair = value if isinstance(value, (list, tuple)) else ()
     if len(pair) == 2:
-        low = require_number(f"{name}[0]", pair[0], 0)
+        low = require_number(f"{name}[0]", pair[0])
         # The largest float in place of infinity, which JSON cannot hold.
         high = min(require_number(f"{name}[1]", pair[1], finite=False), sys.float_info.max)
-        if low < high:
+        if 0 <= low < high:
             return low, high
-    raise ArgumentError(
-        name,
-        value,
-        "be two numbers (lo, hi) with 0 <= lo < hi, the noise-to-signal ratios between which guidance is on",
+    wanted = (
+        "be two numbers (lo, hi) with 0 <= lo < hi, the noise-to-signal ratios between which guidance is on"
     )
+    raise ArgumentError(name, value, wanted)
 
 
 def require_float_tensor(name: str, value: Any) -> Tensor | None:

@@ -7,6 +7,7 @@ vocode          log-mel  -> waveform                  HiFi-GAN                  
 score           waveform -> how well it fits          CLAP                          (clap_score.py)
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from audioldm2 import clap_score
-from audioldm2.audio import CLAP_MEL, USUAL_SECONDS, MelSettings
-from audioldm2.errors import ArgumentError, require_texts, require_whole
+from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
+from audioldm2.errors import ArgumentError, require_texts
 from audioldm2.models.unet import GPT2, T5, UNet
 from audioldm2.options import GenerationOptions, SamplingOptions, from_keywords, negatives, takes_options
 from audioldm2.prompt.conditioning import Conditioning
@@ -26,11 +27,22 @@ from audioldm2.result import Result
 from audioldm2.runtime import dtypes, memory, tiling
 from audioldm2.runtime.placement import Networks
 from audioldm2.sampling.guidance import guided
-from audioldm2.sampling.samplers import SAMPLERS, Denoiser, Generators
+from audioldm2.sampling.samplers import SAMPLERS, Denoiser, Generators, Noise, generator_noise
 from audioldm2.sampling.schedule import NoiseSchedule
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
 OnStep = Callable[[int, float, Tensor], object]
+
+
+def inference(method: Callable) -> Callable:
+    """No gradients, and no autocast that a caller has around it: dtypes are those that `load` chose."""
+
+    @functools.wraps(method)
+    def run(self: "AudioLDM2", *args: Any, **named: Any) -> Any:
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **named)
+
+    return run
 
 
 class AudioLDM2:
@@ -46,7 +58,7 @@ class AudioLDM2:
         source: str = "",
         origin: str = "",
         revision: str | None = None,
-        usual_seconds: float = USUAL_SECONDS,
+        default_seconds: float = DEFAULT_SECONDS,
         dtype_comparison: dtypes.Comparison | None = None,
     ):
         vae, vocoder = networks.configs["vae"], networks.configs["hifigan"]
@@ -64,7 +76,7 @@ class AudioLDM2:
             vae.downsampling,
             vae.latent_channels,
             vocoder.mels,
-            usual_seconds,
+            default_seconds,
         )
 
     @property
@@ -77,6 +89,7 @@ class AudioLDM2:
         """Where networks run."""
         return self.networks.device
 
+    @inference
     @takes_options(GenerationOptions)
     def generate(
         self,
@@ -122,7 +135,8 @@ class AudioLDM2:
         for first in range(0, len(noise), at_once):
             begin("denoising")
             rows = slice(first, first + at_once)
-            z = self._denoise(conditioning[rows], noise[rows], chosen, generators[rows], on_step)
+            drawn = generator_noise(generators[rows])
+            z = self._denoise(conditioning[rows], noise[rows], chosen, drawn, None, on_step)
             denoised.append(z)
         z = torch.cat(denoised)
         begin("decoding")
@@ -133,10 +147,13 @@ class AudioLDM2:
         scores = None
         if request.candidates > 1:
             begin("ranking")
-            scores = self.score([text for text in request.prompts for _ in range(request.candidates)], audio)
+            texts = [text for text in request.prompts for _ in range(request.candidates)]
+            scores, _ = clap_score.score_sounds(
+                self.networks, self.clap_tokenizer, self.clap_mel, texts, audio, self.sample_rate
+            )
         return Result.ranked(audio, z, mel, scores, self.sample_rate, request, self.describe())
 
-    @torch.no_grad()
+    @inference
     def encode_prompt(
         self,
         prompt: str | Sequence[str],
@@ -162,6 +179,8 @@ class AudioLDM2:
         *,
         options: SamplingOptions | None = None,
         generator: Generators | None = None,
+        noise: Noise | None = None,
+        t_start: float | None = None,
         on_step: OnStep | None = None,
         **keywords: Any,
     ) -> Tensor:
@@ -173,6 +192,9 @@ class AudioLDM2:
                 the rows of each prompt stand together.
             options: the options below in one object; keywords replace some of them.
             generator: noise of stochastic samplers: one for the batch, or one per row.
+            noise: a callable noise(x, step) in place of the generator.
+            t_start: start midway: skip the steps at times above it. `latents` are then those of the first
+                time left, sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps (see `sampling.samplers.times`).
             on_step: as in `generate`.
             {options}
 
@@ -190,15 +212,17 @@ class AudioLDM2:
             wanted = "have one for a guidance_scale above 1: make it with encode_prompt(..., guided=True)"
             raise ArgumentError("conditioning", conditioning, wanted, given="has no negative part")
         conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
-        return self._denoise(conditioning, latents, chosen, generator, on_step)
+        noise = generator_noise(generator) if noise is None and generator is not None else noise
+        return self._denoise(conditioning, latents, chosen, noise, t_start, on_step)
 
-    @torch.no_grad()
+    @inference
     def _denoise(
         self,
         conditioning: Conditioning,
         latents: Tensor,
         options: SamplingOptions,
-        generator: Generators | None,
+        noise: Noise | None,
+        t_start: float | None,
         on_step: OnStep | None,
     ) -> Tensor:
         with self.networks.running("unet") as unet:
@@ -210,48 +234,43 @@ class AudioLDM2:
                 options.num_inference_steps,
                 eta=options.eta,
                 karras=options.karras,
-                generator=generator,
+                noise=noise,
+                t_start=t_start,
                 on_step=on_step,
             )
 
-    @torch.no_grad()
+    @inference
     def decode(self, z: Tensor) -> Tensor:
         """Log-mel spectrograms (batch, time, mels) of clean latents (batch, channels, time, mel)."""
         with self.networks.running("vae") as vae:
             return tiling.decode(vae, z.to(self.device, self.networks.dtypes["vae"])).squeeze(1)
 
-    @torch.no_grad()
+    @inference
     def vocode(self, mel: Tensor) -> Tensor:
         """Waveforms (batch, samples) in [-1, 1] of log-mel spectrograms (batch, time, mels)."""
         with self.networks.running("hifigan") as vocoder:
             return tiling.vocode(vocoder, mel.to(self.device, self.networks.dtypes["hifigan"]))
 
+    @inference
     def score(self, text: str | Sequence[str], audio: Any, sample_rate: int | None = None) -> Tensor:
         """How well sounds fit texts: CLAP's cosine of each sound and its text, -1 to 1.
 
         Args:
             text: one for all sounds, or one per sound.
-            audio: floats (samples,) or (sounds, samples), a tensor or an array. CLAP reads clips over 10 s in
-                windows that cover all of them (see `clap_score`).
+            audio: floats (samples,) or (sounds, samples), a tensor or an array, or a list of sounds. CLAP
+                reads clips over 10 s in windows that cover all of them (see `clap_score`).
             sample_rate: of the audio, Hz; by default the model's own.
 
         Returns:
             float32 (sounds,).
+
+        Raises:
+            ArgumentError: an argument is not allowed; a sound without samples, or with NaN, is named by its
+                row.
         """
         self._require_clap()
-        rate = self.sample_rate if sample_rate is None else require_whole("sample_rate", sample_rate, 1)
-        audio = torch.as_tensor(audio)
-        if audio.ndim not in (1, 2) or not audio.is_floating_point() or not audio.numel():
-            wanted = "be floats in [-1, 1], (samples,) or (sounds, samples), with at least one sample"
-            raise ArgumentError("audio", audio, wanted, given=f"is {audio.dtype} {tuple(audio.shape)}")
-        audio = audio[None] if audio.ndim == 1 else audio
-        wanted_texts = require_texts("text", text)
-        if len(wanted_texts) not in (1, len(audio)):
-            given = f"has {len(wanted_texts)} entries for {len(audio)} sounds"
-            raise ArgumentError("text", text, "have one for each sound, or be one for all", given=given)
-        if len(wanted_texts) == 1:
-            wanted_texts = wanted_texts * len(audio)
-        return clap_score.score(self.networks, self.clap_tokenizer, self.clap_mel, wanted_texts, audio, rate)
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        return clap_score.score(self.networks, self.clap_tokenizer, self.clap_mel, text, audio, rate)
 
     def describe(self) -> dict[str, Any]:
         """What this model is, for the record beside a sound."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioldm2.audio import LONGEST_SECONDS, USUAL_SECONDS
+from audioldm2.audio import DEFAULT_SECONDS, MAX_SECONDS
 from audioldm2.errors import ArgumentError, require_texts
 from audioldm2.options import LARGEST_SEED, GenerationOptions, negatives, require_float_tensor
 from audioldm2.sampling.schedule import NoiseSchedule
@@ -23,7 +23,7 @@ class SoundShape:
     downsampling: int  # mel frames, and bands, to one latent frame or band
     latent_channels: int
     mels: int
-    usual_seconds: float = USUAL_SECONDS  # of a sound, where nobody says
+    default_seconds: float = DEFAULT_SECONDS  # of a sound, where nobody says
 
     def latent_frames(self, seconds: float) -> int:
         """Whole mel frames in so many seconds, raised to whole latent frames; rounded as in the reference."""
@@ -119,10 +119,10 @@ def _length(options: GenerationOptions, sound: SoundShape) -> float:
     seconds, latents = options.audio_length_in_s, options.latents
     if seconds is None:
         given = latents is not None and latents.ndim == 4 and latents.shape[2] > 0
-        return sound.seconds(latents.shape[2]) if given else sound.usual_seconds
+        return sound.seconds(latents.shape[2]) if given else sound.default_seconds
     if sound.latent_frames(seconds) < 1:
         least = sound.hop / sound.sample_rate
-        raise ArgumentError("audio_length_in_s", seconds, f"be from {least:g} to {LONGEST_SECONDS:g} seconds")
+        raise ArgumentError("audio_length_in_s", seconds, f"be from {least:g} to {MAX_SECONDS:g} seconds")
     return seconds
 
 

@@ -49,12 +49,12 @@ class Result:
             model: `AudioLDM2.describe`.
         """
         prompts, waveforms = len(request.prompts), request.candidates
-        order = torch.arange(waveforms).repeat(prompts, 1)  # (prompts, waveforms)
+        order = torch.arange(waveforms, device=audio.device).repeat(prompts, 1)  # (prompts, waveforms)
         if scores is not None:
             scores = scores.unflatten(0, (prompts, waveforms))
             order = best_first(scores)
             scores = scores.gather(1, order)
-        rows = (order + torch.arange(prompts)[:, None] * waveforms).flatten()
+        rows = (order + torch.arange(prompts, device=audio.device)[:, None] * waveforms).flatten()
         return cls(
             audio=audio[rows].unflatten(0, (prompts, waveforms)),
             sample_rate=sample_rate,

@@ -14,7 +14,7 @@ from torch import Tensor
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.storage import Checkpoint, read_json
 from audioldm2.errors import WeightsError, some
-from audioldm2.files import folder_written_whole
+from audioldm2.files import atomic_folder
 from audioldm2.models import NETWORKS
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 
@@ -79,7 +79,7 @@ def write_diffusers(
     schedule = storage.schedule_of(checkpoint, checkpoint.source)
     hearing = storage.hearing_of(checkpoint, checkpoint.source)
     storage.demand_tokenizers(checkpoint)
-    with folder_written_whole(folder, force=force) as draft:
+    with atomic_folder(folder, force=force) as draft:
         for name, content in contents.items():
             (draft / name).mkdir()
             _write_json(draft / name / "config.json", content)

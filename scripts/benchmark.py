@@ -47,7 +47,7 @@ import torch
 from audioldm2 import WeightsError
 from audioldm2.checkpoints import hub, load
 from audioldm2.convert import write_diffusers
-from audioldm2.files import written_whole
+from audioldm2.files import atomic_write
 from audioldm2.runtime import dtypes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = benchmark(options, Path(scratch), say)
         print(report.text(found))
         if options.json:
-            with written_whole(options.json) as draft:
+            with atomic_write(options.json) as draft:
                 draft.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         if options.plot:
             report.plot(found, options.plot)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audioldm2.files import written_whole
+from audioldm2.files import atomic_write
 
 NAMES = {"ours": "ours", "peer": "diffusers"}
 STAGES = {  # as measured -> as told
@@ -225,7 +225,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         panel.legend()
     machine = found["machine"]
     drawing.suptitle(f"{machine['device name']}, {plural(machine['threads'], 'thread')}, {found['model']}")
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         drawing.savefig(draft, format="png", dpi=120)
 
 

@@ -1,15 +1,15 @@
-"""How near each sampler comes to the exact solution, for so many network calls.
+"""Measures how close each sampler comes to the exact solution for a given number of network calls.
 
     python scripts/compare_samplers.py [--plot samplers.png]
     python scripts/compare_samplers.py --model FOLDER --prompt "rain on a tin roof"
 
-From one starting noise, each sampler's clean latent is compared with that of DDIM in 1000 steps: the relative
-RMS distance. Compared is the estimate x0 of the last step, because DDIM leaves the noise of time 0 in its
-result. A sampler makes as many steps as the calls allow. Those that draw noise end elsewhere each time: for
-them there is no distance.
+All samplers start from the same noise. The table shows the relative RMS distance between a sampler's clean
+latent and that of DDIM with 1000 steps (--exact-steps). It compares the last estimates x0, because
+DDIM's result keeps the noise of time 0. Each sampler takes as many steps as fit into the network calls.
+Samplers that draw noise at every step end somewhere else each time, so they have no distance.
 
-Without --model the denoiser is exact, for data that is known: each number of a latent is a draw from a
-mixture of Gaussians, diffused by AudioLDM 2's schedule. What is left is the sampler's error.
+Without --model the denoiser is exact, for known data: each number of a latent comes from a mixture of
+Gaussians, noised by AudioLDM 2's schedule. The distance is then the sampler's error alone.
 """
 
 import argparse
@@ -28,29 +28,29 @@ from audioldm2 import SAMPLERS
 from audioldm2.sampling.samplers import Denoiser
 from audioldm2.sampling.schedule import NoiseSchedule
 
-Walk = Callable[..., Tensor]  # (sampler, steps, karras=, on_step=) -> the clean latent, from one noise
+Walk = Callable[..., Tensor]  # (sampler, steps, karras=, on_step=) -> clean latent, from the same noise
 
 
 def mixture(schedule: NoiseSchedule, centres: Tensor, std: float) -> Denoiser:
-    """The exact denoiser where each number of a latent is N(one of the centres, std^2), all equally likely.
+    """Returns the exact denoiser of data whose numbers are N(centre, std^2), each centre equally likely.
 
-    With a = alpha_bar, a number x = sqrt(a) x0 + sqrt(1 - a) eps is N(sqrt(a) centre, v) around each centre,
-    v = a std^2 + 1 - a: that tells how likely each is, given x. Around it, the mean of eps given x is
-    sqrt(1 - a) (x - sqrt(a) centre) / v.
+    With a = alpha_bar, the numbers x = sqrt(a) x0 + sqrt(1 - a) eps that belong to a centre are
+    N(sqrt(a) centre, v) with v = a std^2 + 1 - a, which gives the probability of each centre given x. For one
+    centre, the mean of eps given x is sqrt(1 - a) (x - sqrt(a) centre) / v.
     """
 
     def denoiser(x: Tensor, t: float) -> Tensor:
         a = 1 / (1 + schedule.sigma_of(t) ** 2)
         v = a * std**2 + 1 - a
-        away = x.unsqueeze(-1) - math.sqrt(a) * centres  # (batch, channels, time, mel, centres)
-        likely = (-away.square() / (2 * v)).softmax(dim=-1)
-        return math.sqrt(1 - a) / v * (likely * away).sum(-1)  # (batch, channels, time, mel)
+        offset = x.unsqueeze(-1) - math.sqrt(a) * centres  # (batch, channels, time, mel, centres)
+        probability = (-offset.square() / (2 * v)).softmax(dim=-1)
+        return math.sqrt(1 - a) / v * (probability * offset).sum(-1)  # (batch, channels, time, mel)
 
     return denoiser
 
 
 def known_data(seed: int) -> Walk:
-    """Samplers walk with the denoiser of a mixture, uneven and of about unit variance, in float64."""
+    """Returns walks with the exact denoiser of an uneven mixture of about unit variance, in float64."""
     schedule, centres = NoiseSchedule(), torch.tensor([-1.5, -0.4, 0.5, 1.3], dtype=torch.float64)
     denoiser = mixture(schedule, centres, std=0.15)
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +59,7 @@ def known_data(seed: int) -> Walk:
 
 
 def checkpoint(folder: str, prompt: str, seconds: float, guidance: float, seed: int) -> Walk:
-    """Samplers walk with a checkpoint's network."""
+    """Returns walks with the network of a checkpoint."""
     model = audioldm2.load(folder)
     conditioning = model.encode_prompt(prompt)
     shape = model.sound.latents(1, model.sound.latent_frames(seconds))
@@ -69,16 +69,16 @@ def checkpoint(folder: str, prompt: str, seconds: float, guidance: float, seed: 
 
 
 def last_estimate(walk: Walk, name: str, steps: int, karras: bool = False) -> Tensor:
-    """The estimate of the clean latent that the last step makes."""
+    """Returns the estimate of the clean latent at the last step."""
     seen = []
     walk(name, steps, karras=karras, on_step=lambda step, t, x0: seen.append(x0) if step == steps else None)
     return seen[0]
 
 
 def steps_for(name: str, calls: int) -> int | None:
-    """As many steps as make no more than so many network calls; None if not even the fewest do."""
-    traits = SAMPLERS[name].traits
-    steps = [n for n in range(traits.min_steps, calls + 1) if traits.network_calls(n) <= calls]
+    """Returns the most steps that fit into that many network calls; None if the fewest do not fit."""
+    sampler = SAMPLERS[name]
+    steps = [n for n in range(sampler.min_steps, calls + 1) if sampler.network_calls(n) <= calls]
     return max(steps, default=None)
 
 
@@ -86,16 +86,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", help="folder or hub id; default: data whose denoiser is known")
-    parser.add_argument("--prompt", default="rain on a tin roof", help="(with --model)")
-    parser.add_argument("--duration", type=float, default=2.0, help="seconds (with --model; default: 2)")
-    parser.add_argument("--guidance", type=float, default=3.5, help="(with --model; default: 3.5)")
-    parser.add_argument("--calls", type=int, nargs="+", default=[5, 10, 20, 50, 100], help="of the network")
+    parser.add_argument("--model", help="folder or hub id (default: data with a known denoiser)")
+    parser.add_argument("--prompt", default="rain on a tin roof", help="with --model (default: %(default)s)")
+    parser.add_argument("--duration", type=float, default=2.0, help="seconds, with --model (default: 2)")
     parser.add_argument(
-        "--exact-steps", type=int, default=1000, help="of the DDIM solution (default: %(default)s)"
+        "--guidance", type=float, default=3.5, help="guidance scale, with --model (default: 3.5)"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", metavar="PNG", help="draw the table (needs matplotlib)")
+    parser.add_argument(
+        "--calls",
+        type=int,
+        nargs="+",
+        default=[5, 10, 20, 50, 100],
+        help="numbers of network calls to compare at (default: 5 10 20 50 100)",
+    )
+    parser.add_argument(
+        "--exact-steps", type=int, default=1000, help="steps of the DDIM solution (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: %(default)s)")
+    parser.add_argument("--plot", metavar="PNG", help="also plot the table (needs matplotlib)")
     options = parser.parse_args()
     if options.plot and find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib; run: pip install matplotlib")
@@ -108,11 +116,11 @@ def main() -> int:
 
     print(f"{'network calls':<22}" + "".join(f"{calls:>10}" for calls in options.calls))
     curves: dict[str, list[tuple[int, float]]] = {}
-    for name, run in SAMPLERS.items():
-        if "generator" in run.traits.takes and "eta" not in run.traits.takes:
+    for name, sampler in SAMPLERS.items():
+        if "noise" in sampler.takes and "eta" not in sampler.takes:
             print(f"{name:<22}  draws fresh noise at every step")
             continue
-        for karras in (False, True) if "karras" in run.traits.takes else (False,):
+        for karras in (False, True) if "karras" in sampler.takes else (False,):
             label = f"{name} + karras" if karras else name
             curves[label] = []
             print(f"{label:<22}", end="", flush=True)
@@ -123,15 +131,16 @@ def main() -> int:
                     continue
                 found = last_estimate(walk, name, steps, karras)
                 distance = ((found - exact).square().mean() / exact.square().mean()).sqrt().item()
-                curves[label].append((run.traits.network_calls(steps), distance))
+                curves[label].append((sampler.network_calls(steps), distance))
                 print(f"{distance:>10.1e}", end="", flush=True)
             print()
     if options.plot:
-        draw(curves, options.plot)
+        plot(curves, options.plot, options.exact_steps)
     return 0
 
 
-def draw(curves: dict[str, list[tuple[int, float]]], path: str) -> None:
+def plot(curves: dict[str, list[tuple[int, float]]], path: str, exact_steps: int) -> None:
+    """Writes distances over network calls, one curve per sampler, to a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6), layout="constrained")
@@ -140,7 +149,7 @@ def draw(curves: dict[str, list[tuple[int, float]]], path: str) -> None:
         axes.loglog(
             *zip(*points, strict=True), marker="o", label=label, linestyle="--" if "karras" in label else "-"
         )
-    axes.set(xlabel="network calls", ylabel="relative RMS distance to DDIM in 1000 steps")
+    axes.set(xlabel="network calls", ylabel=f"relative RMS distance to DDIM with {exact_steps} steps")
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 

@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
 from audioldm2.audio import SAMPLE_RATE, write_wav
-from audioldm2.files import written_whole
+from audioldm2.files import atomic_write
 from scripts.demo_sounds import ATTRIBUTES, FAMILIES, PEAK, SHORTEST
 
 SPLITS = ("train", "test")
@@ -419,7 +419,7 @@ def write(
     if found != recipe and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} holds {found.strip()}, not {recipe.strip()}: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(recipe_file) as temporary:
+    with atomic_write(recipe_file) as temporary:
         temporary.write_text(recipe, encoding="utf-8")
     new, rows = 0, []
     for index in range(count):
@@ -431,7 +431,7 @@ def write(
         family = f" {sound.relation} ".join(sound.family)
         rows.append([file.name, sound.caption, family, sound.relation, json.dumps(sound.attributes)])
     with (
-        written_whole(out / "captions.csv") as temporary,
+        atomic_write(out / "captions.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as table,
     ):
         csv.writer(table).writerows([["file", "caption", "family", "relation", "attributes"], *rows])

@@ -55,7 +55,7 @@ class World:
     def __init__(self, model: AudioLDM2, judge: Any, seeds: Sequence[int], settings: Mapping[str, Any]):
         self.model, self.judge, self.seeds, self.settings = model, judge, seeds, dict(settings)
         self.rate = model.sample_rate
-        self.seconds = settings.get("audio_length_in_s") or model.sound.usual_seconds
+        self.seconds = settings.get("audio_length_in_s") or model.sound.default_seconds
 
     def make(self, captions: Sequence[str], seeds: Sequence[int], **settings: Any) -> list[np.ndarray]:
         """One sound (samples,) for each caption and its seed."""

@@ -1,4 +1,4 @@
-"""Sound in numbers: log-mel front ends, resampling, sound files, spectrogram plots.
+"""Sound as numbers: log-mel front ends, resampling, sound files, pictures.
 
 Waves are float tensors (batch, samples), full scale at ±1; spectrograms are (batch, frames, mels).
 """
@@ -8,39 +8,53 @@ from audioldm2.audio.mel import (
     CLAP_MEL,
     CLAP_SAMPLE_RATE,
     CLAP_WINDOW,
-    LONGEST_SECONDS,
+    DEFAULT_SECONDS,
+    MAX_SECONDS,
     SAMPLE_RATE,
-    USUAL_SECONDS,
     VAE_FLOOR,
     VAE_MEL,
     MelSettings,
     clap_crops,
     clap_log_mel,
+    mel_edges,
     mel_filters,
     vae_log_mel,
 )
-from audioldm2.audio.resampling import PASS_BAND, STOP_DB, resample
-from audioldm2.audio.sound_files import HIGHEST_RATE, SOUND_FORMATS, read, write_wav
+from audioldm2.audio.resampling import FASTEST_RATE, PASS_BAND, STOP_DB, resample
+from audioldm2.audio.sound_files import (
+    HIGHEST_RATE,
+    READABLE_SUFFIXES,
+    SOUND_FORMATS,
+    find_sounds,
+    read,
+    write_wav,
+)
+from audioldm2.audio.waves import require_waves
 
 __all__ = [
     "CLAP_FLOOR",
     "CLAP_MEL",
     "CLAP_SAMPLE_RATE",
     "CLAP_WINDOW",
+    "DEFAULT_SECONDS",
+    "FASTEST_RATE",
     "HIGHEST_RATE",
-    "LONGEST_SECONDS",
+    "MAX_SECONDS",
     "PASS_BAND",
+    "READABLE_SUFFIXES",
     "SAMPLE_RATE",
     "SOUND_FORMATS",
     "STOP_DB",
-    "USUAL_SECONDS",
     "VAE_FLOOR",
     "VAE_MEL",
     "MelSettings",
     "clap_crops",
     "clap_log_mel",
+    "find_sounds",
+    "mel_edges",
     "mel_filters",
     "read",
+    "require_waves",
     "resample",
     "vae_log_mel",
     "write_wav",

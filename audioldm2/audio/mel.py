@@ -1,4 +1,4 @@
-"""The two log-mel front ends: what the VAE and the vocoder read, and what CLAP's audio branch reads.
+"""The two log-mel front ends: one for the VAE and the vocoder, one for CLAP's audio branch.
 
 Waves are float tensors (batch, samples), full scale at ±1; spectrograms are (batch, frames, mels).
 """
@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audioldm2.errors import ArgumentError
+
 SAMPLE_RATE = 16_000  # Hz, of the vocoder's waves
-USUAL_SECONDS = 10.0  # of a sound, where neither the caller nor the checkpoint says
-LONGEST_SECONDS = 86_400  # a day; what fits into memory is far less
+DEFAULT_SECONDS = 10.0  # length of a sound if neither the caller nor the checkpoint gives one
+MAX_SECONDS = 86_400  # a day; memory runs out long before
 CLAP_SAMPLE_RATE = 48_000  # Hz, of the waves that CLAP was trained on
 
 
@@ -28,26 +30,34 @@ class MelSettings:
     f_max: float  # Hz, upper edge of the last band
 
 
-# What the VAE was trained on and HiFi-GAN reads: 100 frames a second, all frequencies up to half the rate.
+# The front end of the VAE and HiFi-GAN: 100 frames a second, all frequencies up to half the sample rate.
 VAE_MEL = MelSettings(SAMPLE_RATE, n_fft=1024, hop=160, mels=64, f_min=0.0, f_max=8000.0)
-VAE_FLOOR = 1e-5  # smallest magnitude; log(1e-5) = -11.5 is silence
+VAE_FLOOR = 1e-5  # smallest magnitude; silence is log(1e-5) = -11.5
 
-# What CLAP was trained on: also 100 frames a second.
+# The front end of CLAP's audio branch: also 100 frames a second.
 CLAP_MEL = MelSettings(CLAP_SAMPLE_RATE, n_fft=1024, hop=480, mels=64, f_min=50.0, f_max=14_000.0)
-CLAP_FLOOR = 1e-10  # smallest power; -100 dB is silence
-CLAP_WINDOW = 10 * CLAP_SAMPLE_RATE  # samples; CLAP hears 10 s, that is 480,000 / 480 + 1 = 1,001 frames
+CLAP_FLOOR = 1e-10  # smallest power; silence is -100 dB
+CLAP_WINDOW = 10 * CLAP_SAMPLE_RATE  # samples; CLAP reads 10 s, which are 480,000 / 480 + 1 = 1,001 frames
 
 
 def vae_log_mel(wave: Tensor, settings: MelSettings = VAE_MEL) -> Tensor:
-    """The log-mel spectrogram that the VAE encodes and the vocoder reads: log of mel-weighted magnitudes.
+    """Compute the log-mel spectrogram of the VAE and the vocoder: the log of mel-weighted magnitudes.
 
-    wave:     (batch, samples) at settings.sample_rate, more than (n_fft - hop) / 2 = 432 samples.
-    Returns   float32 (batch, samples // hop, mels), natural logarithm, at least log(1e-5).
-    Source:   `mel_spectrogram_train` of AudioLDM's data loader, after HiFi-GAN's `mel_spectrogram`: mirroring
-              the ends by (n_fft - hop) / 2 samples centres frame n on the samples n·hop to (n+1)·hop.
+    Args:
+        wave:     (batch, samples) at settings.sample_rate, more than (n_fft - hop) / 2 = 432 samples.
+        settings: the front end; the default is the published one.
+
+    Returns:
+        float32 (batch, samples // hop, mels), natural logarithm, at least log(1e-5).
+
+    Raises:
+        ArgumentError: the wave has another shape or is too short.
+
+    Source: `mel_spectrogram_train` in AudioLDM's data loader, after HiFi-GAN's `mel_spectrogram`. It mirrors
+    (n_fft - hop) / 2 samples at each end, which centres frame n on the samples n·hop to (n+1)·hop.
     """
     edge = (settings.n_fft - settings.hop) // 2
-    _check_wave(wave, longer_than=edge)
+    _require_wave(wave, longer_than=edge)
     wave = F.pad(wave.float(), (edge, edge), mode="reflect")  # (batch, samples + 2*edge)
     magnitude = _stft(wave, settings).abs()  # (batch, bins, frames)
     mel = magnitude.transpose(1, 2) @ mel_filters(settings).to(magnitude)  # (batch, frames, mels)
@@ -55,20 +65,30 @@ def vae_log_mel(wave: Tensor, settings: MelSettings = VAE_MEL) -> Tensor:
 
 
 def clap_log_mel(wave: Tensor, settings: MelSettings = CLAP_MEL) -> Tensor:
-    """The log-mel spectrogram that CLAP's audio encoder reads: mel-weighted power in dB, of 10 s exactly.
+    """Compute the log-mel spectrogram of CLAP's audio encoder: mel-weighted power in dB, always of 10 s.
 
-    A shorter clip is repeated as often as it fits whole into the 10 s, and the rest is silence.
-    wave:     (batch, samples) at settings.sample_rate, at most 10 s: `clap_crops` cuts what is longer.
-    Returns   float32 (batch, 10 s / hop + 1, mels), dB to full scale power 1, at least -100.
-    Source:   transformers' `ClapFeatureExtractor` with truncation "rand_trunc" and padding "repeatpad".
+    A shorter clip is repeated as often as it fits completely into 10 s; silence fills the rest.
+
+    Args:
+        wave:     (batch, samples) at settings.sample_rate, at most 10 s; `clap_crops` cuts longer clips.
+        settings: the front end; the default is the published one.
+
+    Returns:
+        float32 (batch, 10 s / hop + 1, mels), dB relative to power 1, at least -100.
+
+    Raises:
+        ArgumentError: the wave has another shape, no samples, or more than 10 s.
+
+    Source: transformers' `ClapFeatureExtractor` with truncation "rand_trunc" and padding "repeatpad".
     """
     window = 10 * settings.sample_rate
-    _check_wave(wave)
+    _require_wave(wave)
     samples = wave.shape[1]
     if samples > window:
-        raise ValueError(f"wave has {samples} samples; CLAP hears {window} at most: cut it with clap_crops")
-    # float64, as in the reference: beside a pure tone, most bins hold less than the rounding error that a
-    # float32 transform spreads from the loudest one. Apple's GPUs have no float64.
+        allowed = f"have at most {window}, which is what CLAP reads: cut it with clap_crops"
+        raise ArgumentError("wave", wave, allowed, given=f"has {samples} samples")
+    # float64, like the reference: beside a pure tone, most bins hold less than the rounding error that a
+    # float32 transform spreads from the loudest bin. Apple's GPUs have no float64.
     wave = wave.to(torch.float32 if wave.device.type == "mps" else torch.float64)
     wave = wave.repeat(1, window // samples)  # (batch, samples * whole repetitions)
     wave = F.pad(wave, (0, window - wave.shape[1]))  # (batch, window)
@@ -81,11 +101,17 @@ def clap_log_mel(wave: Tensor, settings: MelSettings = CLAP_MEL) -> Tensor:
 
 
 def clap_crops(wave: Tensor, window: int = CLAP_WINDOW) -> list[Tensor]:
-    """The parts of a clip that CLAP hears one by one: as few windows as cover it, evenly spaced, end to end.
+    """Cut a clip into as few windows as cover it completely, evenly spaced; CLAP embeds them one by one.
 
-    The reference takes one window at random, so that the same sound scores differently each time. Here the
-    embeddings of all windows are averaged: 10.24 s give two windows, from 0 s and from 0.24 s on.
-    wave: (batch, samples). Returns views (batch, window); a clip no longer than the window is returned whole.
+    The reference takes one window at random, so the same sound scores differently each time. We average the
+    embeddings of all windows: 10.24 s give two, from 0 s and from 0.24 s.
+
+    Args:
+        wave:   (batch, samples).
+        window: samples.
+
+    Returns:
+        Views (batch, window); a clip no longer than the window, uncut.
     """
     samples = wave.shape[-1]
     count = max(1, math.ceil(samples / window))
@@ -94,32 +120,48 @@ def clap_crops(wave: Tensor, window: int = CLAP_WINDOW) -> list[Tensor]:
 
 
 def _stft(wave: Tensor, settings: MelSettings) -> Tensor:
-    """Complex (batch, n_fft/2 + 1, frames) of the whole frames in the wave."""
+    """Complex (batch, n_fft/2 + 1, frames), without padding."""
     window = torch.hann_window(settings.n_fft, dtype=wave.dtype, device=wave.device)
     return torch.stft(wave, settings.n_fft, settings.hop, window=window, center=False, return_complex=True)
 
 
-def _check_wave(wave: Tensor, longer_than: int = 0) -> None:
+def _require_wave(wave: Tensor, longer_than: int = 0) -> None:
     if wave.dim() != 2:
-        raise ValueError(f"wave has shape {tuple(wave.shape)}; it must be (batch, samples)")
+        raise ArgumentError("wave", wave, "be (batch, samples)", given=f"has shape {tuple(wave.shape)}")
     if wave.shape[1] <= longer_than:
-        raise ValueError(f"wave has {wave.shape[1]} samples; at least {longer_than + 1} are needed")
+        given = f"has {wave.shape[1]} samples"
+        raise ArgumentError("wave", wave, f"have at least {longer_than + 1}", given=given)
 
 
 def mel_filters(settings: MelSettings) -> Tensor:
-    """The weight of every frequency bin in every mel band: triangles, evenly spaced in mel, each of area 1.
+    """Compute the weight of every frequency bin in every mel band: triangles of area 1.
 
-    Returns float64 (n_fft/2 + 1, mels), on the CPU.
-    Source: Slaney's Auditory Toolbox, as `librosa.filters.mel(..., htk=False, norm="slaney")`.
+    Returns:
+        float64 (n_fft/2 + 1, mels), on the CPU.
+
+    Source: Slaney's Auditory Toolbox, as in `librosa.filters.mel(..., htk=False, norm="slaney")`.
     """
-    low, high = (_hz_to_mel(torch.tensor(f, dtype=torch.float64)) for f in (settings.f_min, settings.f_max))
-    steps = torch.linspace(0, 1, settings.mels + 2, dtype=torch.float64)
-    edges = _mel_to_hz(low + (high - low) * steps)  # (mels + 2): band i rises from i to i+1 and falls to i+2
-    bins = torch.linspace(0, settings.sample_rate / 2, settings.n_fft // 2 + 1, dtype=torch.float64)
+    edges = mel_edges(settings)
+    bins = torch.linspace(
+        0, settings.sample_rate / 2, settings.n_fft // 2 + 1, dtype=torch.float64, device="cpu"
+    )
     slopes = edges - bins[:, None]  # (bins, mels + 2)
     rising = -slopes[:, :-2] / edges.diff()[:-1]  # (bins, mels)
     falling = slopes[:, 2:] / edges.diff()[1:]  # (bins, mels)
     return torch.minimum(rising, falling).clamp(min=0) * (2 / (edges[2:] - edges[:-2]))
+
+
+def mel_edges(settings: MelSettings) -> Tensor:
+    """Compute the corners of the mel bands, evenly spaced on Slaney's mel scale from f_min to f_max.
+
+    Returns:
+        float64 (mels + 2), Hz, on the CPU. Band i rises from edge i to its centre, edge i+1, and falls to
+        edge i+2.
+    """
+    ends = torch.tensor([settings.f_min, settings.f_max], dtype=torch.float64, device="cpu")
+    low, high = _hz_to_mel(ends)
+    steps = torch.linspace(0, 1, settings.mels + 2, dtype=torch.float64, device="cpu")
+    return _mel_to_hz(low + (high - low) * steps)
 
 
 # Slaney's mel scale: linear up to 1,000 Hz (= 15 mel), then 27 steps to each factor of 6.4.

@@ -78,7 +78,7 @@ def load(
         source=str(source),
         origin=checkpoint.source,
         revision=checkpoint.revision,
-        usual_seconds=checkpoint.seconds,
+        default_seconds=checkpoint.seconds,
         dtype_comparison=comparison,
     )
 

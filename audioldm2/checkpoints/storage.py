@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from audioldm2.audio import CLAP_MEL, LONGEST_SECONDS, USUAL_SECONDS, MelSettings
+from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MAX_SECONDS, MelSettings
 from audioldm2.checkpoints import validate
 from audioldm2.errors import WeightsError, some
-from audioldm2.files import folder_written_whole
+from audioldm2.files import atomic_folder
 from audioldm2.models import NETWORKS, expected_shapes
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from audioldm2.runtime.dtypes import DTYPES, cast
@@ -46,7 +46,7 @@ class Checkpoint:
     tokenizers: dict[str, Path]  # of TOKENIZERS those that its text encoders need -> folder with the files
     source: str  # hub id, folder or file it came from
     revision: str | None = None
-    seconds: float = USUAL_SECONDS  # how long its sounds are, unless one asks
+    seconds: float = DEFAULT_SECONDS  # how long its sounds are, unless one asks
     symbols: tuple[str, ...] | None = None  # of a speech model: each phoneme id's symbol
 
 
@@ -91,7 +91,7 @@ def read(folder: Path) -> Checkpoint:
     if config.get("audioldm2_format") == 1:
         config = _from_format_1(config, path)
     if config.get("audioldm2_format") == 2:  # its models were all of one length
-        config = config | {"audioldm2_format": FORMAT, "seconds": USUAL_SECONDS}
+        config = config | {"audioldm2_format": FORMAT, "seconds": DEFAULT_SECONDS}
     if config.get("audioldm2_format") != FORMAT:
         raise WeightsError(
             f"{path} has format {config.get('audioldm2_format')!r}; this version reads format {FORMAT}. "
@@ -161,10 +161,9 @@ def check(checkpoint: Checkpoint, where: str) -> None:
     schedule_of(checkpoint, where)
     hearing_of(checkpoint, where)
     validate.check_together(checkpoint.configs, where)
-    if not 0 < checkpoint.seconds <= LONGEST_SECONDS:
+    if not 0 < checkpoint.seconds <= MAX_SECONDS:
         raise WeightsError(
-            f"'seconds' in {where} is {checkpoint.seconds}; it has to be above 0, and at most "
-            f"{LONGEST_SECONDS}."
+            f"'seconds' in {where} is {checkpoint.seconds}; it has to be above 0, and at most {MAX_SECONDS}."
         )
     phonemes, symbols = checkpoint.configs.get("phonemes"), checkpoint.symbols
     if phonemes is not None and len(symbols or ()) != phonemes.vocabulary:
@@ -204,7 +203,7 @@ def write(
     Raises FileExistsError when the folder exists and `force` is not given; OSError when the disk refuses.
     """
     demand_tokenizers(checkpoint)
-    with folder_written_whole(folder, force=force) as draft:
+    with atomic_folder(folder, force=force) as draft:
         for name, open_state in checkpoint.states.items():
             state = ready(name, open_state(), dtype, checkpoint.source)
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 import audioldm2
-from audioldm2.audio import resample
+from audioldm2.audio import read, resample
 from audioldm2.checkpoints.load import load
 from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
-from audioldm2.cli.sounds import expand, read_finite, why_skipped
+from audioldm2.cli.sounds import expand, why_skipped
 from audioldm2.cli.streams import print_result, report
 from audioldm2.errors import require_whole
 from audioldm2.evaluation import Judge, Prompt, evaluate
-from audioldm2.files import written_whole
+from audioldm2.files import atomic_write
 from audioldm2.options import GenerationOptions
 from audioldm2.training.data import TABLES, list_items
 
@@ -118,7 +118,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def write_figures(figures: dict[str, float], path: Path | None) -> None:
     if path is not None:
-        with written_whole(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
@@ -180,7 +180,7 @@ def embedded(judge: Judge, files: Sequence[Path], at_rate: int | None = None) ->
     readable, vectors = [], []
     for file in files:
         try:
-            wave, rate = read_finite(file)
+            wave, rate = read(file)
             if at_rate is not None:
                 wave, rate = resample(wave, rate, at_rate), at_rate
             vectors.append(judge.of_sounds([wave], rate))

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 import audioldm2
-from audioldm2.audio import VAE_MEL
+from audioldm2.audio import VAE_MEL, MelSettings
 from audioldm2.checkpoints import hub
 from audioldm2.cli.arguments import Parser, add_options, new_parser
 from audioldm2.cli.output_files import plan_jobs, require_places, write
@@ -117,16 +117,16 @@ def run(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
     if given.sampler == "list":
         width = max(map(len, SAMPLERS))
-        print_result("\n".join(f"{name:<{width}}  {run.traits.summary}" for name, run in SAMPLERS.items()))
+        print_result("\n".join(f"{name:<{width}}  {each.summary}" for name, each in SAMPLERS.items()))
         return 0
     jobs = plan_jobs(given.prompt, given.prompts, given.output)
-    files = {"with_record": given.json, "with_picture": given.plot}
-    require_places(jobs, replace=given.replace, **files)
+    require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
     options = GenerationOptions(**{each.name: getattr(given, each.name) for each in OPTIONS})
     Request.resolve([job.prompt for job in jobs], options, PUBLISHED, NoiseSchedule())
     if given.plot:
         require_matplotlib()
     model = load(given)
+    front_end = front_end_of(model) if given.plot else None
     if given.model is None and not given.quiet:
         report(
             f"this is the small demo model, of simple sounds; the published one is --model {hub.PUBLISHED} "
@@ -137,7 +137,7 @@ def run(arguments: Sequence[str]) -> int:
             report(f"{place} of {len(jobs)}: {job.prompt}")
         with progress(options.num_inference_steps, quiet=given.quiet) as (on_stage, on_step):
             result = model.generate(job.prompt, options=options, on_stage=on_stage, on_step=on_step)
-        write(result, job, hop=model.sound.hop, **files)
+        write(result, job, with_record=given.json, front_end=front_end)
         print_path(job.sound)
     return 0
 
@@ -154,6 +154,16 @@ def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
         compile=given.compile,
         ops=given.ops,
     )
+
+
+def front_end_of(model: audioldm2.AudioLDM2) -> MelSettings:
+    """The settings of the model's spectrograms, for the frequencies of a picture."""
+    from audioldm2.training.stage import front_end
+
+    try:
+        return front_end(model.networks.configs["hifigan"])
+    except ValueError as error:
+        raise ValueError(f"--plot does not know the frequencies of {model.source}; leave it out.") from error
 
 
 def require_matplotlib() -> None:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from audioldm2.audio import SOUND_FORMATS
-from audioldm2.files import safe_name, written_whole
+from audioldm2.audio import SOUND_FORMATS, MelSettings
+from audioldm2.files import atomic_write, safe_name
 from audioldm2.result import Result
 
 PNG_HEADER = 33  # bytes of the signature and of the first chunk, which has a fixed size
@@ -164,26 +164,30 @@ def is_picture(path: Path) -> bool:
 # Writing ----------------------------------------------------------------------------------------------------
 
 
-def write(result: Result, job: Job, *, with_record: bool, with_picture: bool, hop: int) -> None:
-    """Write the best sound of a result, then what belongs to it; each completely or not at all."""
+def write(result: Result, job: Job, *, with_record: bool, front_end: MelSettings | None) -> None:
+    """Write the best sound of a result, then what belongs to it; each completely or not at all.
+
+    front_end: of the spectrogram, for a picture; None for no picture.
+    """
     job.sound.parent.mkdir(parents=True, exist_ok=True)
     with naming(job.sound):
         result.save(job.sound)
     if with_record:
-        with naming(job.record), written_whole(job.record) as draft:
+        with naming(job.record), atomic_write(job.record) as draft:
             record = {"file": job.sound.name, **result.record()}
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             # Half a surrogate pair, from a name that is not UTF-8, becomes the escape that JSON has for it.
             draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-    if with_picture:
-        with naming(job.picture), written_whole(job.picture) as draft:
-            _draw(result, draft, hop)
+    if front_end is not None:
+        with naming(job.picture), atomic_write(job.picture) as draft:
+            _draw(result, draft, front_end)
 
 
-def _draw(result: Result, path: Path, hop: int) -> None:
-    from audioldm2.audio.plot import save_spectrogram
+def _draw(result: Result, path: Path, front_end: MelSettings) -> None:
+    from audioldm2.audio.plot import save_plot
 
-    save_spectrogram(result.mel[0], result.request.prompts[0], path, hop / result.sample_rate)
+    title = result.request.prompts[0]
+    save_plot(result.audio[0, 0], result.sample_rate, result.mel[0], front_end, title, path)
     png = path.read_bytes()
     chunk = struct.pack(">I", len(PNG_MARK)) + b"tEXt" + PNG_MARK
     chunk += struct.pack(">I", zlib.crc32(chunk[4:]))

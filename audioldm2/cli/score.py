@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import audioldm2
+from audioldm2.audio import read
 from audioldm2.cli.arguments import Parser, new_parser
-from audioldm2.cli.sounds import expand, read_finite, why_skipped
+from audioldm2.cli.sounds import expand, why_skipped
 from audioldm2.cli.streams import print_result, report
 
 OUT_OF_MEMORY = "Try --low-memory or --device cpu."
@@ -57,7 +58,7 @@ def score_files(model: audioldm2.AudioLDM2, text: str, files: Sequence[Path]) ->
     scores = {}
     for file in files:
         try:
-            wave, rate = read_finite(file)
+            wave, rate = read(file)
             score = model.score(text, wave, rate).item()
             if not math.isfinite(score):
                 raise ValueError(f"{file} has the score {score}.")

@@ -3,14 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from audioldm2.audio import read
+from audioldm2.audio import find_sounds
 from audioldm2.cli.failures import is_out_of_memory
-
-READABLE_SUFFIXES = (
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64",
-)  # fmt: skip
 
 
 def expand(paths: Sequence[Path], report: Callable[[str], object]) -> list[Path]:
@@ -31,25 +25,6 @@ def expand(paths: Sequence[Path], report: Callable[[str], object]) -> list[Path]
             report(f"note: {path}: passed over {_count(len(skipped), 'file')} ({', '.join(kinds)})")
         found += sounds
     return list(dict.fromkeys(found))
-
-
-def find_sounds(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The sounds in a folder and below it, and the other files, both without hidden ones."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    seen = [file for file in files if not any(p.startswith(".") for p in file.relative_to(folder).parts)]
-    sounds = [file for file in seen if file.suffix.lower() in READABLE_SUFFIXES]
-    return sounds, [file for file in seen if file not in sounds]
-
-
-def read_finite(file: Path) -> tuple[Tensor, int]:
-    """A sound file's samples (samples,) and its rate in Hz; ValueError or OSError where it holds no sound."""
-    wave, rate = read(file)
-    if not len(wave):
-        raise ValueError(f"{file} has no samples.")
-    broken = int((~wave.isfinite()).sum())
-    if broken:
-        raise ValueError(f"{file} has {broken} samples of {len(wave)} that are NaN or infinite.")
-    return wave, rate
 
 
 def why_skipped(file: Path, error: Exception) -> str | None:

@@ -17,7 +17,7 @@ from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
 from audioldm2.cli.failures import naming_full_disk
 from audioldm2.cli.streams import print_result, report
 from audioldm2.errors import require_choice, require_whole, some
-from audioldm2.files import written_whole
+from audioldm2.files import atomic_write
 from audioldm2.training import STAGES, loop
 from audioldm2.training.data import Captioned, Folder
 from audioldm2.training.recipe import Recipe, changed
@@ -231,5 +231,5 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    with written_whole(folder / "run.json") as draft:
+    with atomic_write(folder / "run.json") as draft:
         draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

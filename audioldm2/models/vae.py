@@ -44,30 +44,35 @@ class VAEConfig:
 class Statistics:
     """Mean and variance of each norm's groups over a whole clip, for decoding a window of it.
 
-    `known` holds what is to be used; a norm that is not there uses its own input, and `seen` keeps what each
-    norm's input had: (1, groups, 1) tensors.
+    A norm in `known` uses what is there; any other uses its own input's, which `seen` keeps.
     """
 
     def __init__(self, known: dict[nn.Module, tuple[Tensor, Tensor]] | None = None):
         self.known = known or {}
         self.seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
+    def of(self, norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance (batch, groups, 1), at least in float32, of a norm whose input is x."""
+        if norm in self.known:
+            return self.known[norm]
+        groups = x.flatten(2).unflatten(1, (norm.num_groups, -1)).flatten(2)  # (batch, groups, values)
+        groups = groups.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
+        self.seen[norm] = mean, variance
+        return mean, variance
+
 
 class GroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm`, whose statistics may be those of more than its input."""
 
     def forward(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
-        if statistics is None:
-            return super().forward(x)
-        groups = x.flatten(2).unflatten(1, (self.num_groups, -1)).flatten(2)  # (batch, groups, values)
-        if self not in statistics.known:
-            variance, mean = torch.var_mean(groups.float(), dim=2, correction=0, keepdim=True)
-            statistics.seen[self] = mean, variance
-        mean, variance = statistics.known.get(self) or statistics.seen[self]  # (batch, groups, 1) each
-        scale = self.weight.unflatten(0, (self.num_groups, -1)) * torch.rsqrt(variance + self.eps)
-        shift = (
-            self.bias.unflatten(0, (self.num_groups, -1)) - scale * mean
-        )  # (batch, groups, channels a group)
+        return super().forward(x) if statistics is None else self.by(x, *statistics.of(self, x))
+
+    def by(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        """Normalise by a given mean and variance (batch, groups, 1)."""
+        weight, bias = (each.unflatten(0, (self.num_groups, -1)) for each in (self.weight, self.bias))
+        scale = weight * torch.rsqrt(variance + self.eps)  # (batch, groups, channels of a group)
+        shift = bias - scale * mean
         scale, shift = (each.flatten(1)[:, :, None, None] for each in (scale, shift))
         return torch.addcmul(shift, x, scale).to(x.dtype)
 

@@ -103,15 +103,7 @@ class Operation:
         expected = self.reference(*args)
         runs: dict[str, Callable[..., Tensor]] = {"reference": self.reference}
         runs |= {each.name: each.run for each in usable if _agrees(each.run, args, expected)}
-        seconds = {name: float("inf") for name in runs}
-        began = time.perf_counter()
-        for _ in range(ROUNDS):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run(*args)
-                seconds[name] = min(seconds[name], time.perf_counter() - start)
-            if time.perf_counter() - began > ENOUGH_SECONDS:
-                break
+        seconds = _time(runs, args)
         fastest = min(seconds, key=lambda name: seconds[name])
         chosen = fastest if seconds[fastest] < MARGIN * seconds["reference"] else "reference"
         times = {name: 1000 * each for name, each in seconds.items()}
@@ -119,6 +111,20 @@ class Operation:
         if expected.isfinite().all():  # else nothing agrees, which says nothing about the kernels
             self.choices[key] = found
         return found
+
+
+def _time(runs: dict[str, Callable[..., Tensor]], args: tuple) -> dict[str, float]:
+    """Seconds of each at its fastest, in turns."""
+    seconds = dict.fromkeys(runs, float("inf"))
+    began = time.perf_counter()
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run(*args)
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+        if time.perf_counter() - began > ENOUGH_SECONDS:
+            break
+    return seconds
 
 
 def _agrees(run: Callable[..., Tensor], args: tuple, expected: Tensor) -> bool:

@@ -1,1 +1,1 @@
-"""A prompt to plain tensors: tokenizers, encoding, conditioning."""
+"""From a prompt to plain tensors: tokenizers, encoding, conditioning."""

@@ -25,7 +25,7 @@ from audioldm2.audio import write_wav
 from audioldm2.audio.plot import save_spectrogram
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import load
-from audioldm2.files import safe_name, written_whole
+from audioldm2.files import atomic_write, safe_name
 from audioldm2.training.data import Captioned, Pool
 from audioldm2.training.stage import Stage
 
@@ -99,7 +99,7 @@ def train(
 
 def save(stage: Stage, data: Captioned, folder: Path) -> None:
     """Write what a run needs to go on, and the model as it is."""
-    with written_whole(folder / "state.pt") as draft:
+    with atomic_write(folder / "state.pt") as draft:
         torch.save(stage.state_dict(), draft)
     stage.measure(data.batch(step, stage.recipe.batch)[0] for step in range(MEASURED))
     storage.write(stage.checkpoint(), folder / "model", force=True)
@@ -118,7 +118,7 @@ def resume(stage: Stage, folder: Path) -> None:
         raise ValueError(f"{path} does not hold the state of this run: {error}") from error
     log = folder / "metrics.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-    with written_whole(log) as draft:
+    with atomic_write(log) as draft:
         draft.write_text("".join(lines[: stage.done]), encoding="utf-8")
 
 

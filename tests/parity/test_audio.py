@@ -1,4 +1,4 @@
-"""Front ends and resampling against transformers, librosa and the published training code's recipe."""
+"""Front ends and resampling against transformers, librosa and the published training code."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_mel_filters(settings):
 
 @pytest.mark.parametrize("name", SOUNDS)
 def test_clap_log_mel(name):
-    extractor = transformers.ClapFeatureExtractor(  # as AudioLDM 2's preprocessor_config.json
+    extractor = transformers.ClapFeatureExtractor(  # the settings of AudioLDM 2's preprocessor_config.json
         truncation="rand_trunc", padding="repeatpad", frequency_min=50, frequency_max=14_000
     )
     wave = SOUNDS[name].astype(np.float32)
@@ -54,7 +54,7 @@ def test_clap_log_mel(name):
 
 @pytest.mark.parametrize("name", SOUNDS)
 def test_vae_log_mel(name):
-    """The recipe of the published training code: librosa's filters in float32, magnitudes, natural log."""
+    """The published training code: librosa's filters in float32, magnitudes, natural logarithm."""
     wave = torch.from_numpy(np.resize(SOUNDS[name], 163_840).astype(np.float32))[None]
     edge = (1024 - 160) // 2
     padded = torch.nn.functional.pad(wave.unsqueeze(1), (edge, edge), mode="reflect").squeeze(1)
@@ -81,8 +81,8 @@ def broadband(kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["white", "pink", "bursts"])
-def test_resampling_does_not_move_the_embedding(kind):
-    """16 to 48 kHz against soxr in its "HQ" setting, as CLAP hears it."""
+def test_resampling_hardly_changes_the_clap_embedding(kind):
+    """16 to 48 kHz against soxr in its "HQ" setting, compared by CLAP's embeddings."""
     torch.manual_seed(0)
     clap = ClapAudio(
         ClapAudioConfig(dim=16, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), projection_dim=64)
@@ -95,14 +95,14 @@ def test_resampling_does_not_move_the_embedding(kind):
     with torch.no_grad():
         ours, expected, other = clap(clap_log_mel(torch.stack([ours, expected, other])))
     assert 1 - ours @ expected < 1e-4
-    # A random network puts all sounds close together: so also against the same sound, reversed and louder.
+    # A random network embeds all sounds close together, so compare with the sound reversed and louder too.
     assert (ours - expected).norm() < 0.1 * (ours - other).norm()
 
 
 @pytest.mark.parametrize(("from_rate", "to_rate"), [(16_000, 48_000), (44_100, 16_000), (48_000, 16_000)])
 @pytest.mark.parametrize("samples", [16_001, 44_100])
-def test_resample_length_and_passband(from_rate, to_rate, samples):
-    """As long as librosa's, and the same sound where the band edge has no part in it."""
+def test_resampling_in_length_and_pass_band(from_rate, to_rate, samples):
+    """The same length as librosa's, and the same sound below the edge of the band."""
     spectrum = np.fft.rfft(white(samples))
     spectrum[int(0.9 * min(from_rate, to_rate) / from_rate * len(spectrum)) :] = 0
     wave = np.fft.irfft(spectrum, samples).astype(np.float32)
@@ -110,5 +110,6 @@ def test_resample_length_and_passband(from_rate, to_rate, samples):
     ours = resample(torch.from_numpy(wave), from_rate, to_rate).numpy()
     assert ours.shape == expected.shape
     middle = slice(1000, -1000)
-    # From 44.1 to 16 kHz soxr droops by 0.002 dB towards 7 kHz, an error of -73 dB; ours by under 1e-5 dB.
+    # From 44.1 to 16 kHz, soxr's gain falls by 0.002 dB towards 7 kHz, an error of -73 dB; ours by less than
+    # 1e-5 dB.
     assert 20 * np.log10(np.std(ours[middle] - expected[middle]) / np.std(expected[middle])) < -70  # dB

@@ -1,4 +1,4 @@
-"""ClapAudio against the audio half of transformers' ClapModel, every parameter and statistic random."""
+"""ClapAudio against the audio half of transformers' ClapModel, with random parameters and statistics."""
 
 from dataclasses import replace
 
@@ -11,14 +11,14 @@ from audioldm2.models.clap_audio import ClapAudio, ClapAudioConfig
 
 
 def convert_clap_audio(config: ClapAudioConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The audio half of the reference's tensors, or of their gradients, under our keys."""
+    """The reference's tensors of the audio half, or their gradients, under our keys."""
     reference = transformers.ClapModel(published(config)).state_dict()
     moves = keymap.plan(reference, clap.audio_rows(config))
     return {move.target: tensors[move.source] for move in moves if move.target and move.source in tensors}
 
 
 def published(config: ClapAudioConfig) -> transformers.ClapConfig:
-    """The same network in the reference's words, beside a text half of next to nothing."""
+    """The reference's config of the same network, with a minimal text half."""
     audio = {
         "num_mel_bins": config.mels,
         "spec_size": config.spec_size,
@@ -80,7 +80,7 @@ TINY = ClapAudioConfig(
     projection_dim=8,
 )
 CASES = {
-    # 16x16 then 8x8 patches: both stages shift their windows
+    # 16x16, then 8x8 patches: both stages shift their windows
     "tiny": TINY,
     # 8x8 then 4x4: the second stage is a single window, which is not shifted
     "one window": replace(TINY, spec_size=16, depths=(1, 2), heads=(1, 1), ff_ratio=2.5),
@@ -97,7 +97,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("length", ["full", "one less", "short"])
-def test_embedding(name, length):
+def test_embeddings(name, length):
     config = CASES[name]
     full = config.spec_size * (config.spec_size // config.mels)
     frames = {"full": full, "one less": full - 1, "short": full // 3}[length]
@@ -105,14 +105,14 @@ def test_embedding(name, length):
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
-def test_stretched_mel_axis():
-    """spec_size no multiple of mels: the mel axis is stretched too (in the reference only for full clips)."""
+def test_embeddings_with_a_stretched_mel_axis():
+    """If mels does not divide spec_size, the mel axis is stretched (in the reference for full clips only)."""
     ours, expected = embeddings(replace(TINY, mels=12), frames=64)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
-def test_training_mode_batch_statistics():
-    """In training mode the front normalises with the batch's statistics and moves the running ones alike."""
+def test_batch_norm_in_training_mode():
+    """In training mode, batch norm uses the batch's statistics and updates the running ones equally."""
     ours, reference = randomised_pair(TINY)
     ours.band_norm.train()
     norm = reference.audio_model.audio_encoder.batch_norm.train()
@@ -136,7 +136,7 @@ def test_gradients():
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-4)
 
 
-def test_too_many_frames_is_a_sentence():
+def test_rejects_too_many_frames():
     ours, _ = randomised_pair(TINY)
     with pytest.raises(ValueError, match="at most 128 frames of 8 bands"):
         ours(torch.zeros(1, 129, 8))

@@ -1,4 +1,4 @@
-"""Each sampler against the diffusers scheduler of its name, built from the published configuration."""
+"""Each sampler against the diffusers scheduler of the same name, built from the published configuration."""
 
 import math
 import sys
@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from audioldm2.sampling.samplers import SAMPLERS
+from audioldm2.sampling.samplers import SAMPLERS, generator_noise, sigmas, times
 from audioldm2.sampling.schedule import NoiseSchedule
 
-# cvssp/audioldm2, scheduler/scheduler_config.json. Every scheduler below is made from this one, as users do.
+# cvssp/audioldm2, scheduler/scheduler_config.json. Every scheduler below is built from it, as users do.
 PUBLISHED = {
     "_class_name": "DDIMScheduler",
     "_diffusers_version": "0.20.0.dev0",
@@ -40,11 +40,11 @@ class Reference:
     scheduler: str
     config: dict = field(default_factory=dict)
     steps: tuple[int, ...] = (1, 2, 3, 5, 14, 15, 20, 30, 50)  # 30: an odd stride of 33
-    draws: bool = False  # its step() takes a generator
+    draws: bool = False  # whether its step() takes a generator
 
 
-# The counts left out are those at which the reference itself fails: 1000 steps index alpha_bar[1000] (DDIM,
-# PNDM) or divide by a step of length 0 (LMS, DPM-Solver, UniPC); PNDM needs four times for its warm-up.
+# Missing are the counts at which the reference itself fails: 1000 steps index alpha_bar[1000] (DDIM, PNDM) or
+# divide by a step of length 0 (LMS, DPM-Solver, UniPC); PNDM needs four times for its warm-up.
 REFERENCES = {
     "ddim": Reference("DDIMScheduler", draws=True),
     "pndm": Reference("PNDMScheduler", steps=(4, 5, 20, 30, 50)),
@@ -61,7 +61,7 @@ REFERENCES = {
     "dpmpp_3m": Reference("DPMSolverMultistepScheduler", {"solver_order": 3}),
     "unipc": Reference("UniPCMultistepScheduler"),
 }
-OPEN_END = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+DPM_SOLVER = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 KARRAS = ("euler", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc")
 
 CASES = [
@@ -73,7 +73,7 @@ CASES = [
 
 
 def denoiser(x: Tensor, t: float | Tensor) -> Tensor:
-    """A smooth network with random weights: near the right answer for unit data, as a trained one is."""
+    """A smooth network with random weights, close to the right answer for data of unit variance."""
     t = float(t)
     weight = torch.randn(3, 3, 3, 3, generator=torch.Generator().manual_seed(0)).to(x.dtype) / 3
     share = 1 / (1 + math.exp((500 - t) / 120))
@@ -83,7 +83,7 @@ def denoiser(x: Tensor, t: float | Tensor) -> Tensor:
 
 
 def noise(batch: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(batch, 3, 9, 8, generator=torch.Generator().manual_seed(5)).to(dtype)  # time is odd
+    return torch.randn(batch, 3, 9, 8, generator=seeded(5)).to(dtype)  # an odd time axis
 
 
 def make(name: str, steps: int, karras: bool = False):
@@ -95,7 +95,7 @@ def make(name: str, steps: int, karras: bool = False):
 
 
 def walk(scheduler, x: Tensor, **options) -> Tensor:
-    """The loop of the reference's pipeline."""
+    """The sampling loop of the reference's pipeline."""
     x = x * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         eps = denoiser(scheduler.scale_model_input(x, t), t)
@@ -103,10 +103,11 @@ def walk(scheduler, x: Tensor, **options) -> Tensor:
     return x
 
 
-def options_of(name: str, eta: float, generator) -> dict:
-    return (
-        {"generator": generator} | ({"eta": eta} if name == "ddim" else {}) if REFERENCES[name].draws else {}
-    )
+def reference_options(name: str, eta: float, generator) -> dict:
+    """The keywords that step() of this scheduler takes."""
+    if not REFERENCES[name].draws:
+        return {}
+    return {"generator": generator, "eta": eta} if name == "ddim" else {"generator": generator}
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
@@ -118,16 +119,16 @@ def seeded(seed: int = 1) -> torch.Generator:
 
 
 @pytest.mark.parametrize(("name", "steps", "eta", "karras"), CASES)
-def test_result_is_the_reference_s_in_float32(name: str, steps: int, eta: float, karras: bool) -> None:
-    theirs = walk(make(name, steps, karras), noise(), **options_of(name, eta, seeded()))
-    sampler = SAMPLERS[name]
-    ours = sampler(denoiser, noise(), NoiseSchedule(), steps, eta=eta, karras=karras, generator=seeded())
-    # Measured: 2e-6 at most (9e-6: euler_ancestral, 1000 steps), mostly from the reference's float32 tables.
+def test_result_equals_the_reference_in_float32(name: str, steps: int, eta: float, karras: bool) -> None:
+    theirs = walk(make(name, steps, karras), noise(), **reference_options(name, eta, seeded()))
+    options = {"eta": eta, "karras": karras, "noise": generator_noise(seeded())}
+    ours = SAMPLERS[name](denoiser, noise(), NoiseSchedule(), steps, **options)
+    # Measured: at most 2e-6 (9e-6: euler_ancestral, 1000 steps), mostly from the reference's float32 tables.
     assert relative_error(ours, theirs) <= 1e-5
 
 
 def in_float64(scheduler, name: str, steps: int, karras: bool):
-    """Put the tables that the reference rounds to float32 back to float64, by its own functions and numpy."""
+    """Recomputes the tables that the reference rounds to float32, with its own functions and numpy."""
     beta = np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
     alpha_bar = np.cumprod(1 - beta)
     scheduler.alphas_cumprod = torch.from_numpy(alpha_bar)
@@ -137,11 +138,11 @@ def in_float64(scheduler, name: str, steps: int, karras: bool):
     every = np.sqrt((1 - alpha_bar) / alpha_bar)
     sigmas = every[np.minimum(make(name, steps).timesteps.long().unique().numpy()[::-1], 999)]
     if karras:
-        sigmas = every[::-1] if REFERENCES[name].scheduler in OPEN_END else sigmas
+        sigmas = every[::-1] if REFERENCES[name].scheduler in DPM_SOLVER else sigmas
         scheduler.num_inference_steps = steps
         convert = scheduler._convert_to_karras
         sigmas = convert(sigmas) if name == "lms" else convert(sigmas, steps)
-        if REFERENCES[name].scheduler not in OPEN_END:
+        if REFERENCES[name].scheduler not in DPM_SOLVER:
             times = [scheduler._sigma_to_t(sigma, np.log(every)) for sigma in sigmas]
             times = times[:1] + [t for t in times[1:] for _ in range(2)] if name == "heun" else times
             scheduler.timesteps = torch.tensor(np.array(times))
@@ -155,51 +156,50 @@ def in_float64(scheduler, name: str, steps: int, karras: bool):
 @pytest.mark.parametrize(
     ("name", "karras"), [*((n, False) for n in REFERENCES), *((n, True) for n in KARRAS)]
 )
-def test_coefficients_are_the_reference_s_in_float64(
+def test_coefficients_equal_the_reference_in_float64(
     name: str, karras: bool, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the reference's rounding gone, what is left of the difference is a few units in the last place."""
+    """Without the reference's rounding, the results differ by a few units in the last place."""
     scheduler = in_float64(make(name, steps, karras), name, steps, karras)
     to = torch.Tensor.to
 
     def keep(self: Tensor, *args, **kwargs) -> Tensor:  # step() casts the sample to float32
         return to(self, *(torch.float64 if arg is torch.float32 else arg for arg in args), **kwargs)
 
-    def draw(shape, generator, **_) -> Tensor:  # step() draws in the sample's dtype, we in float32
+    def draw(shape, generator, **_) -> Tensor:  # step() draws in the sample's dtype, ours in float32
         return torch.randn(shape, generator=generator).double()
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "to", keep)
         patch.setattr(sys.modules[type(scheduler).__module__], "randn_tensor", draw, raising=False)
-        theirs = walk(scheduler, noise(dtype=torch.float64), **options_of(name, 0.0, seeded()))
-    ours = SAMPLERS[name](
-        denoiser, noise(dtype=torch.float64), NoiseSchedule(), steps, karras=karras, generator=seeded()
-    )
+        theirs = walk(scheduler, noise(dtype=torch.float64), **reference_options(name, 0.0, seeded()))
+    options = {"karras": karras, "noise": generator_noise(seeded())}
+    ours = SAMPLERS[name](denoiser, noise(dtype=torch.float64), NoiseSchedule(), steps, **options)
     assert theirs.dtype == ours.dtype == torch.float64
     assert relative_error(ours, theirs) <= 1e-12
 
 
 @pytest.mark.parametrize("steps", [5, 20, 50])
-def test_euler_ancestral_on_karras_sigmas_is_the_reference_s_step_on_those_of_its_euler(steps: int) -> None:
+def test_euler_ancestral_on_karras_sigmas_equals_the_reference_step_on_them(steps: int) -> None:
+    """The reference's ancestral scheduler lacks Karras sigmas, so it borrows those of its Euler scheduler."""
     scheduler, euler = make("euler_ancestral", steps), make("euler", steps, karras=True)
     scheduler.sigmas, scheduler.timesteps = euler.sigmas, euler.timesteps
     theirs = walk(scheduler, noise(), generator=seeded())
-    ours = SAMPLERS["euler_ancestral"](
-        denoiser, noise(), NoiseSchedule(), steps, karras=True, generator=seeded()
-    )
+    options = {"karras": True, "noise": generator_noise(seeded())}
+    ours = SAMPLERS["euler_ancestral"](denoiser, noise(), NoiseSchedule(), steps, **options)
     assert relative_error(ours, theirs) <= 1e-5
 
 
 @pytest.mark.parametrize(("name", "eta"), [("ddim", 1.0), ("euler_ancestral", 0.0), ("dpmpp_2m_sde", 0.0)])
-def test_a_list_of_generators_draws_as_the_reference_does(name: str, eta: float) -> None:
-    theirs = walk(make(name, 8), noise(3), **options_of(name, eta, [seeded(i) for i in range(3)]))
-    generators = [seeded(i) for i in range(3)]
-    ours = SAMPLERS[name](denoiser, noise(3), NoiseSchedule(), 8, eta=eta, generator=generators)
+def test_one_generator_per_row_draws_as_the_reference_does(name: str, eta: float) -> None:
+    theirs = walk(make(name, 8), noise(3), **reference_options(name, eta, [seeded(i) for i in range(3)]))
+    drawn = generator_noise([seeded(i) for i in range(3)])
+    ours = SAMPLERS[name](denoiser, noise(3), NoiseSchedule(), 8, eta=eta, noise=drawn)
     assert relative_error(ours, theirs) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", ["scaled_linear", "linear"])
-def test_alpha_bar_is_the_reference_s(kind: str) -> None:
+def test_alpha_bar_equals_the_reference(kind: str) -> None:
     scheduler = diffusers.DDIMScheduler.from_config(PUBLISHED, beta_schedule=kind)
     alpha_bar = NoiseSchedule(kind=kind).alpha_bar
     assert alpha_bar.dtype == torch.float64
@@ -210,12 +210,11 @@ def test_alpha_bar_is_the_reference_s(kind: str) -> None:
     ("name", "karras"), [("euler", False), ("euler", True), ("dpmpp_2m", False), ("dpmpp_2m", True)]
 )
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 25, 50, 200, 400])
-def test_times_and_sigmas_are_the_reference_s(name: str, karras: bool, steps: int) -> None:
+def test_times_and_sigmas_equal_the_reference(name: str, karras: bool, steps: int) -> None:
     scheduler = make(name, steps, karras)
     schedule = NoiseSchedule()
-    times, sigmas = (schedule.open_path if name == "dpmpp_2m" else schedule.path)(steps, karras)
-    assert sigmas == pytest.approx(
-        scheduler.sigmas.tolist(), rel=2e-5
-    )  # float32 cannot tell 1 - alpha_bar better
+    # float32 cannot resolve 1 - alpha_bar any better.
+    assert sigmas(name, schedule, steps, karras) == pytest.approx(scheduler.sigmas.tolist(), rel=2e-5)
     # Rounded times are equal; fractional ones differ by the same float32 alpha_bar over a small slope.
-    assert times == pytest.approx(scheduler.timesteps.tolist(), abs=5e-3 if name == "euler" and karras else 0)
+    atol = 5e-3 if name == "euler" and karras else 0
+    assert times(name, schedule, steps, karras) == pytest.approx(scheduler.timesteps.tolist(), abs=atol)

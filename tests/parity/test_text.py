@@ -1,6 +1,6 @@
-"""Token ids against transformers, over the layouts of tokenizer folders that published checkpoints have.
+"""Token ids against transformers, for every layout of tokenizer folders in published checkpoints.
 
-Vocabularies are trained here. Where the published ones lie beside the repository, they are tested too.
+The vocabularies are trained here. If the published ones lie beside the repository, they are tested too.
 """
 
 import io
@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, _bytes_field, pad
+from audioldm2.prompt.tokenizer_files import bytes_field
+from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, pad
 
 CORPUS = [
     "Techno music with a strong beat",
@@ -71,7 +72,7 @@ def write(folder: Path, name: str, content: dict) -> None:
     (folder / name).write_text(json.dumps(content), "utf-8")
 
 
-# ---- vocabularies: each maker fills a folder with the plain vocabulary files
+# ---- vocabularies: each function fills a folder with the plain vocabulary files
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 
@@ -115,7 +116,7 @@ if REAL.is_dir():
     CLAP_VOCABULARIES["published"] = copied("roberta/vocab.json", "roberta/merges.txt")
     T5_VOCABULARIES["published"] = copied("t5/spiece.model")
 
-# ---- layouts: each turns such a folder into another that a checkpoint may hold
+# ---- layouts: each function turns such a folder into one that a checkpoint may contain
 
 
 def clap_reference(folder: Path) -> transformers.RobertaTokenizerFast:
@@ -123,7 +124,7 @@ def clap_reference(folder: Path) -> transformers.RobertaTokenizerFast:
 
 
 def t5_reference(folder: Path) -> transformers.T5TokenizerFast:
-    """from_pretrained, or what it would do with spiece.model alone where the package protobuf is missing."""
+    """from_pretrained, or its equivalent for spiece.model alone if the package protobuf is missing."""
     if (folder / "tokenizer.json").exists() or transformers.utils.is_protobuf_available():
         return transformers.T5TokenizerFast.from_pretrained(folder)
     assert {path.name for path in folder.iterdir()} == {"spiece.model"}
@@ -131,12 +132,12 @@ def t5_reference(folder: Path) -> transformers.T5TokenizerFast:
     model = sentencepiece.SentencePieceProcessor(model_proto=proto)
     vocab = [(model.id_to_piece(i), model.get_score(i)) for i in range(len(model))]
     vocab += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(100))]
-    charsmap = _bytes_field(_bytes_field(proto, 3), 2)  # held against sentencepiece in the unit tests
+    charsmap = bytes_field(bytes_field(proto, 3), 2)  # the unit tests compare it with sentencepiece
     return transformers.T5TokenizerFast(vocab=vocab, _spm_precompiled_charsmap=charsmap)
 
 
 def one_file(folder: Path, tokenizer: transformers.PreTrainedTokenizerFast, **flagged: dict) -> None:
-    """Writes tokenizer.json, with other flags for some of its tokens."""
+    """Write tokenizer.json, with changed flags for some of its tokens."""
     serialized = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in serialized["added_tokens"]:
         token.update(flagged.get(token["content"].strip("<>").split("_")[0], {}))  # "<extra_id_0>": extra
@@ -201,7 +202,7 @@ def t5_published(folder: Path) -> None:
 
 
 def t5_both(folder: Path) -> None:
-    """Two files that disagree: tokenizer.json wins."""
+    """Two files that disagree; tokenizer.json takes precedence."""
     one_file(folder, t5_reference(folder), extra={"rstrip": True})
     serialized = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     serialized["model"]["vocab"][3:] = serialized["model"]["vocab"][:2:-1]
@@ -271,25 +272,25 @@ def assert_equal(pair: tuple, text: str) -> None:
     assert ours.encode(text) == expected, ascii(text)
 
 
-def test_tricky_prompts(pair: tuple):
+def test_ids_of_difficult_prompts(pair: tuple):
     for text in [*CORPUS, *SPECIALS, *TRICKY, *(f"a {s} b{s}c  {s}{s}" for s in SPECIALS + SPACES)]:
         assert_equal(pair, text)
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=PROMPTS)
-def test_any_prompt(pair: tuple, text: str):
+def test_ids_of_any_prompt(pair: tuple, text: str):
     assert_equal(pair, text)
 
 
-def test_every_character(pair: tuple):
-    """Each between letters, some dozens to a prompt; beyond U+FFFF, every 29th."""
+def test_ids_of_every_character(pair: tuple):
+    """Every character between letters, 60 to a prompt; beyond U+FFFF, every 29th."""
     characters = [chr(i) for i in [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 29)]]
     for start in range(0, len(characters), 60):
         assert_equal(pair, " a".join(f"{c}b" for c in characters[start : start + 60]))
 
 
-def test_padded_batch(pair: tuple):
+def test_ids_and_mask_of_a_padded_batch(pair: tuple):
     ours, reference = pair
     texts = ["a", "", "a<pad>b <pad>", "a dog barks while the rain falls " * 100]
     batch = reference(texts, padding="max_length", max_length=600, return_tensors="pt", truncation=True)
@@ -299,7 +300,7 @@ def test_padded_batch(pair: tuple):
     assert tokens.mask.equal(batch.attention_mask.bool())
 
 
-def test_what_is_cut(pair: tuple):
+def test_truncated_part_is_what_the_reference_cuts(pair: tuple):
     ours, reference = pair
     text = "a dog barks <pad> while </s> it rains " * 100
     assert len(reference(text).input_ids) > ours.max_length

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from audioldm2 import AudioLDM2, Result
-from audioldm2.options import LARGEST_SEED
+from audioldm2.options import LARGEST_SEED, GenerationOptions
 from audioldm2.request import Request
 
 DETERMINISTIC = {"sampler": "dpmpp_2m"}
@@ -140,12 +140,8 @@ def test_no_global_random_state_is_read_or_changed(tiny_model, sampling, seed):
 @settings(deadline=None, max_examples=30)
 def test_noise_is_drawn_on_the_cpu_one_generator_a_sound(tiny_model, seeds, candidates):
     """So that a seed means the same on every device."""
-    request = Request.check(
-        tiny_model.sound, tiny_model.schedule, prompt=["a dog"] * len(seeds), negative_prompt=None,
-        audio_length_in_s=SECONDS, num_inference_steps=3, guidance_scale=3.5,
-        num_waveforms_per_prompt=candidates, sampler="dpmpp_2m", eta=0.0, karras=False,
-        guidance_interval=None, guidance_rescale=0.0, seed=seeds, latents=None,
-    )  # fmt: skip
+    options = GenerationOptions(audio_length_in_s=SECONDS, num_waveforms_per_prompt=candidates, seed=seeds)
+    request = Request.resolve(["a dog"] * len(seeds), options, tiny_model.sound, tiny_model.schedule)
     generators = request.generators()
     assert len(generators) == len(seeds) * candidates
     for row, generator in enumerate(generators):

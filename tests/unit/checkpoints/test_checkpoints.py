@@ -750,7 +750,7 @@ def test_a_config_that_cannot_work(diffusers: Path, file: str, field: str, value
     [
         (SCHEDULER, "beta_start", ..., "has no 'beta_start'"),
         (SCHEDULER, "beta_start", "low", "is 'low'; it has to be a finite number."),
-        (SCHEDULER, "beta_start", 0.5, "0 < beta_start <= beta_end < 1 is allowed"),
+        (SCHEDULER, "beta_start", 0.5, "satisfy 0 < beta_start <= beta_end < 1"),
         (SCHEDULER, "num_train_timesteps", 10**12, "steps of 'schedule'"),
         (HEARING, "sampling_rate", 0, "sample_rate of 'clap_mel'"),
         (HEARING, "frequency_max", 30000, "f_max (30000) <= half the"),
@@ -961,7 +961,7 @@ def test_a_folder_of_an_older_format_still_loads(converted: Path, states, versio
         del content["networks"]["projection"]["positions"]
     checkpoints.write_json(path, content)
     assert_same(loaded_states(converted), states)
-    assert audioldm2.load(converted, device="cpu").sound.usual_seconds == 10.0
+    assert audioldm2.load(converted, device="cpu").sound.default_seconds == 10.0
 
 
 def test_a_checkpoint_says_how_long_its_sounds_are(converted: Path):
@@ -1279,7 +1279,7 @@ def test_the_old_folder_is_back_if_the_new_one_cannot_take_its_place(tmp_path: P
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(files, "_take_place", fail)
-    with pytest.raises(PermissionError), files.folder_written_whole(tmp_path / "out", force=True):
+    with pytest.raises(PermissionError), files.atomic_folder(tmp_path / "out", force=True):
         pass
     assert left(tmp_path) == ["out"] and left(tmp_path / "out") == ["old.txt"]
 
@@ -1351,7 +1351,7 @@ def test_a_folder_that_appears_at_the_last_moment_is_told_as_such(tmp_path: Path
     monkeypatch.setattr(Path, "rename", late)
     with (
         pytest.raises(FileExistsError, match="another process wrote it meanwhile"),
-        files.folder_written_whole(tmp_path / "out"),
+        files.atomic_folder(tmp_path / "out"),
     ):
         pass
     assert left(tmp_path) == ["out"] and left(tmp_path / "out") == ["theirs.txt"]

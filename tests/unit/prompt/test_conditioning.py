@@ -1,10 +1,11 @@
-"""Conditioning as data: saved and loaded, mixed, weighted, and denoised from without the text networks."""
+"""Conditioning as data: checked, saved and loaded, mixed, weighted, denoised without the text networks."""
 
 import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import audioldm2
 from audioldm2 import Conditioning
+from audioldm2.errors import ArgumentError
 from audioldm2.models.unet import SELF, T5
 
 SHORT, LONG = "a dog", "A hammer hitting a wooden surface, again and again"
@@ -51,7 +53,7 @@ def denoised(model: audioldm2.AudioLDM2, of: Conditioning) -> Tensor:
     return model.denoise(of, noise, num_inference_steps=3)
 
 
-# What is refused --------------------------------------------------------------------------------------------
+# Checks -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -66,18 +68,66 @@ def denoised(model: audioldm2.AudioLDM2, of: Conditioning) -> Tensor:
         ("t5_mask", lambda x: x & torch.tensor([[True], [False]])),
         ("negative", lambda x: x[:1]),
         ("negative", lambda x: replace(x, negative=x)),
+        ("negative", lambda x: x.gpt2_context),
+        ("negative", lambda x: Conditioning(x.gpt2_context, None, None)),
+        ("gpt2_context", lambda x: x.numpy()),
+        ("text_context", lambda x: None),
     ],
 )
-def test_tensors_have_to_fit(name, change):
+def test_rejects_tensors_that_do_not_fit(name, change):
     good = conditioning(4, 2)
-    with pytest.raises(ValueError, match=name.split("_")[0]):
+    with pytest.raises(ArgumentError, match=rf"{name.split('_')[0]}.*; it has to "):
         replace(good, **{name: change(getattr(good, name))})
+
+
+def test_rejects_an_empty_conditioning():
+    with pytest.raises(ArgumentError, match="conditioning has no tensors; it has to have a context"):
+        Conditioning(None, None, None)
+
+
+# Names of version 0.1 ---------------------------------------------------------------------------------------
+
+
+def test_t5_context_works_with_a_warning():
+    given = conditioning(4, 2)
+    with pytest.warns(DeprecationWarning, match="t5_context is now named text_context") as caught:
+        old = Conditioning(
+            gpt2_context=given.gpt2_context, t5_context=given.text_context, t5_mask=given.t5_mask
+        )
+    assert old.text_context is given.text_context
+    with pytest.warns(DeprecationWarning, match="t5_context is now named text_context") as again:
+        assert old.t5_context is given.text_context
+    assert [each.filename for each in (*caught, *again)] == [__file__, __file__]
+    with pytest.warns(DeprecationWarning):
+        none = Conditioning(t5_context=None, gpt2_context=given.gpt2_context, t5_mask=None)
+    assert none.text_context is None
+    with pytest.warns(DeprecationWarning):
+        assert (
+            replace(given, t5_context=given.text_context + 1).text_context == given.text_context + 1
+        ).all()
+
+
+def test_todays_names_do_not_warn(recwarn, tmp_path):
+    given = conditioning(4, 2)
+    given.mix(given.repeat(1), 0.5).weighted(2).save(tmp_path / "dog.safetensors")
+    Conditioning.load(tmp_path / "dog.safetensors")
+    assert not recwarn.list
+
+
+def test_loads_files_of_version_0_1_silently(recwarn, tmp_path):
+    given, path = conditioning(4, 2), tmp_path / "dog.safetensors"
+    given.save(path)
+    old = {key.replace("text_context", "t5_context"): tensor for key, tensor in load_file(path).items()}
+    assert {"t5_context", "negative.t5_context"} <= old.keys()
+    save_file(old, path)
+    assert_same(Conditioning.load(path), given)
+    assert not recwarn.list
 
 
 # Rows -------------------------------------------------------------------------------------------------------
 
 
-def test_rows():
+def test_rows_are_selected_joined_and_repeated():
     batch = conditioning(4, 2, 3)
     assert len(batch) == 3
     assert_same(Conditioning.cat(list(batch)), batch)
@@ -87,7 +137,7 @@ def test_rows():
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4))
-def test_joining_pads_what_is_masked(lengths):
+def test_cat_pads_text_contexts(lengths):
     parts = [conditioning(length, seed=length) for length in lengths]
     joined = Conditioning.cat(parts)
     assert joined.t5_mask.sum(dim=1).tolist() == lengths
@@ -96,12 +146,12 @@ def test_joining_pads_what_is_masked(lengths):
         assert not row.text_context[~row.t5_mask].any()
 
 
-# Saved and loaded -------------------------------------------------------------------------------------------
+# Files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("negative", [True, False])
-def test_saved_and_loaded_bit_by_bit(tmp_path, dtype, negative):
+def test_load_returns_every_saved_bit(tmp_path, dtype, negative):
     given = conditioning(5, 3, negative=negative).to(torch.device("cpu"), dtype)
     given.gpt2_context[0, 0, :4] = torch.tensor([-0.0, float("inf"), float("nan"), 1e-40]).to(dtype)
     path = tmp_path / "dog.safetensors"
@@ -111,7 +161,7 @@ def test_saved_and_loaded_bit_by_bit(tmp_path, dtype, negative):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_tensors_that_share_memory_can_be_saved(tmp_path):
+def test_saves_tensors_that_share_memory(tmp_path):
     given = conditioning(5, 3)
     twin = replace(given, negative=replace(given, negative=None))
     slice = twin[:1]
@@ -119,7 +169,7 @@ def test_tensors_that_share_memory_can_be_saved(tmp_path):
     assert_same(Conditioning.load(tmp_path / "dog.safetensors"), slice)
 
 
-def test_an_older_file_is_replaced_whole(tmp_path):
+def test_save_replaces_a_file_without_writing_into_it(tmp_path):
     older, path = conditioning(5, 3), tmp_path / "dog.safetensors"
     older.save(path)
     os.link(path, tmp_path / "old.safetensors")  # a second name for the older file's bytes
@@ -127,7 +177,7 @@ def test_an_older_file_is_replaced_whole(tmp_path):
     assert_same(Conditioning.load(tmp_path / "old.safetensors"), older)
 
 
-def test_a_loaded_one_outlives_its_file(tmp_path):
+def test_loaded_tensors_do_not_depend_on_the_file(tmp_path):
     given, path = conditioning(5, 3), tmp_path / "dog.safetensors"
     given.save(path)
     loaded = Conditioning.load(path)
@@ -135,7 +185,7 @@ def test_a_loaded_one_outlives_its_file(tmp_path):
     assert_same(loaded, given)
 
 
-def test_a_file_that_is_no_conditioning(tmp_path):
+def test_load_rejects_other_and_damaged_files(tmp_path):
     path = tmp_path / "dog.safetensors"
     with pytest.raises(FileNotFoundError):
         Conditioning.load(path)
@@ -143,14 +193,16 @@ def test_a_file_that_is_no_conditioning(tmp_path):
         conditioning(3).save(tmp_path / "nowhere" / "dog.safetensors")
 
     conditioning(3).save(path)
-    whole, state = path.read_bytes(), load_file(path)
-    for cut in (0, 7, 100, len(whole) - 1):
-        path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"dog\.safetensors is not a saved conditioning"):
+    whole = path.read_bytes()
+    state = {name: tensor.clone() for name, tensor in load_file(path).items()}  # not mapped: the file changes
+    pointer = b"version https://git-lfs.github.com/spec/v1"
+    for content in (*(whole[:cut] for cut in (0, 7, 100, len(whole) - 1)), pointer):
+        path.write_bytes(content)
+        with pytest.raises(ArgumentError, match=r"dog\.safetensors is not a saved conditioning"):
             Conditioning.load(path)
     without = {key: tensor for key, tensor in state.items() if key != "negative.t5_mask"}
     for wrong, named in (
-        (without, "T5's with its mask"),
+        (without, "text_context with t5_mask"),
         (state | {"unet": torch.zeros(3)}, "'unet'"),
         ({"weight": torch.zeros(3)}, "'weight'"),
         (state | {"t5_mask": torch.ones(1, 3)}, "t5_mask"),
@@ -161,7 +213,7 @@ def test_a_file_that_is_no_conditioning(tmp_path):
             Conditioning.load(path)
 
 
-# Denoised from without the text networks --------------------------------------------------------------------
+# Denoising --------------------------------------------------------------------------------------------------
 
 
 def test_denoising_runs_no_text_network(tiny_model, tmp_path, monkeypatch):
@@ -183,7 +235,7 @@ def test_denoising_runs_no_text_network(tiny_model, tmp_path, monkeypatch):
 
 
 def test_denoising_needs_no_text_network(tiny_model, tiny_folder, tmp_path):
-    """Not even on the disk: with low_memory a network is read when its stage begins."""
+    """Not even on disk: with low_memory, a network is read when its stage begins."""
     encoded = tiny_model.encode_prompt(LONG)
     shutil.copytree(tiny_folder, tmp_path / "model")
     model = audioldm2.load(tmp_path / "model", device="cpu", low_memory=True)
@@ -194,10 +246,10 @@ def test_denoising_needs_no_text_network(tiny_model, tiny_folder, tmp_path):
     assert model.vocode(model.decode(z)).isfinite().all()
 
 
-# Mixed ------------------------------------------------------------------------------------------------------
+# Mixing -----------------------------------------------------------------------------------------------------
 
 
-def test_the_ends_of_a_mix_are_the_prompts_themselves():
+def test_mix_at_0_and_1_is_exact():
     a, b = conditioning(4, 2, seed=1), conditioning(3, 9, seed=5)
     for amount in (0, 0.0):
         assert_same(a.mix(b, amount), a)
@@ -206,7 +258,7 @@ def test_the_ends_of_a_mix_are_the_prompts_themselves():
     assert_same(Conditioning.mix(a, b, 1), b)
 
 
-def test_a_mix_of_equally_long_prompts_is_interpolated():
+def test_mix_interpolates_prompts_of_equal_length():
     a, b = conditioning(4, 2, seed=1), conditioning(4, 2, seed=5)
     mixed = a.mix(b, 0.3)
     for found, one, two in (
@@ -223,8 +275,8 @@ def test_a_mix_of_equally_long_prompts_is_interpolated():
 
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0.01, 0.99))
 @settings(deadline=None)
-def test_a_mix_of_prompts_of_any_length(short, long, amount):
-    """As many vectors as the longer one has: each a part of one and a part of the other, ends with ends."""
+def test_mix_spreads_the_shorter_prompt(short, long, amount):
+    """As many vectors as the longer prompt has, each interpolated, first with first and last with last."""
     a, b = conditioning(short, seed=1), conditioning(long, seed=5)
     mixed = a.mix(b, amount)
     most = max(short, long)
@@ -238,7 +290,7 @@ def test_a_mix_of_prompts_of_any_length(short, long, amount):
     assert_same(same, replace(a, negative=same.negative), atol=1e-6)
 
 
-def test_a_row_is_mixed_by_itself():
+def test_mix_treats_rows_independently():
     a, b = conditioning(4, 2, 7, seed=1), conditioning(3, 9, 1, seed=5)
     together = a.mix(b, 0.4)
     for row in range(3):
@@ -248,8 +300,8 @@ def test_a_row_is_mixed_by_itself():
         assert torch.equal(alone.gpt2_context, together[row].gpt2_context)
 
 
-def test_a_little_of_a_longer_prompt_changes_little(tiny_model):
-    """Where padding the shorter with zeros would change much: they would take most of its attention."""
+def test_mix_with_a_little_of_a_longer_prompt_changes_little(tiny_model):
+    """Zero padding of the shorter prompt would change much: the zeros would take most of its attention."""
     generator = torch.Generator().manual_seed(0)
     gpt2 = torch.randn(1, 8, 24, generator=generator)
 
@@ -265,31 +317,36 @@ def test_a_little_of_a_longer_prompt_changes_little(tiny_model):
     assert (zeros - expected).norm() > 1e-2 * expected.norm()
 
 
-def test_mixing_keeps_the_dtype_of_the_first():
+def test_mix_keeps_the_dtype():
     a = conditioning(4, 2, seed=1).to(torch.device("cpu"), torch.float16)
     mixed = a.mix(conditioning(3, 9, seed=5), 0.5)
     assert mixed.text_context.dtype == mixed.gpt2_context.dtype == torch.float16
     assert mixed.negative.text_context.dtype == torch.float16
 
 
-def test_what_cannot_be_mixed():
+def test_mix_rejects_arguments():
     a = conditioning(4, 2)
     for amount in (-0.1, 1.1, float("nan"), "half", None):
-        with pytest.raises(ValueError, match="amount"):
+        with pytest.raises(ArgumentError, match=r"amount is .* from 0 to 1"):
             a.mix(a, amount)
+    assert_same(a.mix(a, np.float32(0.0)), a)
+    with pytest.raises(ArgumentError, match="other is a str; it has to be a Conditioning"):
+        a.mix("dog", 0.5)
     with pytest.raises(ValueError, match="negative part"):
         a.mix(conditioning(4, 2, negative=False), 0.5)
-    with pytest.raises(ValueError, match=r"gpt2_context \(2, 8, 6\), .* and gpt2_context \(1, 8, 6\), "):
+    with pytest.raises(
+        ValueError, match=r"other has gpt2_context \(1, 8, 6\), .*have gpt2_context \(2, 8, 6\), "
+    ):
         a.mix(a[:1], 0.5)
     wider = replace(a, text_context=torch.zeros(2, 4, 7), negative=None)
     with pytest.raises(ValueError, match="same model"):
         replace(a, negative=None).mix(wider, 0)
 
 
-# Weighted ---------------------------------------------------------------------------------------------------
+# Weighting --------------------------------------------------------------------------------------------------
 
 
-def test_weights_lead_from_the_negative_prompt_to_the_prompt_and_beyond():
+def test_weighted_extrapolates_from_the_negative_prompt():
     given = conditioning(4, 2)
     assert_same(given.weighted(1), given)
     assert_same(given.weighted(0), replace(given.negative, negative=given.negative))
@@ -305,7 +362,7 @@ def test_weights_lead_from_the_negative_prompt_to_the_prompt_and_beyond():
             torch.testing.assert_close(found.text_context[row, found.t5_mask[row]], expected)
 
 
-def test_weights_are_heard(tiny_model):
+def test_weights_change_the_denoised_latent(tiny_model):
     encoded = tiny_model.encode_prompt([SHORT, LONG])
     expected = denoised(tiny_model, encoded)
     assert torch.equal(denoised(tiny_model, encoded.weighted(1.0)), expected)
@@ -313,7 +370,7 @@ def test_weights_are_heard(tiny_model):
     assert 0 < changes[0] < changes[1] < changes[2]
 
 
-def test_what_cannot_be_weighted():
+def test_weighted_rejects_arguments():
     for factor in (-1, float("inf"), float("nan"), "much"):
         with pytest.raises(ValueError, match="factor"):
             conditioning(3).weighted(factor)
@@ -321,19 +378,20 @@ def test_what_cannot_be_weighted():
         conditioning(3, negative=False).weighted(1.2)
 
 
-def test_a_prompt_beyond_the_positions_of_gpt2_is_refused(tiny_model, monkeypatch):
+def test_encode_rejects_prompts_beyond_gpt2_positions(tiny_model, monkeypatch):
     small = replace(
         tiny_model.networks.configs["gpt2"], max_positions=20
     )  # 8 new vectors, 5 beside the text's
     monkeypatch.setitem(tiny_model.networks.configs, "gpt2", small)
     assert len(tiny_model.encode_prompt("a")) == 1
     with pytest.raises(
-        ValueError, match=r"a prompt has \d+ T5 tokens; GPT-2 of this checkpoint has positions for 7"
+        ValueError,
+        match=r"prompt has \d+ T5 tokens; it has to be shorter: GPT-2 of this checkpoint has positions for 7",
     ):
         tiny_model.encode_prompt("rain on a tin roof and then much more of it")
 
 
-def test_widths_are_compared_only_where_the_unet_attends(tiny_model, monkeypatch):
+def test_denoise_checks_only_the_widths_that_the_unet_uses(tiny_model, monkeypatch):
     unet, cond = tiny_model.networks.configs["unet"], tiny_model.encode_prompt("rain")
     noise = torch.randn(tiny_model.sound.latents(1, 4))
     monkeypatch.setitem(tiny_model.networks.configs, "unet", replace(unet, gpt2_dim=999))

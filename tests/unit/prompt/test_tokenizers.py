@@ -1,7 +1,8 @@
-"""Prompt -> ids, on vocabularies trained here: frames, padding, truncation, special tokens, errors."""
+"""Prompt -> ids with small vocabularies: special tokens, padding, truncation, damaged files."""
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from audioldm2.errors import WeightsError
+from audioldm2.errors import ArgumentError, WeightsError
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, pad
 
 CORPUS = [
@@ -105,23 +106,29 @@ def test_pad_to_a_length():
     assert tokens.mask.sum() == 2
 
 
-def test_a_typed_pad_is_a_real_token(clap: ClapTokenizer):
+def test_pad_keeps_a_typed_pad_token(clap: ClapTokenizer):
     ids = clap.encode("a<pad>b")
     assert clap.pad_id in ids
     assert pad([ids], clap.pad_id, length=512).mask.sum() == len(ids)
 
 
-def test_pad_says_what_is_wrong():
-    with pytest.raises(ValueError, match="length=2 must be at least 3"):
+def test_pad_rejects_arguments():
+    with pytest.raises(ValueError, match="length is 2; it has to be at least 3"):
         pad([[1], [1, 2, 3]], pad_id=0, length=2)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=r"sequences is \[\]; it has to contain at least one"):
         pad([], pad_id=0)
+
+
+def test_pad_ignores_the_default_device():
+    with torch.device("meta"):
+        tokens = pad([[0, 7, 2], [0, 2]], pad_id=1)
+    assert tokens.ids.device.type == tokens.mask.device.type == "cpu"
 
 
 # ---- ids
 
 
-def test_frames(clap: ClapTokenizer, t5: T5Tokenizer):
+def test_special_tokens_at_both_ends(clap: ClapTokenizer, t5: T5Tokenizer):
     assert clap.encode("") == [0, 2]
     assert t5.encode("") == [1] == t5.encode(" \n\t ")
     ids = clap.encode("a dog barks")
@@ -129,13 +136,13 @@ def test_frames(clap: ClapTokenizer, t5: T5Tokenizer):
     assert t5.encode("a dog barks")[-1] == 1
 
 
-def test_bpe_keeps_every_byte(clap: ClapTokenizer):
+def test_clap_ids_decode_to_the_text(clap: ClapTokenizer):
     text = " Zoë\x00 ﬁ  日\n"
     tokens = [clap.splitter.id_to_token(i) for i in clap.encode(text)[1:-1]]
     assert decoders.ByteLevel().decode(tokens) == text
 
 
-def test_typed_specials_are_tokens(clap: ClapTokenizer, t5: T5Tokenizer):
+def test_typed_special_tokens_get_their_ids(clap: ClapTokenizer, t5: T5Tokenizer):
     assert clap.encode("<s></s><pad><unk>") == [0, 0, 2, 1, 3, 2]
     assert t5.encode("</s><pad><unk>") == [1, 0, 2, 1]
     size = t5.splitter.get_vocab_size()
@@ -151,7 +158,7 @@ def test_flags_of_special_tokens_come_from_the_folder(clap_folder: Path, clap: C
     assert ClapTokenizer.from_folder(folder).encode("a <mask>")[1:-1] == [*clap.encode("a")[1:-1], mask]
 
 
-def test_added_tokens_decoder_wins(clap_folder: Path, clap: ClapTokenizer, tmp_path: Path):
+def test_added_tokens_decoder_takes_precedence(clap_folder: Path, clap: ClapTokenizer, tmp_path: Path):
     config = {
         "added_tokens_decoder": {str(clap.splitter.token_to_id("<mask>")): LSTRIP_MASK | {"lstrip": False}}
     }
@@ -173,8 +180,8 @@ def test_tokenizer_json_gives_the_same_ids(kind: type, request: pytest.FixtureRe
         assert again.encode(text) == first.encode(text)
 
 
-def test_nfkc_is_that_of_the_model_file(t5_folder: Path, t5: T5Tokenizer):
-    """The table is cut out of the protobuf by hand: sentencepiece, reading that file, must agree on it."""
+def test_nfkc_table_comes_from_the_model_file(t5_folder: Path, t5: T5Tokenizer):
+    """Our protobuf parser extracts the table; sentencepiece reads the same file and has to agree."""
     theirs = sentencepiece.SentencePieceNormalizer(
         model_file=str(t5_folder / "spiece.model"),
         add_dummy_prefix=False,
@@ -188,7 +195,7 @@ def test_nfkc_is_that_of_the_model_file(t5_folder: Path, t5: T5Tokenizer):
     assert all(t5.splitter.normalizer.normalize_str(c) == theirs.normalize(c) for c in characters)
 
 
-def test_a_model_without_nfkc(tmp_path: Path):
+def test_model_file_without_nfkc(tmp_path: Path):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 4),
         model_prefix=str(tmp_path / "spiece"),
@@ -208,7 +215,7 @@ def test_a_model_without_nfkc(tmp_path: Path):
 # ---- truncation
 
 
-def test_truncation_keeps_the_frame_and_tells_the_cut_part(tokenizer: ClapTokenizer | T5Tokenizer):
+def test_truncation_keeps_special_tokens_and_returns_the_cut_part(tokenizer: ClapTokenizer | T5Tokenizer):
     text = "a dog barks " * 500
     ids = tokenizer.encode(text)
     assert len(ids) == tokenizer.max_length == (512 if isinstance(tokenizer, ClapTokenizer) else 128)
@@ -219,7 +226,7 @@ def test_truncation_keeps_the_frame_and_tells_the_cut_part(tokenizer: ClapTokeni
     assert tokenizer.encode(kept) == ids and tokenizer.truncated_part(kept) == ""
 
 
-def test_nothing_is_cut_at_exactly_the_limit(
+def test_text_of_exactly_max_length_is_not_cut(
     clap_folder: Path, t5_folder: Path, clap: ClapTokenizer, t5: T5Tokenizer
 ):
     for kind, folder, whole in ((ClapTokenizer, clap_folder, clap), (T5Tokenizer, t5_folder, t5)):
@@ -231,25 +238,29 @@ def test_nothing_is_cut_at_exactly_the_limit(
         assert short.truncated_part(text) and text.endswith(short.truncated_part(text))
 
 
-def test_no_room_is_an_error(clap_folder: Path, t5_folder: Path):
-    with pytest.raises(ValueError, match="max_length=2"):
+def test_rejects_a_max_length_without_room_for_text(clap_folder: Path, t5_folder: Path):
+    with pytest.raises(ValueError, match="max_length is 2; it has to be at least 3"):
         ClapTokenizer.from_folder(clap_folder, max_length=2)
-    with pytest.raises(ValueError, match="max_length=1"):
+    with pytest.raises(ValueError, match="max_length is 1; it has to be at least 2"):
         T5Tokenizer.from_folder(t5_folder, max_length=1)
 
 
-# ---- what a user may type
+# ---- prompts
 
 
-@pytest.mark.parametrize("prompt, words", [(None, "NoneType"), (3, "int"), (["a"], "list"), (b"a", "bytes")])
-def test_a_prompt_that_is_no_text(tokenizer: ClapTokenizer | T5Tokenizer, prompt: object, words: str):
+@pytest.mark.parametrize("prompt", [None, 3, ["a"], b"a"])
+def test_rejects_prompts_that_are_not_texts(tokenizer: ClapTokenizer | T5Tokenizer, prompt: object):
     for method in (tokenizer.encode, tokenizer.truncated_part):
-        with pytest.raises(ValueError, match=f"must be a str, not {words}"):
+        with pytest.raises(
+            ArgumentError, match=rf"^prompt is {re.escape(repr(prompt))}; it has to be a text"
+        ):
             method(prompt)
 
 
-def test_a_lone_surrogate(tokenizer: ClapTokenizer | T5Tokenizer):
-    with pytest.raises(ValueError, match=r"lone surrogate: U\+D83D at position 2"):
+def test_rejects_a_lone_surrogate(tokenizer: ClapTokenizer | T5Tokenizer):
+    with pytest.raises(
+        ValueError, match=r"lone surrogate, U\+D83D at position 2; it has to be valid Unicode"
+    ):
         tokenizer.encode("ab\ud83d")
 
 
@@ -275,7 +286,7 @@ PROMPTS = st.lists(
 
 @settings(max_examples=1000, deadline=None)
 @given(text=PROMPTS)
-def test_any_text_gives_ids_or_a_sentence(tokenizer: ClapTokenizer | T5Tokenizer, text: str):
+def test_any_text_is_encoded_or_rejected(tokenizer: ClapTokenizer | T5Tokenizer, text: str):
     try:
         ids = tokenizer.encode(text)
     except ValueError as error:
@@ -288,7 +299,7 @@ def test_any_text_gives_ids_or_a_sentence(tokenizer: ClapTokenizer | T5Tokenizer
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=8).map("".join))
-def test_what_is_cut_is_the_end_of_the_text(
+def test_truncated_part_is_the_end_of_the_text(
     clap_folder: Path, t5_folder: Path, clap: ClapTokenizer, t5: T5Tokenizer, text: str
 ):
     for whole in (clap, t5):
@@ -301,14 +312,14 @@ def test_what_is_cut_is_the_end_of_the_text(
 # ---- files
 
 
-def test_an_empty_folder_names_what_it_needs(tmp_path: Path):
+def test_empty_folder_names_the_missing_files(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"must hold tokenizer.json, or merges.txt and vocab.json: copy"):
         ClapTokenizer.from_folder(tmp_path)
     with pytest.raises(WeightsError, match=r"must hold tokenizer.json, or spiece.model: copy"):
         T5Tokenizer.from_folder(tmp_path / "nowhere")
 
 
-def test_merges_without_a_vocabulary(clap_folder: Path, tmp_path: Path):
+def test_merges_need_a_vocabulary(clap_folder: Path, tmp_path: Path):
     shutil.copy(clap_folder / "merges.txt", tmp_path)
     with pytest.raises(WeightsError, match=r"must hold .*vocab.json"):
         ClapTokenizer.from_folder(tmp_path)
@@ -316,7 +327,7 @@ def test_merges_without_a_vocabulary(clap_folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
 @pytest.mark.parametrize("keep", [0.0, 0.4, 0.9])
-def test_a_cut_clap_file_is_named(clap_folder: Path, tmp_path: Path, name: str, keep: float):
+def test_truncated_clap_file_is_named(clap_folder: Path, tmp_path: Path, name: str, keep: float):
     content = (clap_folder / name).read_bytes()
     folder = copy_of(clap_folder, tmp_path)
     cut = content[: int(len(content) * keep)]
@@ -325,7 +336,7 @@ def test_a_cut_clap_file_is_named(clap_folder: Path, tmp_path: Path, name: str, 
         ClapTokenizer.from_folder(folder)
 
 
-def test_merges_cut_at_the_end_of_a_line(clap_folder: Path, tmp_path: Path):
+def test_merges_truncated_at_the_end_of_a_line_are_rejected(clap_folder: Path, tmp_path: Path):
     folder = copy_of(clap_folder, tmp_path)
     lines = (folder / "merges.txt").read_text("utf-8").splitlines(keepends=True)
     (folder / "merges.txt").write_text("".join(lines[: len(lines) // 2]), "utf-8")
@@ -334,25 +345,32 @@ def test_merges_cut_at_the_end_of_a_line(clap_folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x00" * 100, "half"])
-def test_a_broken_spiece_model_is_named(t5_folder: Path, tmp_path: Path, content: bytes | str):
+def test_damaged_spiece_model_is_named(t5_folder: Path, tmp_path: Path, content: bytes | str):
     model = (t5_folder / "spiece.model").read_bytes()
     (tmp_path / "spiece.model").write_bytes(model[: len(model) // 2] if content == "half" else content)
     with pytest.raises(WeightsError, match=r"spiece.model is not T5's unigram vocabulary"):
         T5Tokenizer.from_folder(tmp_path)
 
 
+def test_git_lfs_pointer_is_recognised(tmp_path: Path):
+    for name, kind in (("spiece.model", T5Tokenizer), ("tokenizer.json", ClapTokenizer)):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(WeightsError, match=rf"{name} is not .* \(it is a Git LFS pointer, .*\): copy"):
+            kind.from_folder(tmp_path)
+
+
 @pytest.mark.parametrize("kind", [ClapTokenizer, T5Tokenizer])
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"model": {}}', '{"model": {"vocab": 3, "merges": [1]}}']
 )
-def test_a_broken_tokenizer_json_is_named(kind: type, tmp_path: Path, content: str):
+def test_damaged_tokenizer_json_is_named(kind: type, tmp_path: Path, content: str):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(WeightsError, match=r"tokenizer.json is not "):
         kind.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[", '{"added_tokens_decoder": {"4": {"lstrip": true}}}'])
-def test_a_broken_config_is_named(clap_folder: Path, tmp_path: Path, content: str):
+def test_damaged_config_is_named(clap_folder: Path, tmp_path: Path, content: str):
     with pytest.raises(
         WeightsError, match=r"tokenizer_config.json is not a JSON|describe the special tokens"
     ):
@@ -360,7 +378,7 @@ def test_a_broken_config_is_named(clap_folder: Path, tmp_path: Path, content: st
 
 
 @pytest.mark.parametrize("token", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-def test_a_vocabulary_without_a_special_token(clap_folder: Path, tmp_path: Path, token: str):
+def test_rejects_a_vocabulary_without_a_special_token(clap_folder: Path, tmp_path: Path, token: str):
     vocab = json.loads((clap_folder / "vocab.json").read_text("utf-8"))
     vocab["other"] = vocab.pop(token)
     folder = copy_of(clap_folder, tmp_path, vocab_json=json.dumps(vocab))
@@ -368,7 +386,7 @@ def test_a_vocabulary_without_a_special_token(clap_folder: Path, tmp_path: Path,
         ClapTokenizer.from_folder(folder)
 
 
-def test_special_tokens_in_another_order(tmp_path: Path):
+def test_rejects_special_tokens_in_another_order(tmp_path: Path):
     sentencepiece.SentencePieceTrainer.train(  # sentencepiece's own order: unk 0, bos 1, eos 2
         sentence_iterator=iter(CORPUS * 4),
         model_prefix=str(tmp_path / "spiece"),
@@ -380,6 +398,6 @@ def test_special_tokens_in_another_order(tmp_path: Path):
         T5Tokenizer.from_folder(tmp_path)
 
 
-def test_files_are_all_that_is_read(clap_folder: Path, t5_folder: Path):
+def test_files_lists_every_file_that_is_read(clap_folder: Path, t5_folder: Path):
     for kind, folder in ((ClapTokenizer, clap_folder), (T5Tokenizer, t5_folder)):
         assert {path.name for path in folder.iterdir()} <= set(kind.FILES)

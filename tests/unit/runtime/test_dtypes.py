@@ -1,89 +1,90 @@
-"""In which dtype each network computes: what is asked for, and what "auto" makes of it."""
-
-from pathlib import Path
+"""The dtype of each network: as asked, or as "auto" chooses by measuring."""
 
 import pytest
 import torch
 
 import audioldm2
+from audioldm2.errors import ArgumentError
 from audioldm2.models import NETWORKS
 from audioldm2.runtime import dtypes
+from audioldm2.runtime.dtypes import Comparison
 
 CPU = torch.device("cpu")
 PUBLISHED = {name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"}
-
-
-def processor(tmp_path: Path, flags: str) -> Path:
-    file = tmp_path / "cpuinfo"
-    file.write_text(f"processor\t: 0\nmodel name\t: Some Processor\n{flags}\n\nprocessor\t: 1\n{flags}\n")
-    return file
+FASTER, SLOWER = Comparison(float32=3.0, bfloat16=2.0), Comparison(float32=2.0, bfloat16=3.0)
 
 
 @pytest.mark.parametrize(
-    ("flags", "native"),
+    ("float32", "bfloat16", "chosen"),
     [
-        ("flags\t\t: fpu avx2 avx512f avx512bw avx512_bf16", True),
-        ("flags\t\t: fpu avx2 amx_bf16 amx_tile", True),
-        ("Features\t: fp asimd bf16 i8mm", True),
-        ("flags\t\t: fpu avx2 avx512f avx512bw", False),  # it can, by way of float32, and is slower
-        ("", False),
+        (1.16, 1.0, torch.bfloat16),
+        (1.14, 1.0, torch.float32),
+        (1.0, 1.0, torch.float32),
+        (1.0, 9.0, torch.float32),
     ],
 )
-def test_a_processor_tells_whether_it_multiplies_in_bfloat16(tmp_path: Path, flags: str, native: bool):
-    assert dtypes.multiplies_in_bfloat16(processor(tmp_path, flags)) is native
+def test_bfloat16_is_chosen_only_where_it_is_faster_by_15_percent(float32: float, bfloat16: float, chosen):
+    assert Comparison(float32, bfloat16).chosen == chosen
 
 
-def test_a_system_that_does_not_tell_has_no_bfloat16(tmp_path: Path):
-    assert dtypes.multiplies_in_bfloat16(tmp_path / "absent") is False
-
-
-def test_auto_halves_what_is_not_heard(monkeypatch):
-    monkeypatch.setattr(dtypes, "multiplies_in_bfloat16", lambda: True)
-    found = dtypes.of_networks("auto", CPU, PUBLISHED)
+def test_auto_keeps_networks_float32_whose_rounding_stays_in_the_sound(monkeypatch):
+    monkeypatch.setattr(dtypes, "compare_on_cpu", lambda threads: FASTER)
+    found, comparison = dtypes.choose("auto", CPU, PUBLISHED)
     exact = {name for name, dtype in found.items() if dtype == torch.float32}
-    assert exact == {"vae", "hifigan", "clap_audio"}  # what is heard as it is rounded
+    assert exact == {"vae", "hifigan", "clap_audio"} and comparison == FASTER
     assert {found[name] for name in ("unet", "t5", "gpt2", "projection", "clap_text")} == {torch.bfloat16}
     assert found.keys() == PUBLISHED.keys()
 
 
-def test_auto_is_float32_where_the_processor_or_the_model_gains_nothing(monkeypatch, tiny_folder):
-    monkeypatch.setattr(dtypes, "multiplies_in_bfloat16", lambda: False)
-    assert set(dtypes.of_networks("auto", CPU, PUBLISHED).values()) == {torch.float32}
-    monkeypatch.setattr(dtypes, "multiplies_in_bfloat16", lambda: True)
+def test_auto_is_float32_where_bfloat16_gains_nothing(monkeypatch, tiny_folder):
+    monkeypatch.setattr(dtypes, "compare_on_cpu", lambda threads: SLOWER)
+    found, comparison = dtypes.choose("auto", CPU, PUBLISHED)
+    assert set(found.values()) == {torch.float32} and comparison == SLOWER
+    monkeypatch.setattr(
+        dtypes, "compare_on_cpu", lambda threads: pytest.fail("a small model is not measured for")
+    )
     assert set(audioldm2.load(tiny_folder, device="cpu").networks.dtypes.values()) == {torch.float32}
 
 
 def test_auto_is_float16_on_cuda():
-    assert set(dtypes.of_networks("auto", torch.device("cuda"), PUBLISHED).values()) == {torch.float16}
+    assert set(dtypes.choose("auto", torch.device("cuda"), PUBLISHED)[0].values()) == {torch.float16}
+
+
+def test_comparison_is_a_measurement_of_this_processor():
+    found = dtypes.compare_on_cpu(torch.get_num_threads())
+    assert 0 < found.float32 < 1000 and 0 < found.bfloat16 < 1000
+    assert dtypes.compare_on_cpu(torch.get_num_threads()) is found, "measured once a process"
 
 
 @pytest.mark.parametrize("asked", ["float32", "bfloat16", torch.float16])
-def test_a_dtype_that_is_asked_for_is_that_of_all(asked):
+def test_dtype_that_is_asked_for_is_that_of_all_networks(asked):
     wanted = getattr(torch, str(asked).removeprefix("torch."))
-    assert set(dtypes.of_networks(dtypes.name_of(asked), CPU, PUBLISHED).values()) == {wanted}
+    found, comparison = dtypes.choose(dtypes.require_dtype(asked), CPU, PUBLISHED)
+    assert set(found.values()) == {wanted} and comparison is None
 
 
 @pytest.mark.parametrize("asked", ["float64", "half", None, 16, torch.int8])
-def test_another_is_refused(asked):
-    with pytest.raises(ValueError, match="not supported; choose 'auto' or one of float32, float16, bfloat16"):
-        dtypes.name_of(asked)
+def test_rejects_other_dtypes(asked):
+    with pytest.raises(ArgumentError, match="it has to be one of auto, float32, float16, bfloat16"):
+        dtypes.require_dtype(asked)
 
 
-def test_a_model_of_two_dtypes_makes_a_sound(monkeypatch, tiny_folder):
-    """As "auto" does with a large one: the sound is near that of float32, and the record tells both."""
+def test_model_of_two_dtypes_generates_and_its_record_says_why(monkeypatch, tiny_folder):
     exact = audioldm2.load(tiny_folder, device="cpu", dtype="float32")
-    monkeypatch.setattr(dtypes, "multiplies_in_bfloat16", lambda: True)
+    monkeypatch.setattr(dtypes, "compare_on_cpu", lambda threads: FASTER)
     monkeypatch.setattr(dtypes, "WORTH_HALVING", 0)
     mixed = audioldm2.load(tiny_folder, device="cpu")
     assert mixed.describe()["dtype"] == "bfloat16, float32 for vae, hifigan, clap_audio"
     request = dict(audio_length_in_s=0.64, num_inference_steps=3, num_waveforms_per_prompt=2)
     ours, theirs = (model.generate("a dog barks", **request) for model in (mixed, exact))
+    assert "1.50 times as fast as float32" in ours.record()["dtype_chosen_because"]
+    assert theirs.record()["dtype_chosen_because"] is None
     assert ours.audio.dtype == ours.scores.dtype == torch.float32
     assert ours.seeds == theirs.seeds  # in the same order
     assert 0 < (ours.latents - theirs.latents).norm() / theirs.latents.norm() < 0.2
 
 
-def test_it_is_told_in_words():
+def test_description_names_the_networks_of_another_dtype():
     chosen = {"unet": torch.bfloat16, "t5": torch.bfloat16, "vae": torch.float32, "hifigan": torch.float32}
     assert dtypes.describe(chosen) == "bfloat16, float32 for vae, hifigan"
     assert dtypes.describe(dict.fromkeys(chosen, torch.float32)) == "float32"

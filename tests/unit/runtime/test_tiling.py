@@ -12,7 +12,6 @@ from audioldm2.models.hifigan import HiFiGAN, HiFiGANConfig
 from audioldm2.models.vae import VAE, VAEConfig
 from audioldm2.runtime import tiling
 from audioldm2.runtime.tiling import (
-    decode,
     decoder_context,
     vocode,
     vocoder_context,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from audioldm2 import SAMPLERS, AudioLDM2, Conditioning
-from audioldm2.sampling.guidance import guided
+from audioldm2.options import SamplingOptions
+from audioldm2.pipeline import make_denoiser
 
 PROMPTS = ["a dog", "A hammer hitting a wooden surface"]
 ROWS = len(PROMPTS)
@@ -38,8 +39,10 @@ def watched(model: AudioLDM2) -> Iterator[list[tuple[int, float]]]:
 
 
 def denoiser(model: AudioLDM2, conditioning: Conditioning, **arguments) -> Callable[[Tensor, float], Tensor]:
+    names = {"scale": "guidance_scale", "interval": "guidance_interval", "rescale": "guidance_rescale"}
+    options = SamplingOptions(**{names[name]: value for name, value in arguments.items()})
     with model.networks.running("unet") as unet, torch.no_grad():
-        return torch.no_grad()(guided(unet, conditioning, model.schedule, **arguments))
+        return torch.no_grad()(make_denoiser(unet, conditioning, model.schedule, options))
 
 
 def predictions(model: AudioLDM2, conditioning: Conditioning, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -70,7 +73,10 @@ def test_guidance_is_off_up_to_1(tiny_model, conditioning, noise, scale):
 
 def test_guidance_needs_a_negative_part(tiny_model, noise):
     alone = tiny_model.encode_prompt(PROMPTS, guided=False)
-    with watched(tiny_model) as calls, pytest.raises(ValueError, match="no negative part"):
+    with (
+        watched(tiny_model) as calls,
+        pytest.raises(ValueError, match="conditioning has no negative part; it has to have one"),
+    ):
         tiny_model.denoise(alone, noise, guidance_scale=1.5)
     assert calls == []
 
@@ -82,7 +88,7 @@ WALKS = [
     (sampler, karras)
     for sampler, run in SAMPLERS.items()
     for karras in (False, True)
-    if not karras or "karras" in run.traits.takes
+    if not karras or "karras" in run.takes
 ]
 
 
@@ -103,7 +109,7 @@ def test_only_calls_inside_the_interval_are_doubled(
         )
     inside = [lo < tiny_model.schedule.sigma_of(t) <= hi for _, t in calls]
     assert [rows for rows, _ in calls] == [2 * ROWS if each else ROWS for each in inside]
-    assert len(calls) == SAMPLERS[sampler].traits.network_calls(8)
+    assert len(calls) == SAMPLERS[sampler].network_calls(8)
     assert (True in inside) == (interval != (1e6, 1e7))
     assert False in inside
 

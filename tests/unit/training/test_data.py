@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path, make
 def test_samples_that_are_no_numbers_are_told(tmp_path: Path):
     soundfile.write(tmp_path / "a.wav", np.array([0.0, np.nan] * 100), SAMPLE_RATE, subtype="FLOAT")
     (tmp_path / "captions.csv").write_text("file,caption\na.wav,a tone\n")
-    with pytest.raises(ValueError, match=r"a\.wav holds samples that are no numbers"):
+    with pytest.raises(ValueError, match=r"a\.wav .*NaN or infinite"):
         Folder(tmp_path, 0.01, SAMPLE_RATE).batch(0, 1)
 
 

@@ -1,0 +1,73 @@
+"""Compiled networks: the same sounds, and a warning where PyTorch cannot compile."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import audioldm2
+from audioldm2.runtime import compile
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Traced as for a compiler, but run by PyTorch's own operators: that takes no C++ compiler. Counts graphs."""
+    counter, original = CompileCounterWithBackend("aot_eager"), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **named: original(self, backend=counter, **named))
+    monkeypatch.setattr(compile, "PARTS_ON_CPU", compile.PARTS)
+    monkeypatch.setattr(compile, "_why_not", lambda device: None)
+    torch._dynamo.reset()
+    yield counter
+    torch._dynamo.reset()
+
+
+def test_sounds_are_those_as_written_and_lengths_share_a_graph(traced, tiny_folder):
+    plain = audioldm2.load(tiny_folder, device="cpu", dtype="float32")
+    model = audioldm2.load(tiny_folder, device="cpu", dtype="float32", compile=True)
+
+    def graphs(prompt, seconds: float = 0.64, **named) -> int:
+        before = traced.frame_count
+        request = dict(audio_length_in_s=seconds, num_inference_steps=2, seed=3) | named
+        ours, theirs = (each.generate(prompt, **request) for each in (model, plain))
+        assert (ours.latents - theirs.latents).norm() / theirs.latents.norm() < 1e-4
+        assert (ours.audio - theirs.audio).norm() / theirs.audio.norm() < 1e-3
+        return traced.frame_count - before
+
+    assert graphs("a dog barks") >= len(compile.PARTS)
+    assert graphs("a dog barks", seed=4) == 0
+    graphs("heavy rain on a tin roof, and then a church bell", seconds=0.96)
+    graphs("rain", seconds=0.88)
+    assert graphs("wind", seconds=0.80) == 0
+
+
+def test_hooks_and_edits_of_a_compiled_network_act(traced, tiny_folder):
+    model = audioldm2.load(tiny_folder, device="cpu", dtype="float32", compile=True)
+    cond, z = model.encode_prompt("a dog"), torch.randn(model.sound.latents(1, 9))
+    before = model.denoise(cond, z, num_inference_steps=1)
+    with model.networks.running("unet") as unet:
+        unet.register_forward_hook(lambda module, given, result: 1.5 * result)
+    assert (model.denoise(cond, z, num_inference_steps=1) - before).norm() > 0.01 * before.norm()
+
+
+def test_only_the_denoiser_is_compiled_on_a_cpu(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **named: compiled.append(self))
+    monkeypatch.setattr(compile, "_why_not", lambda device: None)
+    layers = {name: nn.Linear(1, 1) for name in ("unet", "hifigan", "t5")}
+    for name, layer in layers.items():
+        compile.compile_network(layer, name, CPU)
+    assert compiled == [layers["unet"]]
+
+
+def test_network_runs_uncompiled_with_a_warning_where_pytorch_cannot(monkeypatch):
+    monkeypatch.setattr(
+        torch, "compile", lambda *_, **__: lambda x: (_ for _ in ()).throw(OSError("no C++ compiler"))
+    )
+    layer = nn.Linear(4, 3)
+    with pytest.warns(
+        RuntimeWarning, match=r"'unet' runs uncompiled, with the same result: no C\+\+ compiler"
+    ):
+        compile.compile_network(layer, "unet", CPU)
+    assert layer._compiled_call_impl is None
