@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import audioldm2
+from audioldm2 import clap_score
 from audioldm2.runtime import placement
 from tests.support.command_line import QUICK, fail_at, names, posix, process
 
@@ -35,7 +36,7 @@ STAGES = {  # stage: whose function, which, in which call it is interrupted, wha
     "denoising": (audioldm2.AudioLDM2, "_denoise", 2, FIRST),
     "decoding": (audioldm2.AudioLDM2, "decode", 2, FIRST),
     "vocoding": (audioldm2.AudioLDM2, "vocode", 2, FIRST),
-    "ranking": (audioldm2.AudioLDM2, "score", 2, FIRST),
+    "ranking": (clap_score, "score_sounds", 2, FIRST),
     "writing the sound": (Path, "write_bytes", 2, FIRST),
     "writing its record": (Path, "write_text", 2, ["dog.wav", *FIRST]),
 }

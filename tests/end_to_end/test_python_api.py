@@ -349,6 +349,6 @@ def test_save_rejects_other_endings_and_folders(tiny_model, tmp_path, name):
     ],
 )
 def test_wrong_argument_is_named_before_any_network_runs(tiny_model, monkeypatch, arguments, words):
-    monkeypatch.setattr(tiny_model, "networks", None)
+    monkeypatch.setattr(tiny_model.networks, "running", None)
     with pytest.raises(ValueError, match=words):
         tiny_model.generate(**{"prompt": "dog", **arguments})
