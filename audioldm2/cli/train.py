@@ -132,6 +132,9 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
                 f"{prog} needs {' and '.join(absent)}; see {prog} --help. For the sound of that word: "
                 'audioldm2 generate "train".'
             )
+    for name in ("steps", "batch"):  # before the recipe does, under the names of the flags
+        if getattr(given, name) is not None:
+            require_whole(name, getattr(given, name), 1)
     require_whole("seed", given.seed, 0)
     require_whole("save_every", given.save_every, 1)
     require_whole("sample_every", given.sample_every, 0)

@@ -108,7 +108,7 @@ def test_show_prints_the_recipe(home: Path, capsys):
             ["--config", "unlike.json"],
             "'like' in unlike.json is 'huge'; it has to be one of published, small.",
         ),
-        (["--steps", "0"], "steps is 0; it has to be "),
+        (["--steps", "0"], "--steps is 0; it has to be a whole number of at least 1"),
         (["--save-every", "0"], "--save-every is 0; it has to be a whole number of at least 1"),
         (["--out", "sounds"], "sounds is not empty"),
         (["--device", "abacus"], "'abacus'"),
