@@ -96,9 +96,7 @@ def _interval(name: str, value: Any) -> tuple[float, float] | None:
         high = min(require_number(f"{name}[1]", pair[1], finite=False), sys.float_info.max)
         if 0 <= low < high:
             return low, high
-    wanted = (
-        "be two numbers (lo, hi) with 0 <= lo < hi, the noise-to-signal ratios between which guidance is on"
-    )
+    wanted = "be two numbers (lo, hi) with 0 <= lo < hi: guidance is on where lo < noise / signal <= hi"
     raise ArgumentError(name, value, wanted)
 
 

@@ -1,9 +1,9 @@
-"""Ask a model of the procedural world that world's questions: is what the words say in the sounds?
+"""Check a model of the demo world: do its sounds have what their prompts say?
 
     python scripts/evaluate.py --model runs/demo/model
 
-Such as whether "a high beep" is higher than "a low beep", in wordings that training has not seen; see
-world_questions.py. `audioldm2 evaluate` judges any model by prompts and sounds of reference.
+One check is whether "a high beep" is higher than "a low beep", in wordings that training has not seen; see
+demo_world/model_checks.py. `audioldm2 evaluate` judges any model by prompts and sounds of reference.
 """
 
 import sys
@@ -18,7 +18,7 @@ from audioldm2.cli.main import Command, execute
 from audioldm2.cli.streams import report
 from audioldm2.errors import require_whole
 from audioldm2.evaluation import Judge
-from scripts import world_questions
+from scripts.demo_world import model_checks
 
 
 def parser() -> Parser:
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     settings = {
         name: getattr(given, name) for name in ("audio_length_in_s", "num_inference_steps", "guidance_scale")
     }
-    figures = world_questions.ask_all(model, judge, range(given.seeds), settings, report)
+    figures = model_checks.run_all(model, judge, range(given.seeds), settings, report)
     evaluate.write_figures(figures, given.json)
     return 0
 

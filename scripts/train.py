@@ -1,4 +1,4 @@
-"""`audioldm2 train`, which also takes `--data procedural`: the endless procedural world of make_demo_data.py.
+"""`audioldm2 train`, which also takes `--data procedural`: the endless procedural world of demo_world/.
 
 python scripts/train.py --stage vae --data procedural --out runs/vae
 """
@@ -15,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in t
 from audioldm2.audio import SAMPLE_RATE, resample
 from audioldm2.cli import train
 from audioldm2.cli.main import Command, execute
-from audioldm2.training.data import clip
+from audioldm2.training.data import crop_or_pad
 from audioldm2.training.randomness import rng
-from scripts.make_demo_data import SECONDS, describe, imagine, sample
+from scripts.demo_world.captions import describe
+from scripts.demo_world.make_demo_data import SECONDS, draw_scene, sample
 
 PROG = "python scripts/train.py"
 
@@ -33,16 +34,19 @@ class Procedural:
 
     def captions(self) -> list[str]:
         generators = [rng("caption", self.seed, index) for index in range(2000)]
-        scenes = [imagine(each, SECONDS) for each in generators]
-        return [describe(each, said, joint) for each, (joint, said) in zip(generators, scenes, strict=True)]
+        scenes = [draw_scene(each, SECONDS) for each in generators]
+        return [
+            describe(each, mentioned, relation)
+            for each, (relation, mentioned) in zip(generators, scenes, strict=True)
+        ]
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
         waves, captions = [], []
         for place in range(size):
             sound = sample(self.seed, step * size + place, seconds=max(self.seconds, SECONDS))
             wave = resample(torch.from_numpy(sound.audio), SAMPLE_RATE, self.sample_rate)
-            part = clip(wave, round(self.seconds * self.sample_rate), rng("crop", self.seed, step, place))
-            waves.append(part)
+            samples = round(self.seconds * self.sample_rate)
+            waves.append(crop_or_pad(wave, samples, rng("crop", self.seed, step, place)))
             captions.append(sound.caption)
         return torch.stack(waves), captions
 

@@ -20,8 +20,8 @@ from audioldm2.errors import require_choice, require_whole, some
 from audioldm2.files import atomic_write
 from audioldm2.training import STAGES, loop
 from audioldm2.training.data import Captioned, Folder
-from audioldm2.training.recipe import Recipe, changed
-from audioldm2.training.scratch import SIZES, configs_from, from_scratch
+from audioldm2.training.new_model import SIZES, configs_from, from_scratch
+from audioldm2.training.recipe import Recipe, override
 from audioldm2.training.stage import Stage
 
 # Opens data that is no folder, by its name for --data: (seconds of a clip, sample rate, seed) -> the data.
@@ -103,14 +103,14 @@ def run(arguments: Sequence[str], *, prog: str = "audioldm2 train", worlds: Worl
         return 0
     device = resolve_device(given.device)
     worlds = worlds or {}
-    stage, data, cadence = resume(given, device, worlds) if given.resume else begin(given, device, worlds)
+    stage, data, intervals = resume(given, device, worlds) if given.resume else begin(given, device, worlds)
     parameters = sum(p.numel() for network in stage.trained.values() for p in network.parameters())
     networks = f"{', '.join(stage.trained)}, {parameters / 1e6:.1f} million parameters"
     report(f"{stage.name} on {device}: trains {networks}")
     report(f"{data!r}; batches of {stage.recipe.batch} clips of {stage.recipe.seconds:g} s")
     if stage.done >= stage.recipe.steps:
         report(f"{stage.done} steps are done already; --steps asks for more")
-    elif train_until_interrupted(stage, data, given.out, cadence):
+    elif train_until_interrupted(stage, data, given.out, intervals):
         report(f"done: {given.out / 'model'} is the model")
     else:
         report(f"saved at step {stage.done}; continue with: {prog} --resume --out {given.out}")
@@ -141,7 +141,7 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     return given
 
 
-def train_until_interrupted(stage: Stage, data: Captioned, folder: Path, cadence: loop.Cadence) -> bool:
+def train_until_interrupted(stage: Stage, data: Captioned, folder: Path, intervals: loop.Intervals) -> bool:
     """Train to the last step, or until Ctrl-C, which ends after the current step; whether it was the last."""
     stop: list[int] = []  # filled by Ctrl-C, and read after each step, so that no step is cut in two
 
@@ -153,18 +153,18 @@ def train_until_interrupted(stage: Stage, data: Captioned, folder: Path, cadence
     before = signal.signal(signal.SIGINT, ask_to_stop)
     try:
         with naming_full_disk(folder):
-            return loop.train(stage, data, folder, cadence, say=report, stopped=lambda: bool(stop))
+            return loop.train(stage, data, folder, intervals, report=report, should_stop=lambda: bool(stop))
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def begin(
     given: argparse.Namespace, device: torch.device, worlds: Worlds
-) -> tuple[Stage, Captioned, loop.Cadence]:
+) -> tuple[Stage, Captioned, loop.Intervals]:
     """Start a run: write its folder, with the settings and the model that it begins with."""
     kind = STAGES[given.stage]
     recipe = read_recipe(given)
-    cadence = loop.Cadence(given.save_every, given.sample_every)
+    intervals = loop.Intervals(given.save_every, given.sample_every)
     if given.out.exists() and any(given.out.iterdir()):
         raise ValueError(f"{given.out} is not empty; continue there with --resume, or choose another folder.")
     with TemporaryDirectory() as vocabularies:
@@ -182,13 +182,13 @@ def begin(
         storage.write(checkpoint, given.out / "model")
     where = given.data if given.data in worlds else str(Path(given.data).resolve())
     settings = {"stage": given.stage, "data": where, "recipe": asdict(recipe), "seed": given.seed}
-    write_settings(given.out, settings | asdict(cadence))
-    return kind(storage.read(given.out / "model"), recipe, device, given.seed), data, cadence
+    write_settings(given.out, settings | asdict(intervals))
+    return kind(storage.read(given.out / "model"), recipe, device, given.seed), data, intervals
 
 
 def resume(
     given: argparse.Namespace, device: torch.device, worlds: Worlds
-) -> tuple[Stage, Captioned, loop.Cadence]:
+) -> tuple[Stage, Captioned, loop.Intervals]:
     """Open a run that was stopped, with its own settings, but for --steps."""
     file = given.out / "run.json"
     if not file.is_file():
@@ -197,7 +197,7 @@ def resume(
     if set(settings) != SETTINGS:
         raise ValueError(f"{file} has {some(sorted(settings))}; it has to have {some(sorted(SETTINGS), 9)}.")
     kind = STAGES[require_choice(f"'stage' in {file}", settings["stage"], STAGES)]
-    recipe = changed(kind.recipes["small"], settings["recipe"], f"'recipe' in {file}")
+    recipe = override(kind.recipes["small"], settings["recipe"], f"'recipe' in {file}")
     if given.steps is not None:
         recipe = replace(recipe, steps=given.steps)
         settings["recipe"] = asdict(recipe)
@@ -206,7 +206,7 @@ def resume(
     rate = stage.front_end.sample_rate
     data = open_data(settings["data"], recipe, rate, settings["seed"], kind.captioned, worlds)
     loop.resume(stage, given.out)
-    return stage, data, loop.Cadence(settings["save"], settings["sample"])
+    return stage, data, loop.Intervals(settings["save"], settings["sample"])
 
 
 def open_data(name: str, recipe: Recipe, rate: int, seed: int, captioned: bool, worlds: Worlds) -> Captioned:
@@ -224,7 +224,7 @@ def read_recipe(given: argparse.Namespace) -> Recipe:
         raise ValueError(f"'like' in {name} is {like!r}; it has to be one of {', '.join(recipes)}.")
     flags = {flag: getattr(given, flag) for flag in ("steps", "batch", "seconds")}
     values |= {flag: value for flag, value in flags.items() if value is not None}
-    return changed(recipes[like], values, f"the recipe {name}")
+    return override(recipes[like], values, f"the recipe {name}")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

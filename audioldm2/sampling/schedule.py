@@ -45,7 +45,7 @@ class NoiseSchedule:
         """The product of 1 - beta up to each training time (Ho et al. 2020, eq. 4): (steps,), float64."""
         power = 0.5 if self.kind == "scaled_linear" else 1.0
         start, end = self.beta_start**power, self.beta_end**power
-        beta = torch.linspace(start, end, self.steps, dtype=torch.float64) ** (1 / power)
+        beta = torch.linspace(start, end, self.steps, dtype=torch.float64, device="cpu") ** (1 / power)
         return (1 - beta).cumprod(0)
 
     @cached_property

@@ -1,14 +1,12 @@
-"""Training every stage of AudioLDM 2, in this order; each needs what the one before it wrote.
+"""Training for every stage of AudioLDM 2. See README.md in this folder.
 
-    vae      log-mel spectrograms to latents and back              (vae.py)
-    vocoder  log-mel spectrograms to waves                         (vocoder.py)
-    clap     captions and sounds to one space                      (clap.py)
-    ldm      noise to latents, told by CLAP, T5 and GPT-2          (ldm.py)
+    vae      log-mel spectrograms to latents and back         (vae.py)
+    vocoder  log-mel spectrograms to waveforms                (vocoder.py)
+    clap     captions and sounds to one embedding space       (clap.py)
+    ldm      noise to latents, conditioned on the caption     (ldm.py)
 
-Each stage is one file, its recipe on top, its losses below. What they share: stage.py, recipe.py, descent.py
-and muon.py (optimisers and average), losses.py, discriminators.py, chance.py. Around them: data.py (captioned
-sounds), scratch.py and initialise.py (a model to train from nothing), loop.py (steps, log, saving, resuming).
-`scripts/train.py` runs them.
+Train them in this order: the vocoder and the denoiser use the trained VAE, and the denoiser is conditioned on
+CLAP. Each stage is one file with its recipes, losses and training step.
 """
 
 from audioldm2.training.clap import ClapStage
@@ -17,4 +15,6 @@ from audioldm2.training.stage import Stage
 from audioldm2.training.vae import VAEStage
 from audioldm2.training.vocoder import VocoderStage
 
-STAGES: dict[str, type[Stage]] = {each.name: each for each in (VAEStage, VocoderStage, ClapStage, LDMStage)}
+STAGES: dict[str, type[Stage]] = {
+    stage.name: stage for stage in (VAEStage, VocoderStage, ClapStage, LDMStage)
+}

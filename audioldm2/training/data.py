@@ -1,8 +1,8 @@
-"""Captioned sounds: a folder of sound files with a table of captions, as batches of clips of one length.
+"""Captioned sounds: batches of equally long clips from a folder of sound files and a caption table.
 
-The table is the folder's only .csv (with the columns file and caption, and perhaps others) or its only .jsonl
-(a line {"file": ..., "caption": ...} each); files are named relative to the folder. A file with several
-captions has several lines.
+The table is the folder's only .csv file (columns file and caption; others are ignored) or its only .jsonl
+file (one {"file": ..., "caption": ...} per line). File names are relative to the folder. A file with several
+captions has several rows.
 """
 
 import csv
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import soundfile
@@ -21,132 +21,153 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audioldm2.audio import read, resample
-from audioldm2.errors import some
+from audioldm2.errors import require_choice, some
 from audioldm2.training.randomness import rng
 
 TABLES = (".csv", ".jsonl")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")  # looked for where no table is needed
-PADDINGS = ("silence", "repeat")  # what follows a sound that is shorter than a clip
-KEPT = 2 << 30  # bytes of decoded sound that stay in memory; what is beyond is read again each time
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")  # file types that a folder without a table lists
+PADDINGS = ("silence", "repeat")  # what fills up a sound that is shorter than a clip
+CACHE_BYTES = 2 << 30  # decoded sounds kept in memory; the rest is read again each time
 
 
 class Captioned(Protocol):
-    """Captioned sounds, endless and the same each time: all that training asks of data."""
+    """An endless, reproducible source of captioned clips: all that training needs from a dataset."""
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
-        """The clips of a step, float32 (size, samples), and the caption of each."""
+        """Returns the clips of a step, float32 (size, samples), and their captions."""
         ...
 
     def captions(self) -> list[str]:
-        """Enough captions to train a vocabulary on."""
+        """Returns enough captions to train a vocabulary on."""
         ...
 
 
 class Pool:
-    """The first clips of data, made ready once and kept in memory, in an order drawn anew each time round.
+    """The first clips of a dataset, prepared once, kept in memory and reshuffled every epoch.
 
-    ready: what is made of the waves (size, samples) of a batch: a tensor (size, ...).
-    clips: how many; they come in batches of `size`.
+    Args:
+        data: where the clips come from.
+        prepare: maps the waveforms of a batch (size, samples) to the tensor (size, ...) that is kept.
+        clips: how many clips to keep.
+        size: of each batch.
+        seed: of the order.
     """
 
-    def __init__(self, data: Captioned, ready: Callable[[Tensor], Tensor], clips: int, size: int, seed: int):
-        self.data, self.ready, self.clips, self.size, self.seed = data, ready, clips, size, seed
-        self._kept: dict[int, tuple[Tensor, list[str]]] = {}  # of each batch of the data
+    def __init__(
+        self, data: Captioned, prepare: Callable[[Tensor], Tensor], clips: int, size: int, seed: int
+    ) -> None:
+        self.data, self.prepare, self.clips, self.size, self.seed = data, prepare, clips, size, seed
+        self._prepared: dict[int, tuple[Tensor, list[str]]] = {}  # by batch index
 
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
-        """What is ready of the clips of a step, and their captions."""
-        places = [divmod(place, self.clips) for place in range(step * self.size, (step + 1) * self.size)]
-        clips = [self._clip(int(self._order(round_)[place])) for round_, place in places]
+        """Returns the prepared clips of a step and their captions."""
+        positions = [divmod(i, self.clips) for i in range(step * self.size, (step + 1) * self.size)]
+        clips = [self._clip(int(self._order(epoch)[position])) for epoch, position in positions]
         return torch.stack([clip for clip, _ in clips]), [caption for _, caption in clips]
 
     @lru_cache(maxsize=2)  # noqa: B019 (a pool lives as long as its run)
-    def _order(self, round_: int) -> np.ndarray:
-        """The first time as they are, so that training need not wait until all are ready."""
-        return rng("pool", self.seed, round_).permutation(self.clips) if round_ else np.arange(self.clips)
+    def _order(self, epoch: int) -> np.ndarray:
+        # The first epoch is not shuffled, so that training need not wait until all clips are prepared.
+        return rng("pool", self.seed, epoch).permutation(self.clips) if epoch else np.arange(self.clips)
 
-    def _clip(self, place: int) -> tuple[Tensor, str]:
-        batch, place = divmod(place, self.size)
-        if batch not in self._kept:
+    def _clip(self, index: int) -> tuple[Tensor, str]:
+        batch, place = divmod(index, self.size)
+        if batch not in self._prepared:
             wave, captions = self.data.batch(batch, self.size)
-            self._kept[batch] = self.ready(wave), captions
-        clips, captions = self._kept[batch]
+            self._prepared[batch] = self.prepare(wave), captions
+        clips, captions = self._prepared[batch]
         return clips[place], captions[place]
 
 
 @dataclass(frozen=True)
 class Item:
+    """A row of the caption table."""
+
     file: Path
     caption: str
 
 
 class Folder:
-    """A folder of sounds as batches of clips: a random part of what is longer, padding after what is shorter.
+    """A folder of sounds as batches of clips: longer sounds are cropped at random, shorter ones padded.
 
-    Every sound comes once before any comes again, in an order that is drawn anew each time round. A batch is
-    a function of the seed, the step and its size.
+    Each epoch goes through all sounds once, in a new order. A batch is a function of the seed, the step and
+    its size.
 
-    seconds:     of a clip. sample_rate: Hz, of the clips; each sound is made mono and resampled to it.
-    pad:         what follows a short sound: "silence", or "repeat" for the sound again and again.
-    captioned:   False where captions are not needed: then a folder without a table gives every sound in it,
-                 those in its folders too, with the caption "".
-    Raises ValueError, a sentence, for a folder, a table or a sound that cannot be used.
+    Args:
+        folder: holds the sounds and their table.
+        seconds: length of a clip.
+        sample_rate: of the clips, in Hz; every sound is mixed to mono and resampled to it.
+        seed: of the order and the crops.
+        pad: what fills up a short sound: "silence", or "repeat" for the sound again and again.
+        captioned: False where captions are not needed: a folder without a table then contributes every sound
+            in it and its subfolders, with the caption "".
+
+    Raises:
+        ValueError: the folder, the table or a sound is unusable.
     """
 
     def __init__(
         self, folder: Path, seconds: float, sample_rate: int, *, seed: int = 0, pad: str = "silence",
         captioned: bool = True,
-    ):  # fmt: skip
-        if pad not in PADDINGS:
-            raise ValueError(f"pad is {pad!r}; it has to be one of {', '.join(PADDINGS)}.")
+    ) -> None:  # fmt: skip
+        require_choice("pad", pad, PADDINGS)
         self.items = list_items(folder, captioned)
         self.folder, self.sample_rate, self.seed, self.pad = folder, sample_rate, seed, pad
         self.samples = round(seconds * sample_rate)
-        self.seconds = sum(_seconds(file) for file in dict.fromkeys(item.file for item in self.items))
+        self.seconds = sum(_duration(file) for file in dict.fromkeys(item.file for item in self.items))
         self._decoded: dict[Path, Tensor] = {}
-        self._room = KEPT
+        self._bytes_left = CACHE_BYTES
 
     def __repr__(self) -> str:
         return f"<{self.folder}: {len(self.items)} captioned sounds, {self.seconds / 60:.1f} minutes>"
 
     def captions(self) -> list[str]:
+        """Returns every caption of the table."""
         return [item.caption for item in self.items if item.caption]
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
-        rounds = range(step * size // len(self.items), ((step + 1) * size - 1) // len(self.items) + 1)
-        order = np.concatenate([self._order(round_) for round_ in rounds])
-        first = step * size - rounds[0] * len(self.items)
+        """Returns the clips of a step, float32 (size, samples), and their captions."""
+        epochs = range(step * size // len(self.items), ((step + 1) * size - 1) // len(self.items) + 1)
+        order = np.concatenate([self._order(epoch) for epoch in epochs])
+        first = step * size - epochs[0] * len(self.items)
         items = [self.items[i] for i in order[first : first + size]]
         waves = [
-            clip(self._wave(item.file), self.samples, rng("crop", self.seed, step, place), self.pad)
+            crop_or_pad(self._wave(item.file), self.samples, rng("crop", self.seed, step, place), self.pad)
             for place, item in enumerate(items)
         ]
         return torch.stack(waves), [item.caption for item in items]  # (size, samples)
 
-    def _order(self, round_: int) -> np.ndarray:
-        """Of the sounds, the `round_`-th time through."""
-        return rng("order", self.seed, round_).permutation(len(self.items))
+    def _order(self, epoch: int) -> np.ndarray:
+        return rng("order", self.seed, epoch).permutation(len(self.items))
 
     def _wave(self, file: Path) -> Tensor:
-        """One sound, mono, at the rate of the clips: float32 (samples,)."""
+        """Reads one sound as mono at the clips' sample rate: float32 (samples,)."""
         if file in self._decoded:
             return self._decoded[file]
         wave, rate = read(file)
         if not wave.isfinite().all():
-            raise ValueError(f"{file} holds samples that are no numbers (NaN or infinite); take it out.")
+            raise ValueError(f"{file} holds NaN or infinite samples; remove it from the folder.")
         wave = resample(wave, rate, self.sample_rate)
-        if wave.nbytes <= self._room:
+        if wave.nbytes <= self._bytes_left:
             self._decoded[file] = wave
-            self._room -= wave.nbytes
+            self._bytes_left -= wave.nbytes
         return wave
 
 
-def clip(wave: Tensor, samples: int, chance: np.random.Generator, pad: str = "silence") -> Tensor:
-    """So many samples of a wave (its samples,): a random part, or all of it and padding after it."""
+def crop_or_pad(wave: Tensor, samples: int, rng: np.random.Generator, pad: str = "silence") -> Tensor:
+    """Returns a random crop of a long wave, or all of a short one followed by padding.
+
+    Args:
+        wave: (its samples,).
+        samples: length of the result.
+        rng: chooses the crop.
+        pad: "silence", or "repeat".
+    """
     if len(wave) < samples:
         if pad == "repeat":
             return wave.repeat(math.ceil(samples / len(wave)))[:samples]
         return F.pad(wave, (0, samples - len(wave)))
-    start = int(chance.integers(len(wave) - samples + 1))
+    start = int(rng.integers(len(wave) - samples + 1))
     return wave[start : start + samples]
 
 
@@ -154,12 +175,20 @@ def clip(wave: Tensor, samples: int, chance: np.random.Generator, pad: str = "si
 
 
 def list_items(folder: Path, captioned: bool = True) -> list[Item]:
-    """The sounds of a folder, in the order of its table; ValueError, a sentence, where that cannot be had."""
+    """Lists the sounds of a folder in the order of its table.
+
+    Args:
+        folder: holds the sounds and their table.
+        captioned: whether a table is required.
+
+    Raises:
+        ValueError: there is no table, there are several, or the table is unusable.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
     tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in TABLES)
     if len(tables) > 1:
-        raise ValueError(f"{folder} holds {some([table.name for table in tables])}; leave one table there.")
+        raise ValueError(f"{folder} holds {some([table.name for table in tables])}; keep only one table.")
     if not tables and captioned:
         raise ValueError(
             f"{folder} has no captions: it needs a .csv with the columns 'file' and 'caption', or a .jsonl "
@@ -179,43 +208,44 @@ def list_items(folder: Path, captioned: bool = True) -> list[Item]:
 
 
 def _rows(table: Path) -> Iterator[Item]:
-    """What the lines of a table say."""
     read_lines = _csv_lines if table.suffix.lower() == ".csv" else _json_lines
     try:
-        with open(table, newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a mark in front
+        with open(table, newline="", encoding="utf-8-sig") as lines:  # spreadsheets write a byte order mark
             for number, row in read_lines(lines):
                 if not isinstance(row, dict) or not all(
                     isinstance(row.get(field), str) and row[field].strip() for field in ("file", "caption")
                 ):
-                    raise ValueError(f"{table}, line {number}: 'file' and 'caption' have to be texts.")
+                    raise ValueError(
+                        f"{table}, line {number}: 'file' and 'caption' have to be non-empty texts."
+                    )
                 yield Item(table.parent / row["file"].strip(), row["caption"].strip())
     except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{table} cannot be read as a table in UTF-8: {error}.") from error
 
 
-def _csv_lines(lines) -> Iterator[tuple[int, dict]]:
+def _csv_lines(lines: IO[str]) -> Iterator[tuple[int, object]]:
     reader = csv.DictReader(lines)
-    absent = [field for field in ("file", "caption") if field not in (reader.fieldnames or ())]
-    if absent:
+    missing = [field for field in ("file", "caption") if field not in (reader.fieldnames or ())]
+    if missing:
         raise ValueError(
-            f"{lines.name} has no column {some(absent)}; its first line has to name the columns."
+            f"{lines.name} has no column {some(missing)}; its first line has to name the columns."
         )
     for row in reader:
         yield reader.line_num, row
 
 
-def _json_lines(lines) -> Iterator[tuple[int, object]]:
+def _json_lines(lines: IO[str]) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield number, json.loads(line)
 
 
-def _seconds(file: Path) -> float:
-    """How long a sound file is; ValueError where it cannot be read, or is empty."""
+def _duration(file: Path) -> float:
+    """Returns the length of a sound file in seconds; raises ValueError if it is unreadable or empty."""
     try:
-        found = soundfile.info(file)
+        info = soundfile.info(file)
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{file} is not a sound file that can be read: {error}") from error
-    if not found.frames:
-        raise ValueError(f"{file} holds no sound: it has no samples.")
-    return found.frames / found.samplerate
+        raise ValueError(f"{file} is not a readable sound file: {error}") from error
+    if not info.frames:
+        raise ValueError(f"{file} is empty: it has no samples.")
+    return info.frames / info.samplerate

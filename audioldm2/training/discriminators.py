@@ -1,23 +1,22 @@
-"""The adversaries of the vocoder and of the VAE: networks that tell what was made from what is true.
+"""The discriminators of the vocoder and the VAE; a saved model does not contain them."""
 
-They are thrown away after training.
-"""
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-Judgement = tuple[Tensor, list[Tensor]]  # scores, and what each layer before them sees
+Judgement = tuple[Tensor, list[Tensor]]  # scores, and the features of every layer, the scores included
 
 
 class PeriodDiscriminator(nn.Module):
-    """Sees a wave as an image whose rows are `period` samples long, column by column.
+    """Folds a wave into an image with rows of `period` samples and convolves along the columns.
 
     Source: Kong et al. 2020, "HiFi-GAN" (arXiv 2010.05646), section 2.3, with width 32.
     """
 
-    def __init__(self, period: int, width: int):
+    def __init__(self, period: int, width: int) -> None:
         super().__init__()
         self.period = period
         channels = [1, width, 4 * width, 16 * width, 32 * width, 32 * width]
@@ -34,12 +33,12 @@ class PeriodDiscriminator(nn.Module):
 
 
 class ScaleDiscriminator(nn.Module):
-    """Sees a wave at one resolution, through long grouped convolutions.
+    """Convolves a wave at one resolution with long grouped kernels.
 
     Source: Kumar et al. 2019, "MelGAN" (arXiv 1910.06711), in the sizes of HiFi-GAN, with width 32.
     """
 
-    def __init__(self, width: int, normalised):
+    def __init__(self, width: int, norm: Callable[[nn.Module], nn.Module]) -> None:
         super().__init__()
         sizes = [  # channels, kernel, stride, groups
             (4 * width, 15, 1, 1), (4 * width, 41, 2, 4), (8 * width, 41, 2, 16), (16 * width, 41, 4, 16),
@@ -49,31 +48,34 @@ class ScaleDiscriminator(nn.Module):
         inputs = 1
         for outputs, kernel, stride, groups in sizes:
             conv = nn.Conv1d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
-            self.convs.append(normalised(conv))
+            self.convs.append(norm(conv))
             inputs = outputs
-        self.score = normalised(nn.Conv1d(inputs, 1, 3, padding=1))
+        self.score = norm(nn.Conv1d(inputs, 1, 3, padding=1))
 
     def forward(self, wave: Tensor) -> Judgement:
         return _judge(self.convs, self.score, wave.unsqueeze(1))  # (batch, 1, samples)
 
 
 class WaveDiscriminators(nn.Module):
-    """All that judge a wave: one for each period, and one for each of three halvings of the rate.
+    """HiFi-GAN's discriminators: one per period, and one per resolution of the wave.
 
-    width: of their first layers, a multiple of 4; 32 in the paper. Their size grows with its square.
+    Args:
+        width: channels of the first layers, a multiple of 4; 32 in the paper. The size grows with its square.
+        periods: in samples.
+        scales: number of resolutions, each half of the one before.
     """
 
-    def __init__(self, width: int = 32, periods: tuple[int, ...] = (2, 3, 5, 7, 11), scales: int = 3):
+    def __init__(self, width: int = 32, periods: tuple[int, ...] = (2, 3, 5, 7, 11), scales: int = 3) -> None:
         super().__init__()
         self.periods = nn.ModuleList(PeriodDiscriminator(period, width) for period in periods)
-        # The first sees the raw wave, and is held in by its spectral norm, as in HiFi-GAN.
+        # The first one sees the raw wave; as in HiFi-GAN, spectral norm keeps it in check.
         self.scales = nn.ModuleList(
             ScaleDiscriminator(width, weight_norm if halvings else spectral_norm)
             for halvings in range(scales)
         )
 
     def forward(self, wave: Tensor) -> list[Judgement]:
-        """What each makes of waves (batch, samples)."""
+        """Returns the scores and features of every discriminator for waves (batch, samples)."""
         judgements = [judge(wave) for judge in self.periods]
         for scale in self.scales:
             judgements.append(scale(wave))
@@ -82,13 +84,13 @@ class WaveDiscriminators(nn.Module):
 
 
 class PatchDiscriminator(nn.Sequential):
-    """A score for every patch of a log-mel spectrogram: (batch, 1, time, mel) to (batch, 1, less, less).
+    """Scores every patch of a log-mel spectrogram: (batch, 1, time, mel) to (batch, 1, fewer, fewer).
 
     Source: Isola et al. 2017, "pix2pix" (arXiv 1611.07004), as in Rombach et al. 2022, with width 64.
     """
 
-    def __init__(self, width: int = 64):
-        layers = [nn.Conv2d(1, width, 4, 2, padding=1), nn.LeakyReLU(0.2)]
+    def __init__(self, width: int = 64) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(1, width, 4, 2, padding=1), nn.LeakyReLU(0.2)]
         for inputs, outputs, stride in ((1, 2, 2), (2, 4, 2), (4, 8, 1)):
             conv = nn.Conv2d(inputs * width, outputs * width, 4, stride, padding=1, bias=False)
             layers += [conv, nn.BatchNorm2d(outputs * width), nn.LeakyReLU(0.2)]
@@ -101,9 +103,9 @@ class PatchDiscriminator(nn.Sequential):
 
 
 def _judge(convs: nn.ModuleList, score: nn.Module, x: Tensor) -> Judgement:
-    seen = []
+    features = []
     for conv in convs:
         x = F.leaky_relu(conv(x), 0.1)
-        seen.append(x)
+        features.append(x)
     x = score(x)
-    return torch.flatten(x, 1), [*seen, x]
+    return torch.flatten(x, 1), [*features, x]

@@ -1,11 +1,11 @@
-"""The one loop of all stages: step, log, save, let hear; stop at any step, and go on as if nothing had been.
+"""The training loop of all stages: step, log, save, write samples; stop after any step and resume exactly.
 
 A run's folder holds
-  model/         the whole model as it is now, in the converted format: `audioldm2.load` reads it at any time
-  state.pt       what a run needs to go on: weights as they are, optimisers, averages, the number of steps
-  metrics.jsonl  a line a step
-  samples/       sounds (and spectrograms, where matplotlib is installed), a folder each time
-Each file appears whole or not at all, but for the log, which grows by lines.
+  model/         the whole model so far, in the converted format; `audioldm2.load` reads it at any time
+  state.pt       what resuming needs: raw weights, optimizers, averages, the number of steps
+  metrics.jsonl  one line per step
+  samples/       sounds, and spectrograms if matplotlib is installed; one folder per sampling
+Every file but the log, which grows line by line, is replaced atomically.
 """
 
 import json
@@ -25,94 +25,110 @@ from audioldm2.audio import write_wav
 from audioldm2.audio.plot import save_spectrogram
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import load
+from audioldm2.errors import require_whole
 from audioldm2.files import atomic_write, safe_name
 from audioldm2.training.data import Captioned, Pool
 from audioldm2.training.stage import Stage
 
-Say = Callable[[str], object]
-PAUSE = 5.0  # seconds between lines of progress, at least
-CLIPS = 4  # heard at each sampling
-MEASURED = 8  # batches from which a stage measures what it has to know
+Report = Callable[[str], object]
+PROGRESS_SECONDS = 5.0  # least time between two lines of progress
+SAMPLE_CLIPS = 4  # clips per sampling
+MEASURED_BATCHES = 8  # batches that `Stage.measure` gets
 
 
 @dataclass(frozen=True)
-class Cadence:
-    """After how many steps what is done; the last step is always saved."""
+class Intervals:
+    """Steps from one save to the next, and between samplings. The last step is always saved."""
 
     save: int = 1000
     sample: int = 5000  # 0: never
 
     def __post_init__(self) -> None:
-        if self.save < 1 or self.sample < 0:
-            raise ValueError(f"{self}: needed are save of at least 1 and sample of at least 0.")
+        require_whole("save", self.save, 1)
+        require_whole("sample", self.sample, 0)
 
 
 def train(
-    stage: Stage, data: Captioned, folder: Path, cadence: Cadence, *,
-    say: Say = lambda line: None, stopped: Callable[[], bool] = lambda: False,
+    stage: Stage, data: Captioned, folder: Path, intervals: Intervals, *,
+    report: Report = lambda line: None, should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:  # fmt: skip
-    """Step until the recipe's last one; returns whether it was reached.
+    """Trains until the recipe's last step.
 
-    say:     called with lines of progress.
-    stopped: asked after each step; True saves and returns.
-    Raises FloatingPointError when the loss is no number any more; what was saved before stays.
+    Args:
+        stage: continues from its current step.
+        data: the clips.
+        folder: of the run; it must exist.
+        intervals: when to save and to write samples.
+        report: called with lines of progress.
+        should_stop: called after every step; if it returns True, the run is saved and ends.
+
+    Returns:
+        Whether the last step was reached.
+
+    Raises:
+        FloatingPointError: a metric is NaN or infinite. What was saved before stays.
     """
     steps, size = stage.recipe.steps, stage.recipe.batch
-    progress = Progress(stage.done, steps, say)
+    progress = Progress(stage.done, steps, report)
     pool = Pool(data, stage.prepare, stage.recipe.pool, size, stage.seed) if stage.recipe.pool else None
 
-    def clips(step: int) -> tuple[Tensor, list[str]]:
+    def prepared(step: int) -> tuple[Tensor, list[str]]:
         if pool is not None:
             return pool.batch(step)
         wave, captions = data.batch(step, size)
         return stage.prepare(wave), captions
 
     with (
-        ThreadPoolExecutor(1) as beside,  # prepares a batch while the device works on another
+        ThreadPoolExecutor(1) as executor,  # prepares the next batch while the device works on this one
         open(folder / "metrics.jsonl", "a", encoding="utf-8") as log,
     ):
-        coming: Future = beside.submit(clips, stage.done)
+        upcoming: Future = executor.submit(prepared, stage.done)
         while stage.done < steps:
-            batch = coming.result()
+            batch = upcoming.result()
             if stage.done + 1 < steps:
-                coming = beside.submit(clips, stage.done + 1)
-            metrics = stage.learn(*batch)
+                upcoming = executor.submit(prepared, stage.done + 1)
+            metrics = stage.step_prepared(*batch)
             for name, value in metrics.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(
                         f"{name} is {value} at step {stage.done}; try a lower learning_rate. "
-                        f"{folder} is as it was when it was last saved."
+                        f"{folder} still holds the last save."
                     )
             log.write(json.dumps({"step": stage.done} | metrics) + "\n")
             progress.add(stage.done, metrics)
-            ends = stage.done == steps or stopped()
-            hears = cadence.sample and stage.done % cadence.sample == 0
-            if ends or hears or stage.done % cadence.save == 0:
+            stops = stage.done == steps or should_stop()
+            samples = intervals.sample and stage.done % intervals.sample == 0
+            if stops or samples or stage.done % intervals.save == 0:
                 log.flush()
                 save(stage, data, folder)
-            if hears:
-                write_samples(stage, data, folder, say)
-            if ends:
+            if samples:
+                write_samples(stage, data, folder, report)
+            if stops:
                 break
     return stage.done == steps
 
 
 def save(stage: Stage, data: Captioned, folder: Path) -> None:
-    """Write what a run needs to go on, and the model as it is."""
+    """Writes the state for resuming, and the model."""
     with atomic_write(folder / "state.pt") as draft:
         torch.save(stage.state_dict(), draft)
-    stage.measure(data.batch(step, stage.recipe.batch)[0] for step in range(MEASURED))
+    stage.measure(data.batch(step, stage.recipe.batch)[0] for step in range(MEASURED_BATCHES))
     storage.write(stage.checkpoint(), folder / "model", force=True)
 
 
 def resume(stage: Stage, folder: Path) -> None:
-    """Bring a stage to where a run was saved, and forget what the log says of later steps.
+    """Restores a stage from a run's folder and drops the log lines of later steps.
 
-    Raises ValueError for a state of another stage or model, or a damaged one.
+    Args:
+        stage: of the same kind and recipe as the run's.
+        folder: of the run.
+
+    Raises:
+        ValueError: the state belongs to another stage or model, or is damaged.
     """
     path = folder / "state.pt"
     try:
-        if path.exists():  # else it was stopped before anything was saved
+        if path.exists():  # otherwise the run was stopped before its first save
             stage.load_state_dict(torch.load(path, map_location=stage.device, weights_only=True))
     except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path} does not hold the state of this run: {error}") from error
@@ -122,30 +138,31 @@ def resume(stage: Stage, folder: Path) -> None:
         draft.write_text("".join(lines[: stage.done]), encoding="utf-8")
 
 
-def write_samples(stage: Stage, data: Captioned, folder: Path, say: Say) -> None:
-    """Sounds of the model that was just written, and their spectrograms where matplotlib is installed."""
-    wave, captions = data.batch(0, CLIPS)
+def write_samples(stage: Stage, data: Captioned, folder: Path, report: Report) -> None:
+    """Writes sounds of the model that was just saved, and spectrograms if matplotlib is installed."""
+    wave, captions = data.batch(0, SAMPLE_CLIPS)
     model = load(folder / "model", device=stage.device, dtype="float32")
-    here = folder / "samples" / f"step-{stage.done:07d}"
-    frame = stage.front_end.hop / stage.front_end.sample_rate
+    target = folder / "samples" / f"step-{stage.done:07d}"
+    frame_seconds = stage.front_end.hop / stage.front_end.sample_rate
     for sample in stage.samples(model, wave, captions):
-        here.mkdir(parents=True, exist_ok=True)
-        path = here / f"{safe_name(sample.name)}.wav"
+        target.mkdir(parents=True, exist_ok=True)
+        path = target / f"{safe_name(sample.name)}.wav"
         write_wav(path, sample.wave, model.sample_rate)
         if find_spec("matplotlib"):
-            save_spectrogram(sample.mel, sample.name, path.with_suffix(".png"), frame)
-        say(f"  {path}")
+            save_spectrogram(sample.mel, sample.name, path.with_suffix(".png"), frame_seconds)
+        report(f"  {path}")
 
 
 class Progress:
-    """Lines that say how far a run is: means over the steps since the last line, and the time left."""
+    """Reports progress: metrics averaged since the last report, speed, and the remaining time."""
 
-    def __init__(self, done: int, steps: int, say: Say):
-        self.steps, self.say = steps, say
-        self.pause = 0.0  # the first step has its line at once
-        self._begin_line(done)
+    def __init__(self, done: int, steps: int, report: Report) -> None:
+        self.steps, self.report = steps, report
+        self.pause = 0.0  # report the first step at once
+        self._restart(done)
 
     def add(self, done: int, metrics: dict[str, float]) -> None:
+        """Adds the metrics of a step, and reports if the last report is long enough ago."""
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -155,18 +172,18 @@ class Progress:
         speed = (done - self.first) / max(seconds, 1e-9)
         left = (self.steps - done) / speed
         means = "  ".join(f"{name} {total / self.counts[name]:.4g}" for name, total in self.sums.items())
-        self.say(f"step {done}/{self.steps}  {means}  {speed:.3g} steps/s, {_duration(left)} left")
-        self.pause = PAUSE
-        self._begin_line(done)
+        self.report(f"step {done}/{self.steps}  {means}  {speed:.3g} steps/s, {_duration(left)} left")
+        self.pause = PROGRESS_SECONDS
+        self._restart(done)
 
-    def _begin_line(self, done: int) -> None:
+    def _restart(self, done: int) -> None:
         self.first, self.since = done, time.monotonic()
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
 
 
 def _duration(seconds: float) -> str:
-    for most, unit, name in ((100, 1, "s"), (6000, 60, "min")):
-        if seconds < most:
+    for limit, unit, name in ((100, 1, "s"), (6000, 60, "min")):
+        if seconds < limit:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds / 3600:.1f} h"

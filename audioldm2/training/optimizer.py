@@ -1,4 +1,4 @@
-"""Down a gradient, and the average of the way."""
+"""Optimizers with a recipe's settings, and the exponential moving average of weights."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,65 +10,73 @@ from audioldm2.training.muon import Muon
 from audioldm2.training.recipe import Recipe
 
 
-class Descent:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) on some networks, with clipped gradients.
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) over some networks, with clipped gradients.
 
-    Where the recipe says "muon", matrices and convolutions go by `Muon`, and vectors still by AdamW.
+    With `recipe.optimizer == "muon"`, `Muon` updates matrices and convolutions, and AdamW only vectors.
     """
 
-    def __init__(self, networks: Iterable[nn.Module], recipe: Recipe):
+    def __init__(self, networks: Iterable[nn.Module], recipe: Recipe) -> None:
         self.parameters = [parameter for network in networks for parameter in network.parameters()]
         self.recipe = recipe
-        matrices, vectors = ([p for p in self.parameters if (p.ndim > 1) is many] for many in (True, False))
-        rate, decay = recipe.learning_rate, recipe.weight_decay
-        if recipe.optimiser == "muon":
-            self.optimisers = [
-                Muon(matrices, lr=rate, weight_decay=decay),
-                torch.optim.AdamW(vectors, lr=rate, betas=recipe.betas, weight_decay=0.0),
+        matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
+        vectors = [parameter for parameter in self.parameters if parameter.ndim <= 1]
+        lr, decay = recipe.learning_rate, recipe.weight_decay
+        betas = (recipe.betas[0], recipe.betas[1])
+        if recipe.optimizer == "muon":
+            self.optimizers: list[torch.optim.Optimizer] = [
+                Muon(matrices, lr=lr, weight_decay=decay),
+                torch.optim.AdamW(vectors, lr=lr, betas=betas, weight_decay=0.0),
             ]
         else:
             groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-            self.optimisers = [torch.optim.AdamW(groups, lr=rate, betas=recipe.betas)]
+            self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
 
     def step(self, loss: Tensor, step: int) -> Tensor:
-        """One step down the gradient of a loss; returns the gradient's norm as it was before clipping.
+        """Backpropagates a loss and updates the parameters.
 
-        step: from 0 on; it decides the learning rate.
+        Args:
+            loss: a scalar.
+            step: counted from 0; it determines the learning rate.
+
+        Returns:
+            The norm of the gradient before clipping.
         """
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(step)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
         return norm
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Of each optimiser."""
-        return [optimiser.state_dict() for optimiser in self.optimisers]
+        """Returns the state of each PyTorch optimizer."""
+        return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Raises ValueError for states of other optimisers."""
-        for optimiser, state in zip(self.optimisers, states, strict=True):
-            optimiser.load_state_dict(state)
+        """Restores what `state_dict` returned; raises ValueError if the optimizers differ."""
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
 
 
-class Average:
-    """An exponential moving average of a network's parameters; its other tensors are taken as they are.
+class EMA:
+    """An exponential moving average of a network's parameters; buffers are copied unaveraged.
 
-    average = decay * average + (1 - decay) * parameter, after each step. The decay after step n, from 1 on,
-    is at most (1 + n) / (10 + n), so that the beginning is forgotten soon.
-    Source: Rombach et al. 2022 (arXiv 2112.10752), `LitEma` of its code.
+    average = decay * average + (1 - decay) * parameter, after every step. The decay after step n, counted
+    from 1, is at most (1 + n) / (10 + n), so that the initial weights fade quickly.
+    Source: Rombach et al. 2022 (arXiv 2112.10752), `LitEma` in its code.
     """
 
-    def __init__(self, network: nn.Module, decay: float):
+    def __init__(self, network: nn.Module, decay: float) -> None:
         self.network, self.decay = network, decay
         self.state = {key: tensor.detach().clone() for key, tensor in network.state_dict().items()}
 
     @torch.no_grad()
     def update(self, n: int) -> None:
+        """Averages in the weights after step n, counted from 1."""
         decay = min(self.decay, (1 + n) / (10 + n))
         parameters = dict(self.network.named_parameters())
         for key, tensor in self.network.state_dict().items():

@@ -1,8 +1,8 @@
-"""All randomness of training: a function of the run's seed and of where in the run it is, of nothing else.
+"""Random generators for training: each is a function of the run's seed and of the position in the run alone.
 
-So a run that goes on where it was stopped draws what it would have drawn. Each function takes what the
-chance is for, so that two uses at the same place have nothing to do with each other, and some whole numbers
-from 0 on, such as the seed, the step and the place in the batch.
+A resumed run therefore draws what the uninterrupted run would have drawn. Every function takes a purpose,
+which keeps two uses at the same position independent, and non-negative whole numbers such as the seed, the
+step and the index in the batch.
 """
 
 import zlib
@@ -14,20 +14,20 @@ import torch
 
 
 def rng(purpose: str, *numbers: int) -> np.random.Generator:
-    """NumPy's generator."""
+    """Returns a NumPy generator."""
     return np.random.default_rng(_sequence(purpose, numbers))
 
 
 def generator(purpose: str, *numbers: int) -> torch.Generator:
-    """PyTorch's, on the CPU: what is drawn is the same on every device."""
+    """Returns a PyTorch generator on the CPU, so that every device gets the same numbers."""
     return torch.Generator().manual_seed(_seed(purpose, numbers))
 
 
 @contextmanager
-def chance(device: torch.device, purpose: str, *numbers: int) -> Iterator[None]:
-    """PyTorch's global generators follow the numbers inside the block, and are as they were after it.
+def forked_rng(device: torch.device, purpose: str, *numbers: int) -> Iterator[None]:
+    """Seeds PyTorch's global generators inside the block and restores them after it.
 
-    For what cannot be given a generator of its own: dropout, and modules that fill themselves.
+    For code that accepts no generator: dropout, and modules that initialize their own weights.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(_seed(purpose, numbers))

@@ -1,9 +1,9 @@
-"""What all stages share: networks of a checkpoint, some of which learn, and what a run has to remember."""
+"""The base class of all stages: networks, training steps, saving and restoring state."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,179 +14,204 @@ from audioldm2.errors import some
 from audioldm2.models.hifigan import HiFiGANConfig
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.runtime.placement import Networks
-from audioldm2.training.optimizer import Average, Descent
-from audioldm2.training.randomness import chance, generator
+from audioldm2.training.optimizer import EMA, Optimizer
+from audioldm2.training.randomness import forked_rng, generator
 from audioldm2.training.recipe import Recipe
 
 VAE_MEL_48K = MelSettings(48_000, n_fft=2048, hop=480, mels=256, f_min=20.0, f_max=24_000.0)
+# Keys of state.pt in version 0.1, which `load_state_dict` still reads.
+OLD_KEYS = {"ema": "averages", "optimizer": "descent", "adversary_optimizer": "adversary_descent"}
 
 
 class Sample(NamedTuple):
-    """Something to hear and to see while training."""
+    """A sound that is written during training."""
 
     name: str
     wave: Tensor  # (samples,)
     mel: Tensor  # (frames, mels)
 
 
-class Stage:
-    """One stage of training. It names what it `trains` and `reads`, and has `losses`; the rest is here.
+SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 
-    checkpoint: what training begins with; it stays as it is.
-    seed:       of everything that is drawn while training.
-    Raises ValueError for a checkpoint without the networks that the stage needs.
+
+class Stage(Generic[SomeRecipe]):
+    """One stage of training. A subclass names its networks and implements `training_step` and `samples`.
+
+    Args:
+        checkpoint: what training starts from; it stays unchanged.
+        recipe: the settings.
+        device: where the networks are trained.
+        seed: of everything that training draws.
+
+    Raises:
+        ValueError: the checkpoint lacks a network that the stage needs.
     """
 
     name: ClassVar[str]
-    captioned: ClassVar[bool]  # whether it reads the captions
-    recipes: ClassVar[dict[str, Recipe]]  # "published", of the paper or upstream; "small", for SMALL networks
-    recipe: Recipe
+    captioned: ClassVar[bool]  # whether the stage reads captions
+    recipes: ClassVar[dict[str, Recipe]]  # "published": of the paper or upstream; "small": for SMALL networks
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, device: torch.device, seed: int = 0):
-        self.start, self.recipe, self.device, self.seed = checkpoint, recipe, device, seed
-        wanted = (*self.trains(), *self.reads())
-        absent = [name for name in wanted if name not in checkpoint.configs]
-        if absent:
+    def __init__(
+        self, checkpoint: Checkpoint, recipe: SomeRecipe, device: torch.device, seed: int = 0
+    ) -> None:
+        self.initial, self.recipe, self.device, self.seed = checkpoint, recipe, device, seed
+        needed = (*self.trainable(), *self.frozen())
+        missing = [name for name in needed if name not in checkpoint.configs]
+        if missing:
             raise ValueError(
-                f"{checkpoint.source} has no {some(absent)}, which the stage '{self.name}' needs."
+                f"{checkpoint.source} has no {some(missing)}, which the stage '{self.name}' needs."
             )
         self.front_end = front_end(checkpoint.configs["hifigan"])
         self.downsampling = checkpoint.configs["vae"].downsampling
-        configs = {name: checkpoint.configs[name] for name in wanted}
+        configs = {name: checkpoint.configs[name] for name in needed}
         self.networks = Networks(
             replace(checkpoint, configs=configs), device, dict.fromkeys(configs, torch.float32)
         )
-        self.trained = {name: self.network(name) for name in self.trains()}
+        self.trained: dict[str, Any] = {name: self.network(name) for name in self.trainable()}
         for network in self.trained.values():
-            _make_learn(network)
-        self.averages = {name: Average(each, recipe.ema) for name, each in self.trained.items() if recipe.ema}
-        self.descent = Descent(self.trained.values(), recipe)
-        with chance(torch.device("cpu"), "weights of an adversary", seed):
+            _make_trainable(network)
+        self.ema = {name: EMA(network, recipe.ema) for name, network in self.trained.items() if recipe.ema}
+        self.optimizer = Optimizer(self.trained.values(), recipe)
+        with forked_rng(torch.device("cpu"), "weights of an adversary", seed):
             adversary = self.make_adversary()
-        self.adversary = None if adversary is None else adversary.to(device)
-        self.adversary_descent = None if adversary is None else Descent([adversary], recipe)
+        self.adversary: Any = None if adversary is None else adversary.to(device)
+        self.adversary_optimizer: Any = None if adversary is None else Optimizer([adversary], recipe)
         self.done = 0  # steps taken
 
-    # What each stage says -----------------------------------------------------------------------------------
+    # What each stage defines --------------------------------------------------------------------------------
 
-    def trains(self) -> tuple[str, ...]:
-        """The networks that learn."""
+    def trainable(self) -> tuple[str, ...]:
+        """Names the networks that are trained."""
         raise NotImplementedError
 
-    def reads(self) -> tuple[str, ...]:
-        """The networks that are used as they are."""
+    def frozen(self) -> tuple[str, ...]:
+        """Names the networks that are used but not trained."""
         return ()
 
     def make_adversary(self) -> nn.Module | None:
-        """What judges the trained networks, and learns against them; it is not written out."""
+        """Builds the discriminator, if the stage has one; it is trained but not part of the model."""
         return None
 
     def prepare(self, wave: Tensor) -> Tensor:
-        """What `losses` reads of clips (batch, samples): what draws nothing and does not learn, done once."""
+        """Computes what `training_step` reads from clips (batch, samples), as far as it is deterministic and
+        does not depend on trained weights."""
         return wave.to(self.device)
 
-    def losses(self, clips: Tensor, captions: list[str], drawn: torch.Generator) -> dict[str, Tensor]:
-        """One optimisation on prepared clips and their captions; returns "loss" and what made it."""
+    def training_step(
+        self, clips: Tensor, captions: list[str], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Computes the losses of prepared clips and updates the networks.
+
+        Returns:
+            Metrics: "loss", its parts and "grad_norm".
+        """
         raise NotImplementedError
 
     def measure(self, waves: Iterable[Tensor]) -> None:
-        """What has to be known of the trained networks before they are written, off some batches of clips."""
+        """Measures what the saved model has to know about the trained networks, on batches of clips."""
 
-    def configs(self) -> dict[str, Any]:
-        """The configs that training has changed."""
+    def trained_configs(self) -> dict[str, Any]:
+        """Returns the configs that training has changed."""
         return {}
 
     def samples(self, model: AudioLDM2, wave: Tensor, captions: list[str]) -> Iterator[Sample]:
-        """What the model that was written makes of a few clips (batch, samples) or captions."""
+        """Yields sounds that show the state of training, from the saved model.
+
+        Args:
+            model: the model as it was just saved.
+            wave: a few clips (batch, samples).
+            captions: of these clips.
+        """
         raise NotImplementedError
 
-    # What they share ----------------------------------------------------------------------------------------
+    # What all stages share ----------------------------------------------------------------------------------
 
     def step(self, wave: Tensor, captions: list[str]) -> dict[str, float]:
-        """One step on clips (batch, samples) and their captions: what the loss was, and of what."""
-        return self.learn(self.prepare(wave), captions)
+        """Takes one training step on clips (batch, samples) and their captions; returns the metrics."""
+        return self.step_prepared(self.prepare(wave), captions)
 
-    def learn(self, clips: Tensor, captions: list[str]) -> dict[str, float]:
-        """One step on clips that `prepare` has made ready."""
-        here = (self.seed, self.done)
-        with chance(self.device, "dropout", *here):
-            found = self.losses(clips, captions, generator("noise", *here))
+    def step_prepared(self, clips: Tensor, captions: list[str]) -> dict[str, float]:
+        """Takes one training step on clips that `prepare` has returned; returns the metrics."""
+        position = (self.seed, self.done)
+        with forked_rng(self.device, "dropout", *position):
+            metrics = self.training_step(clips, captions, generator("noise", *position))
         self.done += 1
-        for average in self.averages.values():
-            average.update(self.done)
-        metrics = {name: float(value.detach()) for name, value in found.items()}
-        return metrics | {"learning_rate": self.recipe.learning_rate_at(self.done - 1)}
+        for ema in self.ema.values():
+            ema.update(self.done)
+        values = {name: float(value.detach()) for name, value in metrics.items()}
+        return values | {"learning_rate": self.recipe.learning_rate_at(self.done - 1)}
 
-    def network(self, name: str) -> nn.Module:
+    def network(self, name: str) -> Any:
+        """Returns a network of this stage, loaded."""
         with self.networks.running(name) as network:
             return network
 
     def autocast(self) -> torch.autocast:
-        """For the networks alone: spectrograms and losses need float32."""
+        """Returns the autocast context for networks; spectrograms and losses need float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
 
     def mel(self, wave: Tensor) -> Tensor:
-        """Log-mel (batch, frames, mels) of clips (batch, samples), cut to whole frames of the latent."""
+        """Computes log-mels (batch, frames, mels) of clips (batch, samples), cut to whole latent frames."""
         mel = vae_log_mel(wave, self.front_end)
         return mel[:, : mel.shape[1] // self.downsampling * self.downsampling]
 
-    def randn_like(self, x: Tensor, drawn: torch.Generator) -> Tensor:
-        """Noise in the shape of x, drawn on the CPU."""
-        return torch.randn(x.shape, generator=drawn).to(x.device)
+    def randn_like(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws Gaussian noise in the shape of x on the CPU and moves it to x's device."""
+        return torch.randn(x.shape, generator=generator).to(x.device)
 
-    # What is written and read back --------------------------------------------------------------------------
+    # Saving and restoring -----------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
-        """The whole model as it is now: what was trained (its average, where one is kept), and the rest."""
+        """Returns the whole model: trained networks (their averages if there are any) and all others."""
         states = {
-            name: partial(
-                _detached, self.averages[name].state if name in self.averages else each.state_dict()
-            )
-            for name, each in self.trained.items()
+            name: partial(_detached, self.ema[name].state if name in self.ema else network.state_dict())
+            for name, network in self.trained.items()
         }
-        configs = self.start.configs | self.configs()
-        return replace(self.start, configs=configs, states=self.start.states | states)
+        configs = self.initial.configs | self.trained_configs()
+        return replace(self.initial, configs=configs, states=self.initial.states | states)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run has to remember to go on as if it had not been stopped."""
+        """Returns everything that a resumed run needs to continue exactly."""
         return {
             "done": self.done,
             "networks": {name: network.state_dict() for name, network in self.trained.items()},
-            "averages": {name: average.state for name, average in self.averages.items()},
-            "descent": self.descent.state_dict(),
+            "ema": {name: ema.state for name, ema in self.ema.items()},
+            "optimizer": self.optimizer.state_dict(),
             "adversary": self.adversary and self.adversary.state_dict(),
-            "adversary_descent": self.adversary_descent and self.adversary_descent.state_dict(),
+            "adversary_optimizer": self.adversary_optimizer and self.adversary_optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of the same stage and recipe."""
+        """Restores the state of a run of the same stage and recipe; states of version 0.1 load too."""
+        state = state | {new: state[old] for new, old in OLD_KEYS.items() if old in state}
         self.done = state["done"]
         for name, network in self.trained.items():
             network.load_state_dict(state["networks"][name])
-        for name, average in self.averages.items():
-            for key, tensor in average.state.items():
-                tensor.copy_(state["averages"][name][key])
-        self.descent.load_state_dict(state["descent"])
+        for name, ema in self.ema.items():
+            for key, tensor in ema.state.items():
+                tensor.copy_(state["ema"][name][key])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
-            self.adversary_descent.load_state_dict(state["adversary_descent"])
+            self.adversary_optimizer.load_state_dict(state["adversary_optimizer"])
 
 
 def front_end(vocoder: HiFiGANConfig) -> MelSettings:
-    """The log-mel front end of a model, which its checkpoint does not tell: that of AudioLDM at its rate.
+    """Returns AudioLDM's log-mel front end for the vocoder's sample rate; checkpoints do not store it.
 
-    Source: the preprocessing of upstream's configs, `audioldm2-full` at 16 kHz and `audioldm_48k` at 48 kHz.
+    Raises:
+        ValueError: there is no front end for that sample rate.
+
+    Source: the preprocessing in upstream's configs, `audioldm2-full` at 16 kHz and `audioldm_48k` at 48 kHz.
     """
     for settings in (VAE_MEL, VAE_MEL_48K):
         if vocoder.sample_rate == settings.sample_rate:
             return replace(settings, hop=vocoder.hop, mels=vocoder.mels)
-    raise ValueError(
-        f"the vocoder makes {vocoder.sample_rate} Hz; training knows the mel bands of 16 and 48 kHz."
-    )
+    raise ValueError(f"the vocoder runs at {vocoder.sample_rate} Hz; training supports 16000 and 48000 Hz.")
 
 
-def _make_learn(network: nn.Module) -> None:
-    """Weights of its own, with gradients: those of a checkpoint lie mapped in its file."""
+def _make_trainable(network: nn.Module) -> None:
+    """Copies the weights, which are mapped from the checkpoint's file, and enables gradients."""
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone()
     network.requires_grad_(True).train()

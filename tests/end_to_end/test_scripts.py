@@ -1,6 +1,8 @@
-"""The scripts that measure, run as their --help says, on small requests."""
+"""Every script prints its help from anywhere; the scripts that measure run on small requests."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,10 +11,32 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
+# Modules that other scripts import and that have no command line.
+LIBRARIES = {
+    *(f"benchmark/{name}.py" for name in ("arithmetic", "runs", "sides")),
+    *(f"demo_world/{name}.py" for name in ("captions", "families", "model_checks", "registry")),
+    *(f"demo_world/{name}.py" for name in ("sound_measures", "synthesis", "wordings")),
+}
+COMMANDS = sorted({path.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.rglob("*.py")} - LIBRARIES)
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_help_is_printed_from_any_folder(script: str, tmp_path: Path):
+    command = [sys.executable, str(SCRIPTS / script), "--help"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert Path(script).name in result.stdout and not result.stderr
+
+
+def test_libraries_exist():
+    assert all((SCRIPTS / path).is_file() for path in LIBRARIES)
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     def run(name: str, *arguments: object) -> list[str]:
-        """The lines that a script prints."""
+        """Runs a script; returns the lines that it prints."""
         monkeypatch.setattr(sys, "argv", [str(SCRIPTS / name), *map(str, arguments)])
         monkeypatch.syspath_prepend(SCRIPTS)
         spec = importlib.util.spec_from_file_location("script", SCRIPTS / name)
@@ -24,20 +48,24 @@ def run(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak of a stage")
-def test_long_sound_reports_every_stage(run, tiny_folder):
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets the peak of a stage")
+def test_long_sound(run, tiny_folder):
     lines = run(
         *("long_sound.py", "--model", tiny_folder, "--seconds", 35, "--unet-seconds", 0.5),
         *("--steps", 2, "--candidates", 2),
     )
-    stages = [line.split()[0] for line in lines if " peak " in line]
-    assert stages == ["decode", "vocode", "score", "generate"]
+    assert [line.split()[0] for line in lines if " peak " in line] == [
+        "decode",
+        "vocode",
+        "score",
+        "generate",
+    ]
     assert "  audio (2, 560000), all finite" in lines
     assert "  audio (1, 2, 8000), all finite" in lines
 
 
-def test_memory_curve_measures_a_point(run):
-    header, row = run("memory_curve.py", "--stages", "vocode", "--ways", "pieces", "--seconds", 0.5)
+def test_memory_curve_of_one_case(run):
+    header, row = run("benchmark/memory_curve.py", "--stages", "vocode", "--ways", "pieces", "--seconds", 0.5)
     assert header.split()[:4] == ["stage", "way", "sound,", "s"]
     stage, way, seconds, weights, peak, *_ = row.split()
     assert (stage, way, seconds) == ("vocode", "pieces", "0.5")

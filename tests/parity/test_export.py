@@ -35,7 +35,7 @@ from audioldm2.errors import WeightsError
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5
 from audioldm2.models.vae import VAEConfig
 from audioldm2.prompt.tokenizers import T5Tokenizer
-from audioldm2.training.scratch import configs_from, from_scratch
+from audioldm2.training.new_model import configs_from, from_scratch
 from scripts import make_random_checkpoint, make_reference_checkpoint
 from tests.support import originals
 

@@ -1,21 +1,23 @@
-"""What the tests of training share: a few sounds with captions, and networks that learn in seconds."""
+"""For the tests of training: a few captioned sounds, tiny networks, stages with quick recipes."""
 
 import json
 import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audioldm2.audio import SAMPLE_RATE, write_wav
 from audioldm2.checkpoints.storage import Checkpoint
-from audioldm2.training.scratch import configs_from, from_scratch
+from audioldm2.training import STAGES, Stage
+from audioldm2.training.new_model import configs_from, from_scratch
+from audioldm2.training.recipe import override
 
 CAPTIONS = (
     "a low tone", "a high tone", "the wind blows", "a fast drum beat", "rain falls on a roof",
     "a dog barks twice", "a bell rings", "birds sing in the trees", "an engine runs", "a clock ticks slowly",
 )  # fmt: skip
-SIZES = {  # the published geometry, as narrow as it goes
+SIZES = {  # the published geometry, as narrow as possible
     "clap_text": {"dim": 32, "depth": 1, "heads": 2, "ff_dim": 64, "projection_dim": 32},
     "t5": {"dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "ff_dim": 64},
     "projection": {"clap_dim": 32, "t5_dim": 32, "gpt2_dim": 32},
@@ -33,23 +35,48 @@ SIZES = {  # the published geometry, as narrow as it goes
     "clap_audio": {"dim": 16, "depths": [1, 2], "heads": [2, 4], "patch_size": 16, "patch_stride": 16,
                    "projection_dim": 32},
 }  # fmt: skip
+QUICK = {  # recipes that reach every part of a stage within a few steps
+    "vae": {"learning_rate": 3e-3, "warmup": 0, "adversary_start": 2, "adversary_width": 8},
+    "vocoder": {
+        "learning_rate": 3e-3, "warmup": 0, "additive_until": 0, "adversary_start": 2, "adversary_width": 4,
+        "floor": 0.0, "mel_weight": 45.0, "stft_weights": [1, 1, 1], "adversary_scales": 0,
+        "additive_weight": 0.0, "partials_until": 0, "optimizer": "adamw", "bf16": False, "window": 0.0,
+        "mel_learning_rate": 0.0,
+    },
+    "clap": {"learning_rate": 1e-3, "warmup": 0},
+    "ldm": {"learning_rate": 3e-3, "warmup": 0, "min_snr": None},
+}  # fmt: skip
 
 
-def sound(place: int, seconds: float = 0.8) -> Tensor:
-    """A tone over a little noise; each place has its own pitch and loudness."""
+def stage_of(name: str, checkpoint: Checkpoint, **values: object) -> Stage:
+    """A stage on the CPU with its recipe from QUICK, overridden by `values`."""
+    recipe = override(STAGES[name].recipes["small"], QUICK[name] | values, "the test's recipe")
+    return STAGES[name](checkpoint, recipe, torch.device("cpu"))
+
+
+def parameter_copies(networks: dict[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    """Copies of all parameters, by network and key."""
+    return {
+        name: {key: tensor.detach().clone() for key, tensor in network.named_parameters()}
+        for name, network in networks.items()
+    }
+
+
+def sound(index: int, seconds: float = 0.8) -> Tensor:
+    """A tone over a little noise; each index has its own pitch and loudness."""
     t = torch.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    noise = torch.randn(len(t), generator=torch.Generator().manual_seed(place))
-    tone = torch.sin(2 * math.pi * 150 * 1.4**place * t)
-    return (0.1 + 0.02 * place) * tone + 0.01 * noise
+    noise = torch.randn(len(t), generator=torch.Generator().manual_seed(index))
+    tone = torch.sin(2 * math.pi * 150 * 1.4**index * t)
+    return (0.1 + 0.02 * index) * tone + 0.01 * noise
 
 
 def clips(count: int, seconds: float = 0.8) -> tuple[Tensor, list[str]]:
     """A batch of clips (count, samples) and their captions."""
-    return torch.stack([sound(place, seconds) for place in range(count)]), list(CAPTIONS[:count])
+    return torch.stack([sound(index, seconds) for index in range(count)]), list(CAPTIONS[:count])
 
 
 class Clips:
-    """The same clips at every step."""
+    """A dataset with the same clips at every step."""
 
     def __init__(self, seconds: float = 0.8):
         self.seconds = seconds
@@ -62,21 +89,22 @@ class Clips:
 
 
 def write_sounds(folder: Path) -> Path:
-    """A user's folder: ten sounds of different lengths and rates, and captions.csv."""
+    """Writes a user's folder: ten sounds of different lengths, and captions.csv."""
     folder.mkdir()
     rows = ["file,caption"]
-    for place, caption in enumerate(CAPTIONS):
-        write_wav(folder / f"{place}.wav", sound(place, 0.5 + 0.1 * place), SAMPLE_RATE)
-        rows.append(f"{place}.wav,{caption}")
+    for index, caption in enumerate(CAPTIONS):
+        write_wav(folder / f"{index}.wav", sound(index, 0.5 + 0.1 * index), SAMPLE_RATE)
+        rows.append(f"{index}.wav,{caption}")
     (folder / "captions.csv").write_text("\n".join(rows) + "\n")
     return folder
 
 
 def write_sizes(path: Path) -> Path:
+    """Writes SIZES as a JSON file."""
     path.write_text(json.dumps(SIZES))
     return path
 
 
 def untrained(folder: Path) -> Checkpoint:
-    """A checkpoint of untrained networks; `folder` takes its vocabularies."""
+    """A checkpoint of untrained networks; its vocabularies are written into `folder`."""
     return from_scratch(configs_from(SIZES, "SIZES"), CAPTIONS, folder)

@@ -66,5 +66,5 @@ def test_judge_embeds_sounds_of_different_lengths(tiny_model):
 
 def test_judge_needs_clap(tiny_model, monkeypatch):
     monkeypatch.setattr(tiny_model, "clap_tokenizer", None)
-    with pytest.raises(ArgumentError, match="judge is .*, without CLAP; it has to be a model with CLAP"):
+    with pytest.raises(ArgumentError, match=r"judge is .*, without CLAP; it has to be a model with CLAP"):
         Judge(tiny_model)

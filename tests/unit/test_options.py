@@ -164,7 +164,8 @@ def test_the_largest_seed_has_a_successor():
         (dict(negative_prompt=[None]), "negative_prompt[0] is None; it has to be a text."),
         (
             dict(prompt=["a", "b"], negative_prompt=["x"]),
-            "negative_prompt has 1 entries for 2 prompts; it has to have one for each prompt, or be one text for all.",
+            "negative_prompt has 1 entries for 2 prompts; "
+            "it has to have one for each prompt, or be one text for all.",
         ),
         (
             dict(num_waveforms_per_prompt=0),
@@ -218,7 +219,8 @@ def test_the_largest_seed_has_a_successor():
         ),
         (
             dict(latents=torch.zeros(1, 8, 25, 16, dtype=torch.int64)),
-            "latents has dtype torch.int64; it has to be a float tensor (prompts * waveforms, channels, time, mel).",
+            "latents has dtype torch.int64; "
+            "it has to be a float tensor (prompts * waveforms, channels, time, mel).",
         ),
         (
             dict(latents=torch.zeros(1, 8, 25, 16).to_sparse()),
@@ -248,8 +250,8 @@ def test_sentences_of_argument_errors(changes: dict, sentence: str):
 @pytest.mark.parametrize("interval", [3, "ab", (), (1,), (1, 2, 3), (2, 1), (1, 1), (-1, 2), {0: 1, 1: 2}])
 def test_an_interval_is_two_rising_numbers(interval: object):
     assert refused(guidance_interval=interval) == (
-        f"guidance_interval is {interval!r}; it has to be two numbers (lo, hi) with 0 <= lo < hi, "
-        "the noise-to-signal ratios between which guidance is on."
+        f"guidance_interval is {interval!r}; it has to be two numbers (lo, hi) with 0 <= lo < hi: "
+        "guidance is on where lo < noise / signal <= hi."
     )
 
 

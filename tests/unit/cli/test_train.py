@@ -23,7 +23,7 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("home")
     write_sounds(home / "sounds")
     write_sizes(home / "sizes.json")
-    narrow = {"adversary_from": 1, "adversary_width": 4}
+    narrow = {"adversary_start": 1, "adversary_width": 4}
     (home / "vocoder.json").write_text(json.dumps({"like": "published"} | narrow))
     return home
 
@@ -103,7 +103,7 @@ def test_show_prints_the_recipe(home: Path, capsys):
         (["--model", "nowhere"], "nowhere"),
         (["--model", "nothing.json"], "nothing.json cannot be found."),
         (["--config", "nothing.json"], "nothing.json cannot be found."),
-        (["--config", "odd.json"], "the recipe odd.json has 'speed'; this stage knows batch, "),
+        (["--config", "odd.json"], "the recipe odd.json has 'speed'; "),
         (
             ["--config", "unlike.json"],
             "'like' in unlike.json is 'huge'; it has to be one of published, small.",

@@ -1,30 +1,30 @@
 """Measure the peak memory and the time of each stage over the length of a sound, on the CPU.
 
-    python scripts/memory_curve.py
-    python scripts/memory_curve.py --stages denoise --seconds 10 30 60
-    python scripts/memory_curve.py --stages decode --ways pieces --seconds 10 30 --threads 1
-    python scripts/memory_curve.py --error --seconds 60 100
+    python scripts/benchmark/memory_curve.py
+    python scripts/benchmark/memory_curve.py --stages denoise --seconds 10 30 60
+    python scripts/benchmark/memory_curve.py --stages decode --ways pieces --seconds 10 30 --threads 1
+    python scripts/benchmark/memory_curve.py --error --seconds 60 100
 
-The networks have the published sizes and random weights: neither memory nor time depends on their values.
-Every measurement is made in a process of its own. The columns:
+The networks have the published sizes and random weights; neither memory nor time depends on their values.
+Every measurement has its own process. The columns:
 
     weights   MB resident before the run: Python, torch and the weights of the one network
-    peak      MB resident at the most during the run
-    run       peak less weights: what the run itself needed
-    wall      seconds on the clock, one run, its first
-    CPU       seconds of all threads: less sensitive to what else the machine does
+    peak      peak MB resident during the run
+    run       peak minus weights: the memory of the run itself
+    wall      wall-clock seconds of one run, the first
+    CPU       seconds of all threads, less sensitive to other load on the machine
 
-The stages: `denoise` is one call of the UNet with guidance, which makes two rows of a sound; `decode` the
-VAE's decoder; `vocode` HiFi-GAN; `rank` CLAP's vector of the sound. The ways: `whole` is one call of the
-network, `pieces` is what a request does, with its defaults. There is no denoising in pieces, and no ranking
-but that. What decoding and vocoding return is small: 0.03 MB of spectrogram and 0.06 MB of samples a second.
+Stages: `denoise` is one call of the UNet with guidance, that is with two rows per sound; `decode` is the
+VAE's decoder; `vocode` is HiFi-GAN; `rank` is CLAP's embedding of the sound. Ways: `whole` is one call of the
+network; `pieces` is what a request does by default. Denoising has no pieces, and ranking has nothing else.
+The outputs of decoding and vocoding are small: 0.03 MB of spectrogram and 0.06 MB of samples per second.
 
---error tells how far the decoder's result in pieces is from the exact one, whose memory grows with the
-sound: 7 MB a second. It does depend on the weights, and on the sound. Here every weight is random, and so are
-three sounds: "steady", "swells" and "sections"; see `sounds`.
+--error compares the decoder's output in pieces with the exact one, whose memory grows by 7 MB per second of
+sound. The error depends on the weights and on the sound; here the weights are random, and so are three kinds
+of sound: "steady", "music" and "sections", see `sounds`.
 
-On Linux the peak counts holes in glibc's heap, which differ from run to run by up to a hundred MB. With
-MALLOC_MMAP_THRESHOLD_=1000000 in the environment they go, for a fifth to a third more time.
+On Linux the peak includes holes in glibc's heap, which vary between runs by up to 100 MB.
+MALLOC_MMAP_THRESHOLD_=1000000 in the environment avoids them and takes a fifth to a third more time.
 """
 
 import argparse
@@ -37,6 +37,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ from audioldm2.models.clap_audio import ClapAudio, ClapAudioConfig
 from audioldm2.models.hifigan import HiFiGAN, HiFiGANConfig
 from audioldm2.models.unet import UNet, UNetConfig
 from audioldm2.models.vae import VAE, VAEConfig
-from audioldm2.runtime.tiling import decode_in_pieces, vocode_in_pieces
+from audioldm2.runtime import tiling
 
 WAYS = {
     "denoise": ("whole",),
@@ -56,15 +57,18 @@ WAYS = {
     "rank": ("pieces",),
 }
 DEFAULT_STAGES = ("decode", "vocode", "rank")
-UNITS_IN_A_MB = 1e6 if sys.platform == "darwin" else 1e3  # of ru_maxrss: bytes on macOS, kB on Linux
+UNITS_PER_MB = 1e6 if sys.platform == "darwin" else 1e3  # of ru_maxrss: bytes on macOS, kB on Linux
 VOCODER, VAE_CONFIG = HiFiGANConfig(), VAEConfig()
 
 
 def main() -> int:
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, nargs="+", default=[10, 30, 100, 300], help="of sound")
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[10, 30, 100, 300], help="lengths of sound"
+    )
     parser.add_argument("--stages", nargs="+", choices=WAYS, default=DEFAULT_STAGES)
     parser.add_argument("--ways", nargs="+", choices=("whole", "pieces"), default=("whole", "pieces"))
     parser.add_argument(
@@ -72,16 +76,18 @@ def main() -> int:
         type=float,
         default=100,
         metavar="S",
-        help="longest sound that is run whole; default 100",
+        help="longest sound that is run whole (default: 100)",
     )
-    parser.add_argument("--batch", type=int, default=1, help="sounds at once; default 1")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's")
-    parser.add_argument("--error", action="store_true", help="tell the error of decoding, not memory")
-    parser.add_argument("--one", action="store_true", help="measure one case in this process; print JSON")
+    parser.add_argument("--batch", type=int, default=1, help="sounds at once (default: 1)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="default: PyTorch's choice"
+    )
+    parser.add_argument("--error", action="store_true", help="print the error of decoding in pieces instead")
+    parser.add_argument("--one", action="store_true", help="measure one case in this process and print JSON")
     options = parser.parse_args()
     if options.error:
         torch.set_num_threads(options.threads)
-        return tell_errors(options.seconds)
+        return print_errors(options.seconds)
     if options.one:
         torch.set_num_threads(options.threads)
         case = (options.stages[0], options.ways[0], options.seconds[0], options.batch)
@@ -94,11 +100,12 @@ def main() -> int:
             for seconds in options.seconds:
                 if way in options.ways and (way == "pieces" or seconds <= options.whole_up_to):
                     print(f"{stage:8}{way:8}{seconds:9g}", end="", flush=True)
-                    print(row_of_a_process(stage, way, seconds, options), flush=True)
+                    print(measure_in_process(stage, way, seconds, options), flush=True)
     return 0
 
 
-def row_of_a_process(stage: str, way: str, seconds: float, options: argparse.Namespace) -> str:
+def measure_in_process(stage: str, way: str, seconds: float, options: argparse.Namespace) -> str:
+    """Measures one case in a new process; returns its row of the table."""
     case = ["--stages", stage, "--ways", way, "--seconds", str(seconds)]
     case += ["--batch", str(options.batch), "--threads", str(options.threads)]
     found = subprocess.run([sys.executable, __file__, "--one", *case], capture_output=True, text=True)
@@ -111,17 +118,17 @@ def row_of_a_process(stage: str, way: str, seconds: float, options: argparse.Nam
 
 @torch.no_grad()
 def measure(stage: str, way: str, seconds: float, batch: int) -> tuple[float, float, float, float]:
-    """MB resident before the run, MB at its peak, seconds on the clock, seconds of all threads."""
+    """Measures one case: MB before the run, peak MB, wall-clock seconds, seconds of all threads."""
     run = PREPARE[stage](way, seconds, batch)
     before, start, cpu = peak(), time.perf_counter(), time.process_time()
-    made = run()
+    output = run()
     result = (before, peak(), time.perf_counter() - start, time.process_time() - cpu)
-    if not made.isfinite().all():
-        raise ValueError(f"{stage} {way}: the result is not finite.")
+    if not output.isfinite().all():
+        raise ValueError(f"{stage} {way}: the output is not finite.")
     return result
 
 
-# A stage's network and what it is given; returned is the run.
+# Each function prepares a stage's network and input, and returns the function to measure.
 
 
 def denoise(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
@@ -136,18 +143,18 @@ def denoise(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
 
 def decode(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
     vae, z = filled(VAE, VAE_CONFIG), torch.randn(latents(seconds, batch))
-    return lambda: vae.decode(z) if way == "whole" else decode_in_pieces(vae, z)
+    return lambda: vae.decode(z) if way == "whole" else tiling.decode(vae, z)
 
 
 def vocode(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
     vocoder, mel = filled(HiFiGAN, VOCODER), torch.randn(batch, mel_frames(seconds), VOCODER.mels)
-    return lambda: vocoder(mel) if way == "whole" else vocode_in_pieces(vocoder, mel)
+    return lambda: vocoder(mel) if way == "whole" else tiling.vocode(vocoder, mel)
 
 
 def rank(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
     clap = filled(ClapAudio, ClapAudioConfig())
     wave = 0.1 * torch.randn(batch, round(seconds * VOCODER.sample_rate))
-    networks = SimpleNamespace(
+    networks: Any = SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32, running=lambda name: nullcontext(clap)
     )
     return lambda: clap_score.embed_sounds(networks, CLAP_MEL, wave, VOCODER.sample_rate)
@@ -157,16 +164,18 @@ PREPARE = {"denoise": denoise, "decode": decode, "vocode": vocode, "rank": rank}
 
 
 def mel_frames(seconds: float) -> int:
+    """Returns the number of mel frames."""
     return round(seconds * VOCODER.sample_rate / VOCODER.hop)
 
 
 def latents(seconds: float, batch: int) -> tuple[int, ...]:
-    smaller = VAE_CONFIG.downsampling
-    return (batch, VAE_CONFIG.latent_channels, mel_frames(seconds) // smaller, VOCODER.mels // smaller)
+    """Returns the shape of latents."""
+    factor = VAE_CONFIG.downsampling
+    return (batch, VAE_CONFIG.latent_channels, mel_frames(seconds) // factor, VOCODER.mels // factor)
 
 
-def filled(kind: type[nn.Module], config: object) -> nn.Module:
-    """Every parameter random, for sums of unit variance; made in place, so that no copy counts as peak."""
+def filled(kind: type[nn.Module], config: object) -> Any:
+    """Builds a network with variance-preserving random weights, in place so that no copy adds to the peak."""
     with torch.device("meta"):
         network = kind(config)
     if kind is VAE:
@@ -183,22 +192,23 @@ def filled(kind: type[nn.Module], config: object) -> nn.Module:
 
 
 def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / UNITS_IN_A_MB
+    """Returns peak resident memory in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / UNITS_PER_MB
 
 
 # The error of decoding in pieces --------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def tell_errors(lengths: list[float]) -> int:
-    """Signal-to-error in dB of spectrograms in pieces: over all of a sound, and over its worst second."""
+def print_errors(lengths: list[float]) -> int:
+    """Prints the signal-to-error ratio of decoding in pieces in dB: overall, and in the worst second."""
     torch.manual_seed(0)
     vae = filled(VAE, VAE_CONFIG)
     print(f"{'sound':10}{'s':>6}{'dB':>8}{'worst second, dB':>19}")
     for seconds in lengths:
         for name, z in sounds(seconds):
-            exact = decode_in_pieces(vae, z, exact_up_to=math.inf)
-            squares = (decode_in_pieces(vae, z) - exact).square().mean(dim=(0, 1, 3))  # (time,)
+            exact = vae.decode(z)
+            squares = (tiling.decode(vae, z) - exact).square().mean(dim=(0, 1, 3))  # (time,)
             worst = max(second.mean() for second in squares.split(mel_frames(1.0)))
             signal = exact.var()
             overall, worst = (10 * math.log10(signal / error) for error in (squares.mean(), worst))
@@ -207,14 +217,13 @@ def tell_errors(lengths: list[float]) -> int:
 
 
 def sounds(seconds: float) -> Iterator[tuple[str, Tensor]]:
-    """Latents of three sounds: one that stays the same, one with beats, swells and changes, one of four
-    loudnesses, the first silence."""
+    """Yields latents of three sounds: stationary; with beats and swells; four levels, the first silent."""
     shape = latents(seconds, 1)
     noise, time = torch.randn(shape), torch.arange(shape[2]).view(1, 1, -1, 1)
     yield "steady", noise
     t = time * seconds / shape[2]  # seconds
     loudness = 0.6 + 0.4 * torch.sin(2 * math.pi * t / 17) + 0.5 * (t % 4 < 1)
-    colours = torch.randn(1, shape[1], 8, shape[3])  # one after the other
+    colours = torch.randn(1, shape[1], 8, shape[3])  # in sequence
     yield "music", 0.7 * colours[:, :, (8 * time // shape[2]).flatten()] + loudness * noise
     loudness = torch.tensor([0.0, 0.3, 2.0, 0.7])[4 * time // shape[2]]
     yield "sections", torch.randn(1, shape[1], 1, shape[3]) + loudness * noise

@@ -1,8 +1,8 @@
-"""What can be measured of a sound: loudness, length, room, pitch, noisiness, direction, tempo, family.
+"""Measures of a sound: loudness, length, reverberation, pitch, noisiness, sweep direction, tempo, family.
 
-Each measure takes one mono wave (samples,) of any scale and length, and its rate in Hz, and returns one
-number (or features, for the classifier at the end). They are plain on purpose: what a caption says of a sound
-is checked by something that has never seen a caption.
+Each measure takes a mono wave (samples,) of any scale and length and its sample rate in Hz, and returns one
+number (or features, for the classifier at the end). They are simple signal processing on purpose: they check
+whether a sound matches its caption without having learned from captions.
 """
 
 import functools
@@ -14,17 +14,20 @@ import torch
 
 from audioldm2.audio import VAE_MEL, mel_filters
 
-HOP = 0.01  # s between frames, in measures over time
-SILENCE = 1e-10  # power below which nothing is told apart: -100 dB to full scale
+HOP = 0.01  # s between frames
+SILENCE = 1e-10  # the least power that counts: -100 dB full scale
 
 
 # Level over time --------------------------------------------------------------------------------------------
 
 
 def levels(audio: np.ndarray, rate: int, window: float = 0.05) -> np.ndarray:
-    """Root mean square of a sliding window, in dB to full scale ±1, every 10 ms; at least one value.
+    """Computes the RMS level of a sliding window every 10 ms, in dB to full scale ±1; at least one value.
 
-    window: s; what is shorter than one counts as the part of a window that it is.
+    Args:
+        audio: (samples,); silence completes a wave that is shorter than a window.
+        rate: in Hz.
+        window: in s.
     """
     length, hop = round(window * rate), round(HOP * rate)
     energy = np.concatenate([[0.0], np.cumsum(np.square(audio, dtype=np.float64))])
@@ -34,20 +37,20 @@ def levels(audio: np.ndarray, rate: int, window: float = 0.05) -> np.ndarray:
 
 
 def loudness(audio: np.ndarray, rate: int) -> float:
-    """The level of the loudest 50 ms, in dB to full scale; a pause does not make a sound quieter."""
+    """Measures the level of the loudest 50 ms in dB to full scale, so that pauses do not count."""
     return float(levels(audio, rate).max())
 
 
 def active_seconds(audio: np.ndarray, rate: int) -> float:
-    """For how long, in s, the level is within 30 dB of its maximum."""
+    """Measures for how many seconds the level is within 30 dB of its maximum."""
     level = levels(audio, rate, window=0.02)
     return HOP * int((level > level.max() - 30).sum())
 
 
 def steepest_fall(audio: np.ndarray, rate: int) -> float:
-    """The most that the level falls within 100 ms, in dB: large in a dry room, where an event just stops.
+    """Measures the largest drop of the level within 100 ms, in dB; it is large for dry sounds.
 
-    Only the upper 50 dB count, and not the last 100 ms, where a clip is faded out.
+    Only the upper 50 dB count, and the last 100 ms, where clips fade out, do not.
     """
     level = levels(audio, rate)
     level = np.maximum(level, level.max() - 50)[:-10]
@@ -60,9 +63,16 @@ def steepest_fall(audio: np.ndarray, rate: int) -> float:
 def power_spectra(
     audio: np.ndarray, rate: int, window: float, hop: float = HOP
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Power in each Hann window: (frames, bins); and the frequency of each bin, in Hz.
+    """Computes power spectra of Hann windows.
 
-    window, hop: s. Outside the clip is silence; frame n is centred on n * hop.
+    Args:
+        audio: (samples,), surrounded by silence.
+        rate: in Hz.
+        window: in s.
+        hop: in s; frame n is centred on n * hop.
+
+    Returns:
+        Power (frames, bins), and the frequency of each bin in Hz.
     """
     length = round(window * rate)
     padded = np.pad(np.asarray(audio, dtype=np.float32), (length // 2, length))
@@ -72,22 +82,22 @@ def power_spectra(
 
 
 def dominant_frequency(audio: np.ndarray, rate: int) -> float:
-    """The frequency that carries the most power over the whole clip, in Hz, from 50 Hz on; 0 for silence."""
+    """Finds the frequency with the most power over the whole clip, in Hz, above 50 Hz; 0 for silence."""
     power, hz = power_spectra(audio, rate, window=0.128, hop=0.04)
     mean = np.where(hz >= 50, power.mean(axis=0), 0.0)
     if mean.max() <= SILENCE:
         return 0.0
     peak = int(np.clip(mean.argmax(), 1, len(hz) - 2))
-    # On a logarithmic scale, the peak of a Hann window is nearly a parabola.
+    # The peak of a Hann window is nearly parabolic on a log scale.
     left, top, right = np.log(mean[peak - 1 : peak + 2] + SILENCE)
     offset = 0.5 * (left - right) / min(left - 2 * top + right, -SILENCE)
     return float(hz[peak] + np.clip(offset, -0.5, 0.5) * hz[1])
 
 
 def spectral_flatness(audio: np.ndarray, rate: int) -> float:
-    """Geometric over arithmetic mean of the power spectrum, 100 Hz to 7.5 kHz: near 1 for white noise.
+    """Divides the geometric by the arithmetic mean of the power spectrum, 100 Hz to 7.5 kHz.
 
-    Power more than 60 dB below the strongest bin counts as 60 dB below: a pure tone comes to some 1e-4.
+    White noise is close to 1. Power is clamped to 60 dB below the strongest bin, so a pure tone is near 1e-4.
     """
     power, hz = power_spectra(audio, rate, window=0.032)
     mean = power.mean(axis=0)[(hz >= 100) & (hz <= 7500)]
@@ -96,10 +106,10 @@ def spectral_flatness(audio: np.ndarray, rate: int) -> float:
 
 
 def sweep_direction(audio: np.ndarray, rate: int) -> int:
-    """+1 if the pitch rises over the clip, -1 if it falls, 0 if it does neither.
+    """Returns +1 if the pitch rises over the clip, -1 if it falls, 0 if it does neither.
 
-    It is the sign of a line through the strongest frequency of each frame, in octaves, weighted by amplitude;
-    a line flatter than a tenth of an octave from end to end is none.
+    This is the sign of the slope of a line fitted to the strongest frequency of each frame, in octaves,
+    weighted by amplitude. A rise of less than a tenth of an octave counts as 0.
     """
     power, hz = power_spectra(audio, rate, window=0.064)
     power, hz = power[:, hz >= 50], hz[hz >= 50]
@@ -118,25 +128,25 @@ def sweep_direction(audio: np.ndarray, rate: int) -> int:
 
 
 def onsets(audio: np.ndarray, rate: int) -> np.ndarray:
-    """When events begin, in s: peaks of how much the spectrum grows, at least 80 ms apart."""
+    """Finds when events start, in s: peaks of spectral growth, at least 80 ms apart."""
     power, hz = power_spectra(audio, rate, window=0.032)
-    edges = np.geomspace(60, 0.48 * rate, 25)  # third octaves, about: a click and a thump count alike
+    edges = np.geomspace(60, 0.48 * rate, 25)  # about third octaves, so that a click and a thump count alike
     first = np.searchsorted(hz, edges[:-1])
     bands = np.add.reduceat(power[:, : np.searchsorted(hz, edges[-1])], first, axis=1)
     decibels = 10 * np.log10(np.maximum(bands, max(1e-3 * bands.max(), SILENCE)))  # the upper 30 dB
     before = np.pad(decibels, ((2, 0), (0, 0)), constant_values=decibels.min())[:-2]  # 20 ms earlier
     growth = np.maximum(decibels - before, 0).mean(axis=1)
     growth = np.convolve(growth, [0.25, 0.5, 0.25], mode="same")
-    reach = 8  # frames to either side in which a peak must be the highest
+    reach = 8  # frames on either side that a peak has to exceed
     around = np.lib.stride_tricks.sliding_window_view(np.pad(growth, reach), 2 * reach + 1)
     is_peak = (growth == around.max(axis=1)) & (growth > max(0.3 * growth.max(), 0.5))
     return np.flatnonzero(is_peak) * HOP
 
 
 def onset_rate(audio: np.ndarray, rate: int) -> float:
-    """Events a second: one over the median time between onsets, or, of a single one, over the clip's length.
+    """Measures events per second: the inverse of the median time between onsets.
 
-    The median, so that an event that is missed or heard twice changes little.
+    The median is robust to an event that is missed or counted twice. A single event counts once per clip.
     """
     times = onsets(audio, rate)
     if len(times) < 2:
@@ -148,11 +158,11 @@ def onset_rate(audio: np.ndarray, rate: int) -> float:
 
 
 def mel_statistics(audio: np.ndarray, rate: int) -> np.ndarray:
-    """Features (features,) that tell families of sounds apart at any level: statistics of the mel bands.
+    """Computes features (features,) that distinguish families of sounds at any level, from mel bands.
 
-    Over time, of each band: the mean, the standard deviation, the mean size of its steps. Of the bands in
-    order of size, which do not depend on the pitch: the mean. Of the level and of the spectrum's centre: how
-    they are distributed, how they move, and where to.
+    Per band: the mean, the standard deviation and the mean absolute difference over time. The mean of the
+    bands sorted by size, which does not depend on pitch. Quantiles of the level, of the spectral centroid and
+    of their differences over time, the centroid's correlation with time, and the fraction of loud frames.
     """
     power, _ = power_spectra(audio, rate, window=VAE_MEL.n_fft / rate)
     mel = (torch.from_numpy(power).sqrt() @ _filters(rate)).numpy()  # (frames, mels)
@@ -161,10 +171,10 @@ def mel_statistics(audio: np.ndarray, rate: int) -> np.ndarray:
     steps = np.abs(np.diff(mel, axis=0))
     level = mel.max(axis=1)
     weight = np.exp(mel) / np.exp(mel).sum(axis=1, keepdims=True)
-    centre = weight @ np.arange(mel.shape[1])  # in bands
-    heard = np.flatnonzero(level > -4)
-    middle, path = heard - heard.mean(), centre[heard] - centre[heard].mean()
-    way = middle @ path / max(np.sqrt(middle @ middle * (path @ path)), 1e-3)
+    centroid = weight @ np.arange(mel.shape[1])  # in bands
+    loud = np.flatnonzero(level > -4)
+    time, path = loud - loud.mean(), centroid[loud] - centroid[loud].mean()
+    trend = time @ path / max(np.sqrt(time @ time * (path @ path)), 1e-3)
     fifths = np.linspace(0, 1, 6)
     return np.concatenate(
         [mel.mean(axis=0), mel.std(axis=0), steps.mean(axis=0), np.sort(mel, axis=1).mean(axis=0)]
@@ -172,7 +182,7 @@ def mel_statistics(audio: np.ndarray, rate: int) -> np.ndarray:
             np.quantile(curve, fifths)
             for curve in (level, np.diff(level), path, np.diff(path, prepend=path[0]))
         ]
-        + [[way, len(heard) / len(level)]]
+        + [[trend, len(loud) / len(level)]]
     )
 
 
@@ -183,7 +193,7 @@ def _filters(rate: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear classifier, Fisher's: Gaussian classes that share one covariance, fitted in one step."""
+    """Linear discriminant analysis: Gaussian classes with a shared covariance."""
 
     names: list[str]
     mean: np.ndarray  # (features,)
@@ -193,9 +203,12 @@ class Classifier:
 
     @classmethod
     def fit(cls, features: np.ndarray, labels: Sequence[str], shrinkage: float = 0.05) -> "Classifier":
-        """Learn from features (sounds, features) and the name of each sound's class.
+        """Fits a classifier.
 
-        shrinkage: the variance, beside 1, that is added to that within the classes in each direction.
+        Args:
+            features: (sounds, features).
+            labels: the class of each sound.
+            shrinkage: variance added to that within the classes, in units of the features' variance.
         """
         names, place = np.unique(labels, return_inverse=True)
         mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-3
@@ -207,6 +220,6 @@ class Classifier:
         return cls(list(map(str, names)), mean, scale, weight, -0.5 * (centres.T * weight).sum(axis=0))
 
     def predict(self, features: np.ndarray) -> list[str]:
-        """The name of the likeliest class for each row of features (sounds, features)."""
+        """Returns the most likely class for each row of features (sounds, features)."""
         scores = (features - self.mean) / self.scale @ self.weight + self.bias
         return [self.names[i] for i in scores.argmax(axis=1)]

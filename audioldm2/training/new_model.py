@@ -1,4 +1,4 @@
-"""A whole model to train from nothing: sizes, vocabularies trained on the captions, untrained networks."""
+"""A whole untrained model: network sizes, vocabularies trained on the captions, initial weights."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ from audioldm2.models.t5 import T5Config
 from audioldm2.models.unet import GPT2, SELF, T5, UNetConfig
 from audioldm2.models.vae import VAEConfig
 from audioldm2.sampling.schedule import NoiseSchedule
-from audioldm2.training.initialise import initialise
+from audioldm2.training.weight_init import initialize
 
-# A whole model in 12 MB of float16 that a CPU can train. 16 kHz and 64 bands as published, but latents eight
-# times smaller than the spectrogram, and with more channels for it.
+# A model of 12 MB in float16 that a CPU can train. 16 kHz and 64 mel bands as published; latents are
+# downsampled by 8 instead of 4 and have more channels to make up for it.
 SMALL: dict[str, Any] = {
     "clap_text": ClapTextConfig(dim=96, depth=2, heads=4, ff_dim=192, projection_dim=96),
     "t5": T5Config(dim=96, depth=2, heads=3, head_dim=32, ff_dim=192),
@@ -40,9 +40,9 @@ SMALL: dict[str, Any] = {
     "vae": VAEConfig(
         latent_channels=16, channels=(16, 32, 48, 64), layers=1, norm_groups=8, scaling_factor=1.0
     ),
-    # The first upsampling is by 1: layers at the frame rate, where a step costs little, wide enough for the
-    # lines of `training.additive`. Then three in place of four, so that 21 channels are left at the end, and
-    # not 10: it takes some to make a high tone.
+    # The first stage upsamples by 1: frame-rate layers, where compute is cheap, wide enough for all partials
+    # of additive_synthesis.py. Three upsampling stages follow instead of four, which leaves 21 channels at
+    # the sample rate instead of 10; high tones need them.
     "hifigan": HiFiGANConfig(
         channels=336, upsample_rates=(1, 5, 4, 8), upsample_kernels=(1, 9, 8, 16), branch_kernels=(1,),
         branch_dilations=((1, 1),), slope=0.01, normalize_before=True,
@@ -51,25 +51,35 @@ SMALL: dict[str, Any] = {
         spec_size=128, patch_size=8, patch_stride=8, dim=64, depths=(2, 2), heads=(2, 4), projection_dim=96
     ),
     "clap_mel": MelSettings(SAMPLE_RATE, n_fft=1024, hop=640, mels=64, f_min=50.0, f_max=8000.0),
-    # The first 800 of the published times. In the last 200 a latent is noise to 99.9 %: there the error of a
-    # small network is many times the signal, and sampling would begin by going astray.
+    # The first 800 of the published timesteps. In the last 200 a latent is 99.9 % noise; there the error of a
+    # small network is many times the signal, and sampling would start in a wrong direction.
     "schedule": NoiseSchedule(beta_end=0.014266, steps=800),
 }  # fmt: skip
-PUBLISHED = {name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"} | {
+PUBLISHED: dict[str, Any] = {
+    name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"
+} | {
     "clap_mel": CLAP_MEL,
     "schedule": NoiseSchedule(),
 }
-BESIDE = ("clap_mel", "schedule")  # what stands among the sizes and is no network
+NOT_NETWORKS = ("clap_mel", "schedule")  # entries of the sizes that configure no network
 SIZES = {"small": SMALL, "published": PUBLISHED}
 
-CLAP_PIECES, T5_PIECES = 1000, 500  # the most that a vocabulary trained here has
+MAX_CLAP_VOCABULARY, MAX_T5_VOCABULARY = 1000, 500  # of vocabularies trained here
 
 
 def configs_from(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The config of each network (and of BESIDE), from a JSON object {network: {field: value}}.
+    """Reads network sizes from a JSON object; networks and fields that are not given are as in SMALL.
 
-    A field that is not given is as in "small", and so is a whole network.
-    Raises ValueError for a network that is not known, WeightsError for a field or value that cannot be.
+    Args:
+        values: {network: {field: value}}.
+        where: the object's name in messages.
+
+    Returns:
+        The config of every network and of NOT_NETWORKS.
+
+    Raises:
+        ValueError: a network is unknown.
+        WeightsError: a field is unknown or its value not allowed.
     """
     unknown = [name for name in values if name not in SMALL]
     if unknown:
@@ -83,62 +93,75 @@ def configs_from(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 def from_scratch(
     configs: Mapping[str, Any], captions: Sequence[str], folder: Path, *, seed: int = 0
 ) -> storage.Checkpoint:
-    """A checkpoint of untrained networks, with vocabularies trained on captions.
+    """Makes a checkpoint of untrained networks, with vocabularies trained on captions.
 
-    configs: of each network, and of BESIDE: how CLAP's audio branch hears, and the noise schedule. The sizes
-             of the vocabularies in them give way to what is trained.
-    folder:  for the tokenizers' files; it must exist.
-    Raises ValueError when there are too few captions to make a vocabulary of, WeightsError for configs that
-    cannot be built, or do not fit each other.
+    Args:
+        configs: of every network and of NOT_NETWORKS. Vocabulary sizes are replaced by the trained ones.
+        captions: what the vocabularies are trained on.
+        folder: an existing folder for the tokenizers' files.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: there are too few captions to train a vocabulary.
+        WeightsError: a config cannot be built, or the configs do not fit each other.
     """
     train_vocabularies(captions, folder)
-    hearing, schedule = (configs[name] for name in BESIDE)
     sizes = {
         name: kind.from_folder(folder / name).splitter.get_vocab_size()
         for name, kind in storage.TOKENIZERS.items()
     }
-    configs = {name: config for name, config in configs.items() if name not in BESIDE} | {
+    networks = {name: config for name, config in configs.items() if name not in NOT_NETWORKS} | {
         storage.TEXT_ENCODERS[name]: replace(configs[storage.TEXT_ENCODERS[name]], vocabulary=size)
         for name, size in sizes.items()
     }
     checkpoint = storage.Checkpoint(
-        configs=configs,
-        states={name: partial(_untrained, name, config, seed) for name, config in configs.items()},
-        schedule=asdict(schedule),
-        clap_mel=asdict(hearing),
+        configs=networks,
+        states={name: partial(_initial_state, name, config, seed) for name, config in networks.items()},
+        schedule=asdict(configs["schedule"]),
+        clap_mel=asdict(configs["clap_mel"]),
         tokenizers={name: folder / name for name in sizes},
         source="trained from scratch",
     )
-    storage.check(checkpoint, "the sizes asked for")
+    storage.check(checkpoint, "the given sizes")
     return checkpoint
 
 
-def _untrained(name: str, config: Any, seed: int) -> dict[str, Tensor]:
-    return initialise(name, config, seed).state_dict()
+def _initial_state(name: str, config: Any, seed: int) -> dict[str, Tensor]:
+    return initialize(name, config, seed).state_dict()
 
 
 def train_vocabularies(captions: Sequence[str], folder: Path) -> None:
-    """Byte-level BPE for CLAP and SentencePiece for T5, in the files of the published ones."""
+    """Trains byte-level BPE for CLAP and SentencePiece for T5 and writes them in the published file formats.
+
+    Args:
+        captions: at least one of them not blank.
+        folder: receives the subfolders clap_tokenizer and t5_tokenizer.
+
+    Raises:
+        ValueError: there are no captions, or too few for SentencePiece.
+    """
     if not any(caption.strip() for caption in captions):
         raise ValueError(
-            "there are no captions to train vocabularies on; add captions to the data, or begin with --model."
+            "there are no captions to train vocabularies on; add captions to the data, or start from --model."
         )
     bpe = ByteLevelBPETokenizer()
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    bpe.train_from_iterator(captions, vocab_size=CLAP_PIECES, show_progress=False, special_tokens=specials)
+    special_tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe.train_from_iterator(
+        captions, vocab_size=MAX_CLAP_VOCABULARY, show_progress=False, special_tokens=special_tokens
+    )
     (folder / "clap_tokenizer").mkdir()
     bpe.save_model(str(folder / "clap_tokenizer"))
 
-    pieces = io.BytesIO()
-    # T5's rule folds letters that look alike, by a table of 240 kB that plain letters never meet.
+    model = io.BytesIO()
+    # T5's rule normalizes Unicode with a table of 240 kB, which ASCII never needs.
     rule = "identity" if all(caption.isascii() for caption in captions) else "nmt_nfkc"
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(captions), model_writer=pieces, vocab_size=T5_PIECES,
+            sentence_iterator=iter(captions), model_writer=model, vocab_size=MAX_T5_VOCABULARY,
             normalization_rule_name=rule, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
             num_threads=1, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
-        raise ValueError(f"{len(captions)} captions make no vocabulary for T5: {error}") from error
+        raise ValueError(f"{len(captions)} captions are too few to train T5's vocabulary: {error}") from error
     (folder / "t5_tokenizer").mkdir()
-    (folder / "t5_tokenizer" / "spiece.model").write_bytes(pieces.getvalue())
+    (folder / "t5_tokenizer" / "spiece.model").write_bytes(model.getvalue())

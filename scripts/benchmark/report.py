@@ -1,6 +1,6 @@
-"""The tables and the plot of what scripts/benchmark.py found.
+"""Print the tables and draw the plot of benchmark.py's figures.
 
-python scripts/benchmark_report.py found.json --plot found.png      of what --json has written
+python scripts/benchmark/report.py found.json --plot found.png      from the file that --json wrote
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 from audioldm2.files import atomic_write
 
 NAMES = {"ours": "ours", "peer": "diffusers"}
-STAGES = {  # as measured -> as told
+STAGES = {  # as measured: as printed
     "prompt": "prompt",
     "step": "one denoiser step",
     "denoise": "denoising",
@@ -22,25 +22,31 @@ STAGES = {  # as measured -> as told
     "request": "whole request",
 }
 PACKAGES = ("torch", "diffusers", "transformers")
-GROWING = ("step", "decode", "vocode", "request")  # whose exponents are told
+GROWING = ("step", "decode", "vocode", "request")  # stages whose exponents are printed
 
 
 def text(found: dict[str, Any]) -> str:
-    """All tables, in Markdown."""
+    """Formats all tables in Markdown."""
     roles = list(found["sides"])
-    parts = [heading(found), of_stages(found["cases"][0], roles), of_arithmetic(found["cases"][0], roles)]
+    parts = [
+        heading(found),
+        stage_table(found["cases"][0], roles),
+        arithmetic_table(found["cases"][0], roles),
+    ]
     for size, unit, title in (("lengths", "seconds", "length"), ("sounds", "sounds", "number of sounds")):
         rows = cases_of(found, size)
         if rows:
-            parts.append(of_growth(rows, unit, roles))
-            parts.append(growth(found["exponents"]["length" if size == "lengths" else "sounds"], title))
+            parts.append(growth_table(rows, unit, roles))
+            parts.append(
+                growth_sentences(found["exponents"]["length" if size == "lengths" else "sounds"], title)
+            )
     if found["starts"]:
-        parts.append(of_starts(found["starts"]))
+        parts.append(start_table(found["starts"]))
     return "\n\n".join(part for part in parts if part)
 
 
 def heading(found: dict[str, Any]) -> str:
-    """What was measured, on what, in a few sentences."""
+    """Describes what was measured on which hardware."""
     machine, case = found["machine"], found["cases"][0]
     where = machine["device name"] if machine["device"].startswith("cuda") else machine["processor"]
     packages = [f"{name} {machine[name]}" for name in PACKAGES if name == "torch" or "peer" in found["sides"]]
@@ -48,19 +54,19 @@ def heading(found: dict[str, Any]) -> str:
         ", ".join([where, f"device {machine['device']}", plural(machine["threads"], "thread"), *packages])
         + ".",
         f"Model: {found['model']}. {case['seconds']:g} s of sound, guidance {found['guidance']:g}, "
-        f"median of {plural(found['runs'], 'run')} (least to most).",
+        f"median of {plural(found['runs'], 'run')} (minimum to maximum).",
     ]
     for role, side in found["sides"].items():
-        wishes = [wish for wish in ("low_memory", "offload", "compile") if side.get(wish)]
-        words = [f"{side['steps']} steps of {side['sampler']}", side["dtype"], *wishes]
+        flags = [flag for flag in ("low_memory", "offload", "compile") if side.get(flag)]
+        words = [f"{side['steps']} steps of {side['sampler']}", side["dtype"], *flags]
         line = f"{NAMES[role]}: {', '.join(words)}."
         if side["steps_measured"] < side["steps"]:
             line += (
-                f" {side['steps_measured']} of the {side['steps']} steps were measured; denoising is scaled "
-                f"up by {side['steps'] / side['steps_measured']:.3g}."
+                f" {side['steps_measured']} of the {side['steps']} steps were measured; denoising time is "
+                f"scaled up by {side['steps'] / side['steps_measured']:.3g}."
             )
         if side.get("compile"):
-            line += f" Compiling from nothing took {figure(case[role]['compiling, s'])} s."
+            line += f" Compiling with an empty cache took {figure(case[role]['compiling, s'])} s."
         lines.append(line)
     for dtype, ceiling in found["ceiling, GFLOP/s"].items():
         best = max(ceiling["of"], key=ceiling["of"].get)
@@ -68,8 +74,8 @@ def heading(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def of_stages(case: dict[str, Any], roles: Sequence[str]) -> str:
-    """One row a stage: seconds of each side and their ratio; then peaks of memory."""
+def stage_table(case: dict[str, Any], roles: Sequence[str]) -> str:
+    """Formats a row per stage: seconds of each side and their ratio; then peaks of memory."""
     rows = []
     for stage, title in STAGES.items():
         rows.append([title, *(ranged(case[role]["stages"][stage]) for role in roles)])
@@ -83,8 +89,8 @@ def of_stages(case: dict[str, Any], roles: Sequence[str]) -> str:
     return table(header + ["ours / diffusers"] * ("ratio" in case), rows)
 
 
-def of_arithmetic(case: dict[str, Any], roles: Sequence[str]) -> str:
-    """One row a stage: the arithmetic of each side, its speed, and how near that comes to the ceiling."""
+def arithmetic_table(case: dict[str, Any], roles: Sequence[str]) -> str:
+    """Formats a row per stage: the arithmetic of each side, its speed, and that relative to the ceiling."""
     rows = []
     for stage, title in STAGES.items():
         rows.append([title])
@@ -96,8 +102,8 @@ def of_arithmetic(case: dict[str, Any], roles: Sequence[str]) -> str:
     return table(["stage", *(f"{NAMES[role]}, {kind}" for role in roles for kind in kinds)], rows)
 
 
-def of_growth(rows: Sequence[dict[str, Any]], unit: str, roles: Sequence[str]) -> str:
-    """One row a length or number of sounds: the request, a step and the peak of each side."""
+def growth_table(rows: Sequence[dict[str, Any]], unit: str, roles: Sequence[str]) -> str:
+    """Formats a row per length or number of sounds: the request, a step and the peak of each side."""
     header = ["length, s" if unit == "seconds" else "sounds"]
     header += [f"{NAMES[role]}, s" for role in roles]
     header += ["ours / diffusers"] if len(roles) == 2 else []
@@ -112,19 +118,19 @@ def of_growth(rows: Sequence[dict[str, Any]], unit: str, roles: Sequence[str]) -
     return table(header, lines)
 
 
-def growth(exponents: dict[str, dict[str, float | None]], title: str) -> str:
-    """The fitted exponents, in sentences; nothing of a single size."""
+def growth_sentences(exponents: dict[str, dict[str, float | None]], title: str) -> str:
+    """Formats the fitted exponents as sentences; empty if only one size was measured."""
     sentences = []
     for role, of_stage in exponents.items():
         fitted = {stage: p for stage, p in of_stage.items() if p is not None and stage in GROWING}
-        told = [f"{STAGES[stage]} {p:.2f}" for stage, p in fitted.items()]
-        if told:
-            sentences.append(f"{NAMES[role]} grows with the {title} to the power of: {', '.join(told)}.")
+        powers = [f"{STAGES[stage]} {p:.2f}" for stage, p in fitted.items()]
+        if powers:
+            sentences.append(f"{NAMES[role]} grows with the {title} to the power of: {', '.join(powers)}.")
     return "\n".join(sentences)
 
 
-def of_starts(starts: dict[str, dict[str, dict[str, float]]]) -> str:
-    """One row for each cost of starting; what one side alone has keeps the other's column empty."""
+def start_table(starts: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Formats a row per start-up cost; a cost that only one side has leaves the other's cell empty."""
     names = list(dict.fromkeys(name for costs in starts.values() for name in costs))
     names.sort(key=lambda name: ("import" not in name, "MB" in name))  # seconds first, in order
     rows = []
@@ -140,36 +146,37 @@ def of_starts(starts: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def cases_of(found: dict[str, Any], size: str) -> list[dict[str, Any]]:
-    """The measured cases of the lengths, or of the numbers of sounds, from the least on."""
-    case = found["cases"][0]  # the one that all others differ from in one thing
+    """Returns the cases of --lengths or of --sounds in ascending order."""
+    case = found["cases"][0]  # all others differ from it in length or in number
     unit, other = ("seconds", "sounds") if size == "lengths" else ("sounds", "seconds")
     rows = [row for row in found["cases"] if row[unit] in found[size] and row[other] == case[other]]
     return sorted(rows, key=lambda row: row[unit])
 
 
 def peak_of(side: dict[str, Any]) -> str:
-    """The name of the peak that counts: the device's where there is one."""
+    """Returns the name of the relevant peak: that of the device, or else resident memory."""
     return [name for name in side if name.startswith("peak")][-1]
 
 
 def plural(count: int, noun: str) -> str:
+    """Returns "1 run", "2 runs"."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def figure(value: float) -> str:
-    """Three digits that count."""
+    """Formats a number with three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}" if value else "0"
 
 
 def ranged(entry: dict[str, float], form: str | None = None) -> str:
-    """The median, with the least and the most where they are others."""
+    """Formats the median and, if they differ from it, minimum and maximum."""
     write = form.format if form else figure
     median, least, most = (write(entry[name]) for name in ("median", "least", "most"))
     return median if least == most else f"{median} ({least} to {most})"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown whose columns stand under each other."""
+    """Formats a Markdown table with aligned columns."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
     cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
@@ -180,17 +187,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Draw the stages and, where measured, the request over length and number of sounds; needs matplotlib."""
+    """Draws the stages and, if measured, the request over length and number of sounds; needs matplotlib."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     roles = list(found["sides"])
     panels = [size for size in ("lengths", "sounds") if cases_of(found, size)]
     drawing = Figure(figsize=(5 * (1 + len(panels)), 4), layout="constrained")
     axes = drawing.subplots(1, 1 + len(panels), squeeze=False)[0]
-    told = [stage for stage in STAGES if stage != "step"]
+    shown = [stage for stage in STAGES if stage != "step"]
     for i, role in enumerate(roles):
-        places = [j + 0.8 / len(roles) * i for j in range(len(told))]
-        entries = [found["cases"][0][role]["stages"][stage] for stage in told]
+        places = [j + 0.8 / len(roles) * i for j in range(len(shown))]
+        entries = [found["cases"][0][role]["stages"][stage] for stage in shown]
         medians = [entry["median"] for entry in entries]
         errors = [
             [entry["median"] - entry["least"] for entry in entries],
@@ -198,8 +205,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
         ]
         bars = axes[0].barh(places, medians, 0.75 / len(roles), xerr=errors, label=NAMES[role])
         axes[0].bar_label(bars, [figure(median) for median in medians], padding=4)
-    axes[0].set_yticks([j + 0.4 * (len(roles) - 1) / len(roles) for j in range(len(told))])
-    axes[0].set_yticklabels([STAGES[stage] for stage in told])
+    axes[0].set_yticks([j + 0.4 * (len(roles) - 1) / len(roles) for j in range(len(shown))])
+    axes[0].set_yticklabels([STAGES[stage] for stage in shown])
     axes[0].invert_yaxis()
     axes[0].margins(x=0.15)
     axes[0].set(xlabel="seconds", title=f"{found['cases'][0]['seconds']:g} s of sound")
@@ -230,11 +237,12 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("json", type=Path, help="what scripts/benchmark.py --json has written")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it; needs matplotlib")
+    parser.add_argument("json", type=Path, help="the file that benchmark.py --json wrote")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a plot; needs matplotlib")
     options = parser.parse_args(arguments)
     try:
         found = json.loads(options.json.read_text(encoding="utf-8"))

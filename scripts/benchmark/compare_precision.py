@@ -1,11 +1,12 @@
-"""What fewer bits cost and save, network by network: the error against float32, and the time beside its.
+"""Measure the error and the speed of lower precision, network by network, against float32.
 
-    python scripts/compare_precision.py                      a random model of the published base size
-    python scripts/compare_precision.py --model ./base --dtype float16 --device cuda
+    python scripts/benchmark/compare_precision.py            a random model of the published base size
+    python scripts/benchmark/compare_precision.py --model ./base --dtype float16 --device cuda
 
-Every network gets the same input in both dtypes: what the float32 networks before it make of a prompt and of
-noise. Told is the signal over the error, in dB, of what it makes; rounding that is 40 dB below a sound is not
-heard beside it. `audioldm2.runtime.dtypes` goes by that. Times are medians; the first call is not timed.
+Every network gets the same input in both dtypes: the output of the float32 networks before it for a prompt
+and noise. The table shows the signal-to-error ratio of its output in dB and the times. A rounding error 40 dB
+below a sound is masked by it; `audioldm2.runtime.dtypes` is based on this. Times are medians; the first call
+is not timed.
 """
 
 import argparse
@@ -24,10 +25,10 @@ from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import open_checkpoint, resolve_device
 from audioldm2.errors import WeightsError
 from audioldm2.prompt.tokenizers import pad
-from audioldm2.runtime.dtypes import name_of
+from audioldm2.runtime.dtypes import require_dtype
 from audioldm2.runtime.placement import materialise
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/ is in the clone, not in the package
 from scripts import make_random_checkpoint
 
 PROMPT = "Techno music with a strong, upbeat tempo and high melodic riffs"
@@ -37,7 +38,18 @@ Run = Callable[[nn.Module, torch.dtype], Tensor]
 def compare(
     checkpoint: storage.Checkpoint, dtype: torch.dtype, device: torch.device, seconds: float, runs: int
 ) -> Iterator[tuple[str, float, float, float]]:
-    """Each network's name, signal over error in dB, and seconds in float32 and in `dtype`."""
+    """Runs every network in float32 and in `dtype`.
+
+    Args:
+        checkpoint: with all networks.
+        dtype: to compare with float32.
+        device: where to run.
+        seconds: of sound.
+        runs: timed runs per network and dtype.
+
+    Yields:
+        The network's name, its signal-to-error ratio in dB, seconds in float32, seconds in `dtype`.
+    """
     inputs = _Inputs(checkpoint, device, seconds)
     for name, run in inputs.runs():
         outputs, times = [], []
@@ -48,20 +60,21 @@ def compare(
                 times.append(statistics.median(_seconds(run, network, each, device) for _ in range(runs)))
             del network
         exact, rounded = outputs
-        inputs.made[name] = exact
+        inputs.outputs[name] = exact
         yield name, decibels(exact, rounded), *times
 
 
 def decibels(exact: Tensor, other: Tensor) -> float:
-    """Signal over error."""
+    """Returns the signal-to-error ratio in dB."""
     return float(10 * (exact.square().sum() / (other - exact).square().sum().clamp(min=1e-30)).log10())
 
 
 class _Inputs:
-    """What each network is given: what those before it made, in float32."""
+    """The input of each network: the float32 outputs of those before it."""
 
-    def __init__(self, checkpoint: storage.Checkpoint, device: torch.device, seconds: float):
-        self.checkpoint, self.device, self.made = checkpoint, device, {}
+    def __init__(self, checkpoint: storage.Checkpoint, device: torch.device, seconds: float) -> None:
+        self.checkpoint, self.device = checkpoint, device
+        self.outputs: dict[str, Tensor] = {}
         vae, vocoder = (checkpoint.configs[name] for name in ("vae", "hifigan"))
         generator = torch.Generator().manual_seed(0)
         frames = round(seconds * vocoder.sample_rate / vocoder.hop / vae.downsampling)
@@ -74,54 +87,58 @@ class _Inputs:
             self.tokens[name] = (tokens.ids.to(device), tokens.mask.to(device))
 
     def runs(self) -> Iterator[tuple[str, Run]]:
-        """In the order of the pipeline; each has made its part before the next is asked for."""
-        made = self.made
+        """Yields networks and how to run them, in pipeline order; the caller sets `outputs` after each."""
+        outputs = self.outputs
         mask = self.tokens["t5_tokenizer"][1]
         yield "clap_text", lambda net, dtype: net(*self.tokens["clap_tokenizer"])
         yield "t5", lambda net, dtype: net(*self.tokens["t5_tokenizer"])
         yield (
             "projection",
-            lambda net, dtype: net(made["clap_text"].to(dtype), made["t5"].to(dtype), mask)[0],
+            lambda net, dtype: net(outputs["clap_text"].to(dtype), outputs["t5"].to(dtype), mask)[0],
         )
-        whole = torch.ones(made["projection"].shape[:2], dtype=torch.bool, device=self.device)
-        yield "gpt2", lambda net, dtype: net.generate(made["projection"].to(dtype), whole)
+        whole = torch.ones(outputs["projection"].shape[:2], dtype=torch.bool, device=self.device)
+        yield "gpt2", lambda net, dtype: net.generate(outputs["projection"].to(dtype), whole)
         time_, z = torch.tensor(500, device=self.device), self.noise
-        told = made["gpt2"], made["t5"]
+        contexts = outputs["gpt2"], outputs["t5"]
         yield (
             "unet",
-            lambda net, dtype: net(z.to(dtype), time_, *(each.to(dtype) for each in told), mask),
+            lambda net, dtype: net(z.to(dtype), time_, *(each.to(dtype) for each in contexts), mask),
         )
         yield "vae", lambda net, dtype: net.decode(z.to(dtype)).squeeze(1)
-        yield "hifigan", lambda net, dtype: net(made["vae"].to(dtype))
+        yield "hifigan", lambda net, dtype: net(outputs["vae"].to(dtype))
         rate = self.checkpoint.configs["hifigan"].sample_rate
-        hearing = storage.hearing_of(self.checkpoint, self.checkpoint.source)
-        wave = resample(made["hifigan"], rate, hearing.sample_rate)[:, : 10 * hearing.sample_rate]
-        yield "clap_audio", lambda net, dtype: net(clap_log_mel(wave, hearing).to(dtype))
+        clap_mel = storage.hearing_of(self.checkpoint, self.checkpoint.source)
+        wave = resample(outputs["hifigan"], rate, clap_mel.sample_rate)[:, : 10 * clap_mel.sample_rate]
+        yield "clap_audio", lambda net, dtype: net(clap_log_mel(wave, clap_mel).to(dtype))
 
 
 def _seconds(run: Run, network: nn.Module, dtype: torch.dtype, device: torch.device) -> float:
     start = time.perf_counter()
-    run(network, dtype).sum().item()  # waits for the device
+    run(network, dtype).sum().item()  # .item() waits for the device
     return time.perf_counter() - start
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", help="whatever audioldm2.load takes that hears both contexts (default: a random one)")
+    add(
+        "--model",
+        help="a model with both contexts: folder, hub id or original file (default: random weights)",
+    )
     add("--dtype", default="bfloat16", help="default: %(default)s")
     add("--device", default="auto", help="default: %(default)s")
     add("--seconds", type=float, default=10.24, help="default: %(default)s")
-    add("--runs", type=int, default=3, help="that are timed; default: %(default)s")
+    add("--runs", type=int, default=3, help="timed runs (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        name, device = name_of(options.dtype), resolve_device(options.device)
+        name, device = require_dtype(options.dtype), resolve_device(options.device)
         if name == "auto":
-            raise ValueError("--dtype is auto; give the one to compare with float32.")
+            raise ValueError("--dtype is auto; it has to be the dtype to compare with float32.")
         if not 0.1 <= options.seconds <= 30 or options.runs < 1:
-            raise ValueError("--seconds has to be from 0.1 to 30, and --runs 1 or more.")
+            raise ValueError("--seconds has to be from 0.1 to 30, and --runs at least 1.")
         with TemporaryDirectory() as scratch:
             model = options.model
             if model is None:
