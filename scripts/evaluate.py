@@ -15,6 +15,7 @@ from audioldm2.checkpoints.load import load
 from audioldm2.cli import evaluate
 from audioldm2.cli.arguments import Parser, new_parser
 from audioldm2.cli.main import Command, execute
+from audioldm2.cli.output_files import require_place
 from audioldm2.cli.streams import report
 from audioldm2.errors import require_whole
 from audioldm2.evaluation import Judge
@@ -34,6 +35,8 @@ def parser() -> Parser:
 def run(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
     require_whole("seeds", given.seeds, 1)
+    if given.json is not None:
+        require_place(given.json)
     model = load(given.model, device=given.device, dtype="float32")
     judge = Judge(load(given.judge, device=given.device, dtype="float32") if given.judge else model)
     evaluate.generation_options(given)  # raises what is wrong with them

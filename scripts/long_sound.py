@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import torch
 from make_random_checkpoint import make
@@ -22,6 +23,7 @@ from torch import Tensor
 
 import audioldm2
 
+T = TypeVar("T")
 PROMPT = "samba, a carnival parade with drums, whistles and brass"
 
 
@@ -71,7 +73,7 @@ def whole_request(
     check("audio", result.audio, (1, candidates, model.sound.samples(seconds)))
 
 
-def measure(stage: str, run: Callable[[], object]) -> object:
+def measure(stage: str, run: Callable[[], T]) -> T:
     """Call `run`, print its time and peak of memory, return its result."""
     begin_peak()
     start, worked = time.perf_counter(), time.process_time()

@@ -13,6 +13,7 @@ import audioldm2
 from audioldm2.audio import read, resample
 from audioldm2.checkpoints.load import load
 from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
+from audioldm2.cli.output_files import require_place
 from audioldm2.cli.sounds import expand, why_skipped
 from audioldm2.cli.streams import print_result, report
 from audioldm2.errors import require_whole
@@ -88,6 +89,8 @@ def run(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
     require_whole("seeds", given.seeds, 1)
     options = generation_options(given)
+    if given.json is not None:
+        require_place(given.json)  # before hours of work
     named = {name for name, value in vars(given).items() if value is not None}
     if ("model" in named) == ("sounds" in named):
         raise ValueError("give either --model with --prompts, or --sounds; see audioldm2 evaluate --help.")

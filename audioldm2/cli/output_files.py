@@ -71,8 +71,7 @@ def _sound_path(output: Path | None, prompt: str) -> Path:
             f"-o {output} is neither a folder that exists nor a sound file; its name has to end in one of "
             f"{', '.join(SOUND_FORMATS)}."
         )
-    if not output.parent.is_dir():
-        raise ValueError(f"the output folder {output.parent} does not exist; make it, or give another.")
+    require_place(output)
     return output
 
 
@@ -130,6 +129,15 @@ def require_places(jobs: list[Job], *, with_record: bool, with_picture: bool, re
                 f"{job.picture} exists and is not a picture by audioldm2; move it, give another name "
                 "with -o, or leave out --plot."
             )
+
+
+def require_place(path: Path) -> None:
+    """Raise ValueError unless a file can be written at a path, in a folder that exists."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file.")
+    if not path.parent.is_dir():
+        raise ValueError(f"the output folder {path.parent} does not exist; make it, or give another.")
+    require_writable(path.parent)
 
 
 def require_writable(folder: Path) -> None:

@@ -77,6 +77,8 @@ MISTAKES = {
     "prompts empty": (("--model", "a", "--prompts", "empty.txt"), "empty.txt holds no prompts."),
     "prompts without a column": (("--model", "a", "--prompts", "odd.csv"), "odd.csv has no column 'prompt'"),
     "model nowhere": (("--model", "./nowhere", "--prompts", "prompts.txt"), "nowhere"),
+    "figures nowhere": (("--model", "a", "--prompts", "prompts.txt", "--json", "no/f.json"), "folder no does not"),
+    "figures to a folder": (("--model", "a", "--prompts", "prompts.txt", "--json", "folder"), "folder is a folder"),
     "no seeds": (("--model", "a", "--prompts", "prompts.txt", "--seeds", "0"), "--seeds is 0; it has to be"),
     "no steps": (("--model", "a", "--prompts", "prompts.txt", "--steps", "0"), "--steps is 0; it has to be"),
     "no seconds": (("--model", "a", "--prompts", "prompts.txt", "--seconds", "-1"), "--seconds is -1.0"),

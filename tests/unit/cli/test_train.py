@@ -97,7 +97,7 @@ def test_show_prints_the_recipe(home: Path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["--data", "nowhere"], "nowhere is not a folder."),
         (["--model", "nowhere"], "nowhere"),
@@ -115,7 +115,7 @@ def test_show_prints_the_recipe(home: Path, capsys):
         (["--model", "wrong.json"], "do not fit: gpt2_dim of 'projection' is 96 and dim of 'gpt2' is 192"),
     ],
 )
-def test_mistake_is_one_sentence(words, said, home: Path, capsys, monkeypatch):
+def test_mistake_is_one_sentence(words, message, home: Path, capsys, monkeypatch):
     monkeypatch.chdir(home)
     (home / "odd.json").write_text('{"speed": 3}')
     (home / "unlike.json").write_text('{"like": "huge"}')
@@ -124,12 +124,12 @@ def test_mistake_is_one_sentence(words, said, home: Path, capsys, monkeypatch):
     given |= dict(zip(words[::2], words[1::2], strict=True))
     assert run(*(word for pair in given.items() for word in pair)) == 2
     err = capsys.readouterr().err.strip()
-    assert said in err and "\n" not in err, err
+    assert message in err and "\n" not in err, err
     assert not (home / "new").exists()
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         ([], "audioldm2 train needs --stage and --data and --out"),
         (["--resume"], "--resume takes --out RUN"),
@@ -141,10 +141,10 @@ def test_mistake_is_one_sentence(words, said, home: Path, capsys, monkeypatch):
         ),
     ],
 )
-def test_mistyped_command_is_one_sentence(words, said, capsys):
+def test_mistyped_command_is_one_sentence(words, message, capsys):
     assert run(*words) == 2
     err = capsys.readouterr().err
-    assert said in err and err.count("\n") == 1
+    assert message in err and err.count("\n") == 1
 
 
 def test_rejects_folder_without_a_run(tmp_path: Path, capsys):
