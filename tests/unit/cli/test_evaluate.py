@@ -77,7 +77,7 @@ MISTAKES = {
     "prompts empty": (("--model", "a", "--prompts", "empty.txt"), "empty.txt holds no prompts."),
     "prompts without a column": (("--model", "a", "--prompts", "odd.csv"), "odd.csv has no column 'prompt'"),
     "model nowhere": (("--model", "./nowhere", "--prompts", "prompts.txt"), "nowhere"),
-    "figures nowhere": (("--model", "a", "--prompts", "prompts.txt", "--json", "no/f.json"), "does not exist"),
+    "no folder": (("--model", "a", "--prompts", "prompts.txt", "--json", "no/f.json"), "does not exist"),
     "figures to a folder": (("--model", "a", "--prompts", "prompts.txt", "--json", "folder"), "is a folder"),
     "no seeds": (("--model", "a", "--prompts", "prompts.txt", "--seeds", "0"), "--seeds is 0; it has to be"),
     "no steps": (("--model", "a", "--prompts", "prompts.txt", "--steps", "0"), "--steps is 0; it has to be"),
