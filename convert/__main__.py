@@ -10,7 +10,7 @@ from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import open_checkpoint
 from audioldm2.checkpoints.validate import typed
 from audioldm2.cli.arguments import Parser
-from audioldm2.cli.main import demand_writable
+from audioldm2.cli.output_files import require_writable
 
 from . import differing_copies, report
 from .export import require_exportable, write_diffusers
@@ -163,7 +163,7 @@ def _require_place(out: Path, force: bool) -> None:
         raise ValueError(f"{out} is not a converted folder, and --force replaces no other; give another.")
     if not parent.is_dir():
         raise ValueError(f"the output folder {parent} does not exist; make it, or give another.")
-    demand_writable(parent)
+    require_writable(parent)
 
 
 def _is_ours_to_replace(folder: Path) -> bool:

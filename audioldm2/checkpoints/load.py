@@ -218,9 +218,6 @@ def require_converter() -> None:
         )
 
 
-demand_converter = require_converter  # its name until the command line calls the new one
-
-
 def resolve_device(device: str | torch.device) -> torch.device:
     """Return a device that this machine has; ArgumentError, which lists them, for any other."""
     present = ["cpu"]

@@ -25,9 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import ops
-from audioldm2.models.layers import Conv2d, Linear, UpsamplingConv, repeat_to_batch, timestep_embedding
-
-KeyValue = tuple[Tensor, Tensor]  # keys and values of a context in one block, (batch, tokens, channels) each
 from audioldm2.errors import ArgumentError
 from audioldm2.models.config_rules import (
     MOST_BLOCKS,
@@ -37,6 +34,9 @@ from audioldm2.models.config_rules import (
     require_size_tuples,
     require_sizes,
 )
+from audioldm2.models.layers import Conv2d, Linear, UpsamplingConv, repeat_to_batch, timestep_embedding
+
+KeyValue = tuple[Tensor, Tensor]  # keys and values of a context in one block, (batch, tokens, channels) each
 
 SELF, GPT2, T5, LAST_SELF = "self_attn", "gpt2_attn", "t5_attn", "last_self_attn"
 

@@ -20,10 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import ops
-from audioldm2.models.layers import Conv2d, Linear, UpsamplingConv
-
-# Runs a function of a map and `Statistics` on windows of the map, and joins the results.
-Tile = Callable[[Callable[..., Tensor], Tensor], Tensor]
 from audioldm2.models.config_rules import (
     MOST_BLOCKS,
     require_multiple,
@@ -32,6 +28,10 @@ from audioldm2.models.config_rules import (
     require_size_tuples,
     require_sizes,
 )
+from audioldm2.models.layers import Conv2d, Linear, UpsamplingConv
+
+# Runs a function of a map and `Statistics` on windows of the map, and joins the results.
+Tile = Callable[[Callable[..., Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True)

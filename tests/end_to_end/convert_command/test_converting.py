@@ -44,7 +44,7 @@ def test_converted_original_generates(run):
 def test_record_of_a_sound_names_the_original(run):
     run("convert", "t5.pth", "out")
     run("a dog", "--model", "out", "-o", "dog.wav", *QUICK)
-    record = json.loads(Path("dog.json").read_text())
+    record = json.loads(Path("dog.wav.json").read_text())
     assert (record["model"], record["converted_from"], record["heads"]) == ("out", "t5.pth", [1, 2])
 
 
