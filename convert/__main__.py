@@ -128,8 +128,8 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run_info(arguments: Sequence[str]) -> int:
-    """Run `audioldm2 info`: print what a checkpoint is, without loading it; returns the exit code."""
+def info_parser() -> Parser:
+    """Return the parser of `audioldm2 info`."""
     parser = Parser(
         prog="audioldm2 info",
         description="Print what a checkpoint is: architecture, sizes, dtypes, revision, licence. "
@@ -140,7 +140,12 @@ def run_info(arguments: Sequence[str]) -> int:
         "source", metavar="SOURCE", help="hub id such as cvssp/audioldm2, a folder, or a .pth file"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run_info(arguments: Sequence[str]) -> int:
+    """Run `audioldm2 info`: print what a checkpoint is, without loading it; returns the exit code."""
+    options = info_parser().parse_args(arguments)
     checkpoint = open_checkpoint(options.source, revision=options.revision, with_weights=False)
     print(*report.describe(checkpoint, opened=Path(options.source).expanduser().exists()), sep="\n")
     return 0

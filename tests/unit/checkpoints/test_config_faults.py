@@ -224,7 +224,7 @@ def test_rejects_impossible_config_in_diffusers_layout(
     [
         (SCHEDULER, "beta_start", ..., "has no 'beta_start'"),
         (SCHEDULER, "beta_start", "low", "is 'low'; it has to be a finite number."),
-        (SCHEDULER, "beta_start", 0.5, "0 < beta_start <= beta_end < 1 is allowed"),
+        (SCHEDULER, "beta_start", 0.5, "0 < beta_start <= beta_end < 1"),
         (SCHEDULER, "num_train_timesteps", 10**12, "steps of 'schedule'"),
         (HEARING, "sampling_rate", 0, "sample_rate of 'clap_mel'"),
         (HEARING, "frequency_max", 30000, "f_max of 'clap_mel'"),
@@ -281,7 +281,7 @@ def test_missing_scheduler_fields_take_reference_defaults(diffusers: Path):
 def test_missing_front_end_fields_take_reference_defaults(diffusers: Path):
     checkpoints.change_json(diffusers / HEARING, frequency_min=..., frequency_max=..., truncation=...)
     with pytest.warns(UserWarning, match="says {'truncation': 'fusion'}"):
-        hearing = audioldm2.load(diffusers, device="cpu").hearing
+        hearing = audioldm2.load(diffusers, device="cpu").clap_mel
     assert hearing == replace(CLAP_MEL, f_min=0.0)
 
 

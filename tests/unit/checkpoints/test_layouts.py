@@ -300,7 +300,7 @@ def test_older_formats_load(converted: Path, states, version: int):
         del content["networks"]["projection"]["positions"]
     checkpoints.write_json(path, content)
     assert_same_states(loaded_states(converted), states)
-    assert audioldm2.load(converted, device="cpu").sound.usual_seconds == 10.0
+    assert audioldm2.load(converted, device="cpu").sound.default_seconds == 10.0
 
 
 def test_default_length_comes_from_checkpoint(converted: Path):
