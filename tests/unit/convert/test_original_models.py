@@ -149,7 +149,7 @@ def test_rejects_conditioning_of_another_kind(models, of, to):
     if CONTEXTS[to] <= CONTEXTS[of]:
         assert models(to).denoise(conditioning, noise, num_inference_steps=1).isfinite().all()
         return
-    with pytest.raises(ValueError, match=r"this model needs .*Make it with this model's encode_prompt"):
+    with pytest.raises(ValueError, match=r"it has to have .*make it with this model's encode_prompt"):
         models(to).denoise(conditioning, noise, num_inference_steps=1)
 
 
