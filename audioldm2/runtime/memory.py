@@ -1,14 +1,14 @@
 """How many sounds fit into memory at once, a sentence in time when not one does, and what is given back."""
 
-import ctypes
 import os
-from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from audioldm2.models.unet import UNetConfig
+from audioldm2.ops.heap import trim_heap
+
+__all__ = ["available_bytes", "bytes_for_one_sound", "sounds_at_once", "trim_heap"]
 
 # What one call of the UNet holds at its peak, in feature maps of its finest level. Measured on the published
 # base and on 61 to 2500 frames: 29 to 39, fewer for longer sounds; the largest is taken.
@@ -52,21 +52,6 @@ def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
             f"enough for about {seconds * usable / needed:,.0f} seconds."
         )
     return usable // needed
-
-
-def trim_heap() -> None:
-    """Hand freed memory to the system, where the C library keeps it: glibc does, in the holes of its heap."""
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
-
-@lru_cache
-def _trim() -> Callable[[int], int] | None:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # other C libraries; Windows
-        return None
 
 
 def _available_on_linux() -> int | None:
