@@ -112,7 +112,10 @@ def test_show_prints_the_recipe(home: Path, capsys):
         (["--save-every", "0"], "--save-every is 0; it has to be a whole number of at least 1"),
         (["--out", "sounds"], "sounds is not empty"),
         (["--device", "abacus"], "'abacus'"),
-        (["--model", "wrong.json"], "do not fit together: gpt2_dim of 'projection' is 96, but dim of 'gpt2' is 192"),
+        (
+            ["--model", "wrong.json"],
+            "do not fit together: gpt2_dim of 'projection' is 96, but dim of 'gpt2' is 192",
+        ),
     ],
 )
 def test_mistake_is_one_sentence(words, message, home: Path, capsys, monkeypatch):
