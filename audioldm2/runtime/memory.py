@@ -39,7 +39,7 @@ def available_bytes(device: torch.device) -> int | None:
 def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
     """How many sounds of `needed` bytes each can be denoised in one batch; at least one.
 
-    Raises ArgumentError when one sound does not fit: how long a sound would fit, what it needs, what there is.
+    Raises ArgumentError when one sound does not fit; the message says how long a sound would.
     """
     available = available_bytes(device)
     if available is None:
