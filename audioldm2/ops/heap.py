@@ -1,4 +1,4 @@
-"""Freed memory handed back to the system, where the C library keeps it, as glibc does in holes of its heap."""
+"""Hands freed memory back to the system where the C library keeps it, as glibc does in its heap."""
 
 import ctypes
 from collections.abc import Callable

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from audioldm2.errors import ArgumentError
 from audioldm2.models.unet import UNetConfig
 from audioldm2.ops.heap import trim_heap
 
@@ -38,18 +39,18 @@ def available_bytes(device: torch.device) -> int | None:
 def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
     """How many sounds of `needed` bytes each can be denoised in one batch; at least one.
 
-    Raises ValueError when one sound does not fit: with what it needs, what there is, and how long a sound
-    would fit.
+    Raises ArgumentError when one sound does not fit; the message says how long a sound would.
     """
     available = available_bytes(device)
     if available is None:
         return 1
     usable = int(available * USABLE)
     if needed > usable:
-        raise ValueError(
-            f"audio_length_in_s is {seconds:g}, which needs about {needed / 1e9:,.1f} GB beside the model; "
-            f"{usable / 1e9:,.1f} GB can be used on {device}, "
-            f"enough for about {seconds * usable / needed:,.0f} seconds."
+        raise ArgumentError(
+            "audio_length_in_s",
+            seconds,
+            f"be at most about {seconds * usable / needed:,.0f} seconds: {seconds:g} need some "
+            f"{needed / 1e9:,.1f} GB beside the model, and {usable / 1e9:,.1f} GB can be used on {device}",
         )
     return usable // needed
 
@@ -80,7 +81,7 @@ def _left_in_control_group(group: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def _physical() -> int | None:
-    """All the memory of a computer that does not tell what is free, such as a Mac."""
+    """All the memory of a computer that does not say what is free, such as a Mac."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

@@ -29,7 +29,7 @@ def test_sounds_at_once_is_as_many_as_fit(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     assert memory.sounds_at_once(200, CPU, seconds=10) == 4  # of the 800 that are used
     with pytest.raises(
-        ValueError, match=r"audio_length_in_s is 20, which needs about .* enough for about 10 sec"
+        ValueError, match=r"audio_length_in_s is 20; it has to be at most about 10 seconds: 20 need some"
     ):
         memory.sounds_at_once(1600, CPU, seconds=20)
     monkeypatch.setattr(memory, "available_bytes", lambda device: None)
