@@ -61,7 +61,7 @@ def test_old_module_can_be_imported_in_a_fresh_interpreter():
 
 
 def test_what_is_gone_is_an_attribute_error_that_names_the_new_module():
-    with pytest.raises(AttributeError, match="audioldm2.pieces.vocode_in_pieces .* audioldm2.runtime.tiling"):
+    with pytest.raises(AttributeError, match=r"vocode_in_pieces .* audioldm2\.runtime\.tiling"):
         _ = audioldm2.pieces.vocode_in_pieces
     assert callable(tiling.vocode)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
