@@ -1,5 +1,6 @@
-"""What a request gives: sounds, what they were made of, and their record; and how they are written."""
+"""The sounds of a request, with their latents, spectrograms and scores; their record and their files."""
 
+import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +22,11 @@ class Result:
     audio: Tensor  # float32 (prompts, waveforms, samples) on the CPU, best candidate first
     sample_rate: int  # Hz
     scores: Tensor | None  # (prompts, waveforms), CLAP's cosine of sound and prompt; None when not ranked
-    seeds: list[list[int]]  # (prompts, waveforms); each alone, with one waveform, gives its sound again
+    seeds: list[list[int]]  # (prompts, waveforms); each, with one waveform, reproduces its sound
     latents: Tensor  # (prompts * waveforms, channels, time, mel), clean, in the order of `audio`
     mel: Tensor  # (prompts * waveforms, time, mels), log-mel spectrograms, in the order of `audio`
     request: Request
-    model: dict[str, Any]  # which model made them, where and in which dtype
+    model: dict[str, Any]  # `AudioLDM2.describe` of the model
 
     @classmethod
     def ranked(
@@ -38,7 +39,15 @@ class Result:
         request: Request,
         model: dict[str, Any],
     ) -> "Result":
-        """Sounds (prompts * waveforms, ...) as generated, put in order of score inside each prompt."""
+        """Order the sounds of each prompt by score.
+
+        Args:
+            audio, latents, mel: (prompts * waveforms, ...), in the order of generation.
+            scores: (prompts * waveforms,); None keeps that order.
+            sample_rate: Hz.
+            request: what was asked for.
+            model: `AudioLDM2.describe`.
+        """
         prompts, waveforms = len(request.prompts), request.candidates
         order = torch.arange(waveforms, device=audio.device).repeat(prompts, 1)  # (prompts, waveforms)
         if scores is not None:
@@ -50,7 +59,7 @@ class Result:
             audio=audio[rows].unflatten(0, (prompts, waveforms)),
             sample_rate=sample_rate,
             scores=scores,
-            seeds=[  # past the largest they begin anew, as in `Request.generators`
+            seeds=[  # after the largest comes 0, as in `Request.generators`
                 [(seed + place) % (LARGEST_SEED + 1) for place in places]
                 for seed, places in zip(request.seeds, order.tolist(), strict=True)
             ],
@@ -65,11 +74,19 @@ class Result:
         length = f"{samples / self.sample_rate:g} s at {self.sample_rate} Hz"
         return f"<Result: {prompts} x {waveforms} sounds of {length}, seeds {self.seeds}>"
 
-    def save(self, path: str | Path) -> list[Path]:
-        """Write the best sound of each prompt, whole or not at all.
+    def save(self, path: str | os.PathLike) -> list[Path]:
+        """Write the best sound of each prompt, each completely or not at all.
 
-        path: a file ending in .wav, .flac or .ogg. Several prompts get `name-1.wav`, `name-2.wav`, ...
-        Returns the files written. Raises ValueError for another ending, OSError from the system as it comes.
+        Args:
+            path: a file that ends in .wav, .flac or .ogg; existing files are replaced. Several prompts give
+                `name-1.wav`, `name-2.wav`, ...
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: another ending.
+            OSError: from the system, unchanged.
         """
         path = Path(path)
         count = len(self.audio)
@@ -79,8 +96,14 @@ class Result:
         return paths
 
     def record(self, prompt: int = 0) -> dict[str, Any]:
-        """Every setting that made the sounds of one prompt, for a JSON file beside them."""
-        request = self.request
+        """Every setting of the sounds of one prompt, as plain values for a JSON file.
+
+        "seed" is that of the best sound: with one waveform per prompt and the other settings it gives this
+        sound again.
+        """
+        request, seeds = self.request, self.seeds[prompt]
+        scores = [None] * len(seeds) if self.scores is None else list(map(_rounded, self.scores[prompt]))
+        candidates = [{"seed": seed, "score": score} for seed, score in zip(seeds, scores, strict=True)]
         return {
             "audioldm2": package_version(),
             **self.model,
@@ -88,18 +111,13 @@ class Result:
             **request.record(),
             "negative_prompt": request.negative_prompts[prompt],
             "sample_rate": self.sample_rate,
-            "seed": self.seeds[prompt][0],
-            "score": None if self.scores is None else _rounded(self.scores[prompt, 0]),
-            "other_candidates": [
-                {"seed": seed, "score": _rounded(self.scores[prompt, place])}
-                for place, seed in enumerate(self.seeds[prompt])
-                if place > 0
-            ],
+            **candidates[0],
+            "other_candidates": candidates[1:],
         }
 
 
 def _rounded(score: Tensor) -> float | None:
-    """For JSON, which has no NaN."""
+    """JSON has no NaN."""
     return round(score.item(), 6) if score.isfinite() else None
 
 

@@ -1,9 +1,9 @@
 """Any checkpoint to ours, and ours to the diffusers layout: rows, not code.
 
-Each network has a module with its rows (how its tensors are named there and here) and its configs (how its
-sizes are told there and here), for the diffusers layout and for the original files. `keymap` applies rows,
-`sources` reads files, `diffusers` and `original` know what lies where, `export` writes, `report` says what
-was done.
+Each network has a module with its rows (the names of its tensors there and here) and its configs (the names
+of its sizes there and here), for the diffusers layout and for the original files. `keymap` applies rows;
+`sources`, `pickles` and `original_table` read files; `diffusers` and `original` know what lies where;
+`export` writes; `report` describes what was done. README.md explains the formats.
 """
 
 from .diffusers import PARTS, convert_state, read_diffusers

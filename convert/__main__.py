@@ -1,4 +1,4 @@
-"""`audioldm2 convert`, `audioldm2 info` and `python -m convert`: from the flags to what the package does."""
+"""The commands `audioldm2 convert`, `audioldm2 info` and `python -m convert`."""
 
 import argparse
 import sys
@@ -10,10 +10,10 @@ from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import open_checkpoint
 from audioldm2.checkpoints.validate import typed
 from audioldm2.cli.arguments import Parser
-from audioldm2.cli.main import demand_writable
+from audioldm2.cli.output_files import require_writable
 
 from . import differing_copies, report
-from .export import demand_exportable, write_diffusers
+from .export import require_exportable, write_diffusers
 from .original import Original
 from .sources import is_diffusers_layout
 
@@ -22,13 +22,14 @@ examples:
   audioldm2 convert cvssp/audioldm2 ./base --dtype float16
   audioldm2 convert audioldm2-full.pth ./full --tokenizers ./base
   audioldm2 convert ./base ./for-diffusers --to diffusers
-  audioldm2 convert audioldm2-full.pth ./full --dry-run        says what would be read, renamed and dropped
-  audioldm2 convert audioldm2-full.pth ./full --check          compares every value with the source's
+  audioldm2 convert audioldm2-full.pth ./full --dry-run        list what would be read, renamed and dropped
+  audioldm2 convert audioldm2-full.pth ./full --check          compare every value with the source's
 """
 
 
-def parser() -> Parser:
-    made = Parser(
+def convert_parser() -> Parser:
+    """Return the parser of `audioldm2 convert`."""
+    parser = Parser(
         prog="audioldm2 convert",
         description="Convert an AudioLDM 2 checkpoint (a hub id, a folder in the diffusers layout, an\n"
         "original .pth file) to a folder that loads at once, memory-mapped; or back to the diffusers layout.",
@@ -36,50 +37,60 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument(
+    parser.add_argument(
         "source", metavar="SOURCE", help="hub id such as cvssp/audioldm2, a folder, or a .pth file"
     )
-    made.add_argument("out", metavar="OUT", type=Path, help="the folder to write; it must not exist yet")
-    made.add_argument(
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write; it must not exist yet")
+    parser.add_argument(
         "--to", choices=["converted", "diffusers"], default="converted", help="the layout of OUT"
     )
-    made.add_argument("--dtype", choices=list(storage.DTYPES), help="cast the weights (default: as they are)")
-    made.add_argument(
+    parser.add_argument(
+        "--dtype", choices=list(storage.DTYPES), help="cast the weights (default: keep each dtype)"
+    )
+    parser.add_argument(
         "--heads",
         choices=["config", "trained"],
         help="the UNet's attention heads: as the diffusers layout's config says and the reference reads, or "
         "32 wide, as the published weights were trained (default: config for that layout, trained for .pth)",
     )
-    made.add_argument("--ema", action="store_true", help="of a .pth file, take the UNet's averaged weights")
-    made.add_argument(
+    parser.add_argument(
+        "--ema", action="store_true", help="from a .pth file, take the UNet's averaged weights"
+    )
+    parser.add_argument(
         "--config",
         type=Path,
         metavar="JSON",
-        help='for a .pth file: {network: {field: value}} for what its tensors cannot tell, such as {"unet": '
+        help='for a .pth file: {network: {field: value}} for what no tensor tells, such as {"unet": '
         '{"heads": [8, 8, 8, 8]}}',
     )
-    made.add_argument(
+    parser.add_argument(
         "--tokenizers",
         type=Path,
         metavar="FOLDER",
         help="for a .pth file, which has none: a folder with those of a converted or diffusers-layout model "
         "(default: beside the file, or else those of cvssp/audioldm2)",
     )
-    made.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    made.add_argument("--force", action="store_true", help="replace OUT if it is such a folder")
-    made.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
-    made.add_argument(
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it is such a folder")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be done, and write nothing")
+    parser.add_argument(
         "--check", action="store_true", help="compare OUT, converted before, with SOURCE by value"
     )
-    return made
+    return parser
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Convert; errors are raised for the command line to put into words."""
-    options = parser().parse_args(arguments)
-    _demand_one_deed(options)
+    """Run `audioldm2 convert`; returns the exit code.
+
+    Raises:
+        ValueError: a flag has a value that is not allowed.
+        WeightsError: the source cannot be converted.
+        OSError: the disk refuses.
+    """
+    options = convert_parser().parse_args(arguments)
+    _require_one_task(options)
     if not (options.dry_run or options.check):
-        _demand_place(options.out, options.force)
+        _require_place(options.out, options.force)
     checkpoint = open_checkpoint(
         options.source,
         heads=options.heads,
@@ -94,7 +105,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"{options.out}: all {count} tensors are those of {options.source}")
         return 0
     if options.to == "diffusers":
-        demand_exportable(checkpoint)
+        require_exportable(checkpoint)
     for line in report.lines(report.tally(checkpoint)):
         print(line, file=sys.stderr)
     for sentence in differing_copies(checkpoint) if isinstance(checkpoint, Original) else ():
@@ -108,34 +119,39 @@ def run(arguments: Sequence[str]) -> int:
         )
     if options.dry_run:
         for open_state in checkpoint.states.values():
-            open_state()  # which checks that every tensor fits
+            open_state()  # checks that every tensor fits
         return 0
     write = write_diffusers if options.to == "diffusers" else storage.write
     dtype = options.dtype and storage.DTYPES[options.dtype]
-    write(checkpoint, options.out, dtype=dtype, force=options.force, on_network=_tell_written)
+    write(checkpoint, options.out, dtype=dtype, force=options.force, on_network=_print_written)
     print(options.out)
     return 0
 
 
-def run_info(arguments: Sequence[str]) -> int:
-    """Say what a checkpoint is, without loading it."""
-    made = Parser(
+def info_parser() -> Parser:
+    """Return the parser of `audioldm2 info`."""
+    parser = Parser(
         prog="audioldm2 info",
-        description="Say what a checkpoint is: architecture, sizes, dtypes, revision, licence. "
+        description="Print what a checkpoint is: architecture, sizes, dtypes, revision, licence. "
         "No weight is loaded.",
         allow_abbrev=False,
     )
-    made.add_argument(
+    parser.add_argument(
         "source", metavar="SOURCE", help="hub id such as cvssp/audioldm2, a folder, or a .pth file"
     )
-    made.add_argument("--revision", help="branch, tag or commit of a hub repository")
-    options = made.parse_args(arguments)
+    parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    return parser
+
+
+def run_info(arguments: Sequence[str]) -> int:
+    """Run `audioldm2 info`: print what a checkpoint is, without loading it; returns the exit code."""
+    options = info_parser().parse_args(arguments)
     checkpoint = open_checkpoint(options.source, revision=options.revision, with_weights=False)
     print(*report.describe(checkpoint, opened=Path(options.source).expanduser().exists()), sep="\n")
     return 0
 
 
-def _demand_one_deed(options: argparse.Namespace) -> None:
+def _require_one_task(options: argparse.Namespace) -> None:
     if options.dry_run and options.check:
         raise ValueError("--dry-run and --check exclude each other; a check writes nothing either.")
     if options.check and options.to == "diffusers":
@@ -144,7 +160,7 @@ def _demand_one_deed(options: argparse.Namespace) -> None:
         )
 
 
-def _demand_place(out: Path, force: bool) -> None:
+def _require_place(out: Path, force: bool) -> None:
     parent = out.absolute().parent
     if out.exists() and not force:
         raise ValueError(f"{out} exists already; give another folder, or --force to replace it.")
@@ -152,7 +168,7 @@ def _demand_place(out: Path, force: bool) -> None:
         raise ValueError(f"{out} is not a converted folder, and --force replaces no other; give another.")
     if not parent.is_dir():
         raise ValueError(f"the output folder {parent} does not exist; make it, or give another.")
-    demand_writable(parent)
+    require_writable(parent)
 
 
 def _is_ours_to_replace(folder: Path) -> bool:
@@ -160,13 +176,14 @@ def _is_ours_to_replace(folder: Path) -> bool:
 
 
 def _overrides(path: Path) -> dict:
+    """Read the file of --config."""
     if not path.is_file():
         raise ValueError(f"--config {path}: there is no such file.")
     found = storage.read_json(path)
     return {name: typed(f"'{name}' in {path}", fields, dict) for name, fields in found.items()}
 
 
-def _tell_written(name: str, tensors: int, size: int) -> None:
+def _print_written(name: str, tensors: int, size: int) -> None:
     print(f"writing {name:<16} {tensors:>5} tensors {size / 1e6:>9.1f} MB", file=sys.stderr)
 
 

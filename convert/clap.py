@@ -1,21 +1,17 @@
-"""`ClapModel` of transformers, or LAION's original `CLAP` -> `ClapText` and `ClapAudio` of audioldm2.models.
+"""`ClapModel` of transformers -> `ClapText` and `ClapAudio` of audioldm2.models.
 
 The source keeps both branches in one file. Each network reads it with its own rows, which drop the other's.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import replace
-
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from audioldm2.errors import WeightsError
 from audioldm2.models.clap_audio import ClapAudioConfig, offset_index
 from audioldm2.models.clap_text import ClapTextConfig
 
-from .configs import count, demand, field, need
-from .keymap import Row, nest, share
+from .configs import field, require_value
+from .keymap import Row, nest
 
 OTHER_BRANCH = "belongs to the other branch"
 TEXT_BLOCK = [
@@ -54,6 +50,7 @@ AUDIO_ENCODER = [
 
 
 def text_rows(config: ClapTextConfig) -> list[Row]:
+    """Return the rows of the text branch in the diffusers layout."""
     return [
         Row("text_model.embeddings.word_embeddings", "word_embedding"),
         Row("text_model.embeddings.position_embeddings", "position_embedding"),
@@ -73,11 +70,11 @@ def text_rows(config: ClapTextConfig) -> list[Row]:
 
 
 def text_config_from(source: dict) -> ClapTextConfig:
-    """The published config leaves out what equals transformers' defaults, and these are ours."""
-    demand(source, "model_type", "clap")
-    demand(source, "projection_hidden_act", "relu")
+    """Return our config. The published one omits what equals transformers' defaults, which are ours too."""
+    require_value(source, "model_type", "clap")
+    require_value(source, "projection_hidden_act", "relu")
     text = field(source, "text_config", dict | None, None) or {}
-    demand(text, "hidden_act", "gelu")
+    require_value(text, "hidden_act", "gelu")
     default = ClapTextConfig()
     return ClapTextConfig(
         vocabulary=field(text, "vocab_size", int, default.vocabulary),
@@ -94,6 +91,7 @@ def text_config_from(source: dict) -> ClapTextConfig:
 
 
 def audio_rows(config: ClapAudioConfig) -> list[Row]:
+    """Return the rows of the audio branch in the diffusers layout."""
     return [
         *nest("audio_model.audio_encoder", "", AUDIO_ENCODER),
         Row("audio_projection.linear1", "proj_in"),
@@ -106,19 +104,22 @@ def audio_rows(config: ClapAudioConfig) -> list[Row]:
 
 
 def audio_config_from(source: dict) -> ClapAudioConfig:
-    """What the published config leaves out equals the defaults of transformers' `ClapAudioConfig`; they are
-    not all those of the published model, so they stand here."""
-    demand(source, "model_type", "clap")
-    demand(source, "projection_hidden_act", "relu")
+    """Return our config.
+
+    What the published one omits equals the defaults of transformers' `ClapAudioConfig`. Not all of them are
+    the published model's, so they stand here.
+    """
+    require_value(source, "model_type", "clap")
+    require_value(source, "projection_hidden_act", "relu")
     audio = field(source, "audio_config", dict | None, None) or {}
-    demand(audio, "hidden_act", "gelu")
-    demand(audio, "enable_fusion", False)
-    demand(audio, "flatten_patch_embeds", True)
-    demand(audio, "enable_patch_layer_norm", True)
-    demand(audio, "qkv_bias", True)
+    require_value(audio, "hidden_act", "gelu")
+    require_value(audio, "enable_fusion", False)
+    require_value(audio, "flatten_patch_embeds", True)
+    require_value(audio, "enable_patch_layer_norm", True)
+    require_value(audio, "qkv_bias", True)
     depths = field(audio, "depths", tuple[int, ...], (2, 2, 6, 2))
     dim = field(audio, "patch_embeds_hidden_size", int, 96)
-    demand(audio, "hidden_size", dim << max(len(depths) - 1, 0))
+    require_value(audio, "hidden_size", dim << max(len(depths) - 1, 0))
     return ClapAudioConfig(
         mels=field(audio, "num_mel_bins", int, 64),
         spec_size=field(audio, "spec_size", int, 256),
@@ -145,7 +146,7 @@ def _square(audio: dict, name: str) -> int:
 
 
 def config_to(text: ClapTextConfig, audio: ClapAudioConfig) -> dict:
-    """One config for both branches, with every field, whatever the library's defaults become."""
+    """Return one config for both branches, with every field, so that the library's defaults may change."""
     stages = len(audio.depths)
     return {
         "architectures": ["ClapModel"],
@@ -192,10 +193,11 @@ def config_to(text: ClapTextConfig, audio: ClapAudioConfig) -> dict:
     }
 
 
-# What follows from the configs, and the reference stores all the same
+# Buffers that follow from the configs and that the reference stores all the same
 
 
 def with_text_buffers(state: dict[str, Tensor], config: ClapTextConfig) -> dict[str, Tensor]:
+    """Return the same tensors and the text branch's constant buffers."""
     embeddings = "text_model.embeddings"
     return state | {
         f"{embeddings}.position_ids": torch.arange(config.max_positions)[None],
@@ -204,6 +206,7 @@ def with_text_buffers(state: dict[str, Tensor], config: ClapTextConfig) -> dict[
 
 
 def with_audio_buffers(state: dict[str, Tensor], config: ClapAudioConfig) -> dict[str, Tensor]:
+    """Return the same tensors and the audio branch's constant buffers."""
     encoder = "audio_model.audio_encoder"
     index = offset_index(config.window, config.window, torch.device("cpu"))
     return state | {
@@ -214,106 +217,3 @@ def with_audio_buffers(state: dict[str, Tensor], config: ClapAudioConfig) -> dic
             for block in range(depth)
         },
     }
-
-
-# The original files -----------------------------------------------------------------------------------------
-
-FRONT_END = "the spectrogram's own tables, which follow from its settings"
-UNUSED = "AudioLDM 2 never asks for it"
-ORIGINAL_AUDIO_BLOCK = [
-    Row("norm1", "attn_norm"),
-    *(
-        Row("attn.qkv", f"attn.{ours}", share(place, 3), note="one layer makes all three there")
-        for place, ours in enumerate(("query", "key", "value"))
-    ),
-    Row("attn.proj", "attn.out"),
-    Row("attn.relative_position_bias_table", "attn.offset_bias"),
-    Row("attn.relative_position_index", None, note="follows from the window's side", optional=True),
-    Row("attn_mask", None, note="follows from the window's side", optional=True),
-    Row("norm2", "ff_norm"),
-    Row("mlp.fc1", "ff_in"),
-    Row("mlp.fc2", "ff_out"),
-]
-ORIGINAL_UNUSED = [
-    Row("audio_branch.spectrogram_extractor", None, note=FRONT_END, optional=True),
-    Row("audio_branch.logmel_extractor", None, note=FRONT_END, optional=True),
-    Row("audio_branch.tscam_conv", None, note=UNUSED, optional=True),
-    Row("audio_branch.head", None, note=UNUSED, optional=True),
-    Row("text_transform", None, note=UNUSED, optional=True),
-    Row("audio_transform", None, note=UNUSED, optional=True),
-]
-
-
-def original_text_rows(config: ClapTextConfig) -> list[Row]:
-    """As above, under other names of the modules round the encoder."""
-    named = {
-        "text_model": "text_branch",
-        "text_projection.linear1": "text_projection.0",
-        "text_projection.linear2": "text_projection.2",
-    }
-    return [_renamed(row, named) for row in text_rows(config) if row.note != OTHER_BRANCH]
-
-
-def original_audio_rows(config: ClapAudioConfig) -> list[Row]:
-    return [
-        Row("audio_branch.bn0", "band_norm"),
-        Row(
-            "audio_branch.bn0.num_batches_tracked",
-            None,
-            note="a step counter that nothing reads",
-            optional=True,
-        ),
-        Row("audio_branch.patch_embed.proj", "patch_embed"),
-        Row("audio_branch.patch_embed.norm", "patch_norm"),
-        *nest("audio_branch.layers.*.blocks.*", "stages.*.blocks.*", ORIGINAL_AUDIO_BLOCK),
-        Row("audio_branch.layers.*.downsample.norm", "stages.*.merge.norm", optional=True),
-        Row("audio_branch.layers.*.downsample.reduction", "stages.*.merge.reduce", optional=True),
-        Row("audio_branch.norm", "norm_out"),
-        Row("audio_projection.0", "proj_in"),
-        Row("audio_projection.2", "proj_out"),
-        Row("logit_scale_a", "logit_scale"),
-    ]
-
-
-def original_text_config(shapes: Mapping[str, Size]) -> ClapTextConfig:
-    """From the shapes of the original's tensors; heads are 64 wide there."""
-    table = "text_branch.embeddings"
-    vocabulary, dim = need(shapes, f"{table}.word_embeddings.weight", 2)
-    return ClapTextConfig(
-        vocabulary=vocabulary,
-        dim=dim,
-        depth=count(shapes, "text_branch.encoder.layer.*"),
-        heads=max(dim // 64, 1),
-        ff_dim=need(shapes, "text_branch.encoder.layer.0.intermediate.dense.weight", 2)[0],
-        max_positions=need(shapes, f"{table}.position_embeddings.weight", 2)[0],
-        token_types=need(shapes, f"{table}.token_type_embeddings.weight", 2)[0],
-        projection_dim=need(shapes, "text_projection.2.weight", 2)[0],
-    )
-
-
-def original_audio_config(shapes: Mapping[str, Size]) -> ClapAudioConfig:
-    """The side of the spectrogram's image leaves no trace in the shapes; it is the published 256."""
-    dim, in_channels, patch_size, _ = need(shapes, "audio_branch.patch_embed.proj.weight", 4)
-    tables = [
-        need(shapes, f"audio_branch.layers.{stage}.blocks.0.attn.relative_position_bias_table", 2)
-        for stage in range(count(shapes, "audio_branch.layers.*"))
-    ]
-    return ClapAudioConfig(
-        mels=need(shapes, "audio_branch.bn0.weight", 1)[0],
-        in_channels=in_channels,
-        patch_size=patch_size,
-        patch_stride=patch_size,
-        dim=dim,
-        depths=tuple(count(shapes, f"audio_branch.layers.{stage}.blocks.*") for stage in range(len(tables))),
-        heads=tuple(heads for _, heads in tables),
-        window=(math.isqrt(tables[0][0]) + 1) // 2 if tables else 1,
-        ff_ratio=need(shapes, "audio_branch.layers.0.blocks.0.mlp.fc1.weight", 2)[0] / dim,
-        projection_dim=need(shapes, "audio_projection.2.weight", 2)[0],
-    )
-
-
-def _renamed(row: Row, named: Mapping[str, str]) -> Row:
-    for theirs, original in named.items():
-        if f"{row.source}.".startswith(f"{theirs}."):
-            return replace(row, source=original + row.source.removeprefix(theirs))
-    return row

@@ -1,6 +1,6 @@
-"""The diffusers layout: a folder a network, each with its config.json. (`export` writes it.)
+"""Reads the diffusers layout: one folder a network, each with its config.json. (`export` writes it.)
 
-CLAP's two branches share a folder; the second text encoder's is T5's or, in speech models, the phonemes'.
+CLAP's two branches share a folder. The second text encoder is T5, or the phoneme encoder in speech models.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import Any
 
 from torch import Tensor
 
-from audioldm2.checkpoints import storage
+from audioldm2.checkpoints import storage, validate
 from audioldm2.checkpoints.storage import Checkpoint, check, read_json
-from audioldm2.errors import WeightsError
+from audioldm2.errors import WeightsError, require_choice
 
 from . import clap, gpt2, hifigan, keymap, phonemes, projection, t5, unet, vae
-from .configs import demand, field
-from .sources import Opened, Reading, is_diffusers_layout, read_config, read_state
-
-State = dict[str, Tensor]
+from .configs import field, require_value
+from .sources import Opened, Reading, State, is_diffusers_layout, read_config, read_state, unchanged
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ class Part:
     folder: str
     config_from: Callable[[dict], Any]
     rows: Callable[[Any], list[keymap.Row]]
-    prepare: Callable[[State], State] = dict  # before the rows: what rows cannot say
-    finish: Callable[[State, Any], State] = lambda state, config: state  # the same on the way back
+    prepare: Callable[[State], State] = dict  # before the rows: what rows cannot express
+    finish: Callable[[State, Any], State] = unchanged  # the same after the rows of an export
 
 
 PARTS: dict[str, Part] = {
@@ -60,14 +58,19 @@ def read_diffusers(
     heads: str = "config",
     prefer_half: bool = False,
 ) -> Checkpoint:
-    """A folder in the diffusers layout as a Checkpoint of our networks, memory-mapped; nothing is written.
+    """Read a folder in the diffusers layout as a Checkpoint of our networks, memory-mapped; writes nothing.
 
-    source, revision: what to call the checkpoint's origin (default: the folder's path).
-    heads:            "config": the UNet's heads as its config says and the reference reads; "trained": 32
-                      wide, as the published weights were trained (see "Differences from the reference" in
-                      the README).
-    prefer_half:      take the fp16 variant where there is one.
-    Raises WeightsError, naming the folder and the first offending keys.
+    Args:
+        folder: the folder.
+        source: the name of the checkpoint's origin (default: the folder's path).
+        revision: the commit of its origin.
+        heads: "config": the UNet's heads as its config says and the reference reads; "trained": 32 wide, as
+            the published weights were trained (see "Differences from the reference" in the README).
+        prefer_half: take the fp16 variant where there is one.
+
+    Raises:
+        ArgumentError: `heads` is neither, or the UNet's levels cannot be cut into heads 32 wide.
+        WeightsError: the folder is not such a checkpoint; names the file and the first keys.
     """
     if not is_diffusers_layout(folder):
         raise WeightsError(
@@ -75,40 +78,42 @@ def read_diffusers(
             "nor a config.json of a converted model, nor a single original .pth file. "
             "Give the folder that holds 'unet', 'vae' and the others, or a hub id."
         )
-    if heads not in ("config", "trained"):
-        raise ValueError(f"heads is {heads!r}; it has to be 'config' or 'trained'.")
+    require_choice("heads", heads, ("config", "trained"))
     index = folder / "model_index.json"
-    with _named(index):
-        demand(read_json(index), "_class_name", "AudioLDM2Pipeline")
+    with _naming(index):
+        require_value(read_json(index), "_class_name", "AudioLDM2Pipeline")
 
-    spoken = read_config(folder / "text_encoder_2", "text_encoder_2").get("model_type") == "vits"
+    is_speech = read_config(folder / "text_encoder_2", "text_encoder_2").get("model_type") == "vits"
     configs, states = {}, {}
     for name, part in PARTS.items():
-        if name == ("t5" if spoken else "phonemes"):
+        if name == ("t5" if is_speech else "phonemes"):
             continue
         theirs = read_config(folder / part.folder, part.folder)
-        with _named(folder / part.folder / "config.json"):
+        file = folder / part.folder / "config.json"
+        with _naming(file), validate.naming_fields(f"'{name}' in {file}"):
             config = unet.config_from(theirs, heads) if name == "unet" else part.config_from(theirs)
+        if name == "unet" and heads == "trained":
+            unet.require_trained_heads(config)
         configs[name] = config
         opener = partial(_open, name, config, folder / part.folder, prefer_half)
         states[name] = Reading(name, config, str(folder / part.folder), opener)
-    schedule = folder / "scheduler" / "scheduler_config.json"
-    with _named(schedule):
-        schedule = schedule_from(read_json(schedule))
-    hearing = folder / "feature_extractor" / "preprocessor_config.json"
-    with _named(hearing):
-        hearing = clap_mel_from(hearing)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    with _naming(scheduler):
+        schedule = schedule_from(read_json(scheduler))
+    front_end = folder / "feature_extractor" / "preprocessor_config.json"
+    with _naming(front_end):
+        clap_mel = clap_mel_from(front_end)
     tokenizers = {"clap_tokenizer": folder / "tokenizer", "t5_tokenizer": folder / "tokenizer_2"}
     symbols = None
-    if spoken:
+    if is_speech:
         vocabulary = folder / "tokenizer_2" / "vocab.json"
-        with _named(vocabulary):
+        with _naming(vocabulary):
             symbols = phonemes.symbols_from(read_json(vocabulary), configs["phonemes"].vocabulary)
     checkpoint = Checkpoint(
         configs=configs,
         states=states,
         schedule=schedule,
-        clap_mel=hearing,
+        clap_mel=clap_mel,
         tokenizers={name: tokenizers[name] for name in storage.tokenizers_of(configs)},
         source=source or str(folder),
         revision=revision,
@@ -119,8 +124,8 @@ def read_diffusers(
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Puts the name of the file before what is wrong with its contents."""
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name before an error about its contents."""
     try:
         yield
     except WeightsError as error:
@@ -134,26 +139,26 @@ def _open(name: str, config: Any, folder: Path, prefer_half: bool) -> Opened:
 
 
 def open_state(name: str, config: Any, state: Mapping[str, Tensor], where: str) -> Opened:
-    """One network's tensors under the source's keys, and where each goes."""
+    """Return one network's tensors under the source's keys, and where each goes."""
     part = PARTS[name]
-    with _named(Path(where)):
+    with _naming(Path(where)):
         state = part.prepare(dict(state))
     return state, keymap.plan(state, part.rows(config), where)
 
 
 def convert_state(name: str, config: Any, state: Mapping[str, Tensor], where: str) -> State:
-    """One network's tensors under our keys, checked against the network that its config describes."""
+    """Return one network's tensors under our keys, checked against the network that its config describes."""
     return Reading(name, config, where, partial(open_state, name, config, state, where))()
 
 
 def schedule_from(source: dict) -> dict[str, Any]:
-    """The fields of `samplers.NoiseSchedule` in a scheduler's config, whichever scheduler it is for."""
-    demand(source, "prediction_type", "epsilon")
-    demand(source, "trained_betas", None)
-    demand(source, "rescale_betas_zero_snr", False)
-    demand(source, "beta_schedule", "scaled_linear", "linear")
+    """Return the fields of `NoiseSchedule` from the config of any scheduler."""
+    require_value(source, "prediction_type", "epsilon")
+    require_value(source, "trained_betas", None)
+    require_value(source, "rescale_betas_zero_snr", False)
+    require_value(source, "beta_schedule", "scaled_linear", "linear")
     absent = {"clip_sample": True, "set_alpha_to_one": True} if _is_ddim(source) else {}
-    _tell_unfollowed(
+    _warn_unfollowed(
         absent | source,
         {
             "timestep_spacing": "leading",
@@ -176,7 +181,7 @@ def _is_ddim(source: dict) -> bool:
     return source.get("_class_name", "DDIMScheduler") == "DDIMScheduler"
 
 
-CLAP_MEL = (  # ours, theirs, kind, what the reference takes where it is absent
+CLAP_MEL = (  # our field, the source's, its type, the reference's default
     ("sample_rate", "sampling_rate", int, 48000),
     ("n_fft", "fft_window_size", int, 1024),
     ("hop", "hop_length", int, 480),
@@ -187,12 +192,12 @@ CLAP_MEL = (  # ours, theirs, kind, what the reference takes where it is absent
 
 
 def clap_mel_from(path: Path) -> dict[str, Any]:
-    """The fields of `audio.MelSettings` in the config of CLAP's feature extractor; none without a file."""
+    """Return the fields of `MelSettings` from the config of CLAP's feature extractor; {} without the file."""
     if not path.is_file():
         return {}
     source = read_json(path)
-    demand(source, "feature_extractor_type", "ClapFeatureExtractor")
-    _tell_unfollowed(
+    require_value(source, "feature_extractor_type", "ClapFeatureExtractor")
+    _warn_unfollowed(
         {"truncation": "fusion"} | source,
         {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None},
         "candidates are ranked",
@@ -200,10 +205,13 @@ def clap_mel_from(path: Path) -> dict[str, Any]:
     return {ours: field(source, theirs, kind, absent) for ours, theirs, kind, absent in CLAP_MEL}
 
 
-def _tell_unfollowed(source: dict, published: dict[str, Any], what: str) -> None:
-    """Warn about settings that differ from the published ones, which alone are followed.
+def _warn_unfollowed(source: dict, published: dict[str, Any], what: str) -> None:
+    """Warn about settings that are not followed: those that differ from the published models'.
 
-    source: what it says, over what the reference takes where it says nothing.
+    Args:
+        source: the config, over the reference's defaults.
+        published: the values that are followed.
+        what: what happens with these settings, for the sentence.
     """
     other = {name: source[name] for name, value in published.items() if source.get(name, value) != value}
     if other:

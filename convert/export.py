@@ -1,4 +1,4 @@
-"""Ours to the diffusers layout: the rows of `diffusers` read backwards, and the configs that go with them."""
+"""Writes the diffusers layout: the rows of `diffusers` read backwards, and the configs that go with them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.storage import Checkpoint, read_json
+from audioldm2.checkpoints.tensor_files import naming_folder, save_safetensors
 from audioldm2.errors import WeightsError, some
 from audioldm2.files import atomic_folder
 from audioldm2.models import NETWORKS
@@ -21,7 +22,7 @@ from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from . import clap, gpt2, hifigan, keymap, projection, t5, unet, vae
 from .diffusers import CLAP_MEL, PARTS
 
-OF_DIFFUSERS = ("projection_model", "unet", "vae")  # the others are transformers' and named as it does
+DIFFUSERS_FOLDERS = ("projection_model", "unet", "vae")  # the others are classes of transformers
 CLASSES = {
     "text_encoder": ["transformers", "ClapModel"],
     "text_encoder_2": ["transformers", "T5EncoderModel"],
@@ -37,8 +38,8 @@ CLASSES = {
 }
 
 
-def demand_exportable(checkpoint: Checkpoint) -> None:
-    """Raise WeightsError where the reference's pipeline has no place for a checkpoint."""
+def require_exportable(checkpoint: Checkpoint) -> None:
+    """Raise WeightsError if the reference's pipeline cannot hold a checkpoint."""
     whole = PARTS.keys() - {"phonemes"}
     if set(checkpoint.configs) != whole:
         raise WeightsError(
@@ -59,13 +60,14 @@ def write_diffusers(
     *,
     dtype: torch.dtype | None = None,
     force: bool = False,
-    on_network: Callable[[str, int, int], object] = lambda name, tensors, size: None,
+    on_network: Callable[[str, int, int], object] = storage.ignore_network,
 ) -> None:
-    """Write a checkpoint in the diffusers layout, whole or not at all; the arguments are `storage.write`'s.
+    """Write a checkpoint in the diffusers layout, whole or not at all.
 
-    The UNet's heads are written as numbers a level, so the reference computes what we do.
+    Arguments and errors are those of `storage.write`. The UNet's heads are written as one number per level,
+    which the reference reads as we do.
     """
-    demand_exportable(checkpoint)
+    require_exportable(checkpoint)
     configs = checkpoint.configs
     contents = {
         "text_encoder": clap.config_to(configs["clap_text"], configs["clap_audio"]),
@@ -77,9 +79,9 @@ def write_diffusers(
         "vocoder": hifigan.config_to(configs["hifigan"]),
     }
     schedule = storage.schedule_of(checkpoint, checkpoint.source)
-    hearing = storage.hearing_of(checkpoint, checkpoint.source)
-    storage.demand_tokenizers(checkpoint)
-    with atomic_folder(folder, force=force) as draft:
+    clap_mel = storage.clap_mel_of(checkpoint, checkpoint.source)
+    storage.require_tokenizers(checkpoint)
+    with atomic_folder(folder, force=force) as draft, naming_folder(folder):
         for name, content in contents.items():
             (draft / name).mkdir()
             _write_json(draft / name / "config.json", content)
@@ -88,8 +90,8 @@ def write_diffusers(
                 if ours in configs and PARTS[ours].folder == name:
                     state |= _back(ours, checkpoint, dtype)
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
-            stem = "diffusion_pytorch_model" if name in OF_DIFFUSERS else "model"
-            storage.save(state, draft / name / f"{stem}.safetensors", folder)
+            stem = "diffusion_pytorch_model" if name in DIFFUSERS_FOLDERS else "model"
+            save_safetensors(state, draft / name / f"{stem}.safetensors", folder)
             del state  # before the next is read
         _write_json(
             draft / "scheduler" / "scheduler_config.json",
@@ -106,45 +108,49 @@ def write_diffusers(
                 "clip_sample": False,
             },
         )
-        heard = {theirs: getattr(hearing, ours) for ours, theirs, *_ in CLAP_MEL}
+        front_end = {theirs: getattr(clap_mel, ours) for ours, theirs, *_ in CLAP_MEL}
         _write_json(
             draft / "feature_extractor" / "preprocessor_config.json",
-            {"feature_extractor_type": "ClapFeatureExtractor", "processor_class": "ClapProcessor", **heard}
+            {
+                "feature_extractor_type": "ClapFeatureExtractor",
+                "processor_class": "ClapProcessor",
+                **front_end,
+            }
             | {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None},
         )
         for ours, theirs in (("clap_tokenizer", "tokenizer"), ("t5_tokenizer", "tokenizer_2")):
             tokenizer = storage.TOKENIZERS[ours].from_folder(checkpoint.tokenizers[ours])
             storage.copy_tokenizer(ours, checkpoint.tokenizers[ours], draft / theirs)
-            _say_length(draft / theirs, tokenizer)
+            _write_max_length(draft / theirs, tokenizer)
             whole = draft / theirs / "tokenizer.json"
             if ours == "t5_tokenizer" and not whole.is_file():
-                _save_whole(tokenizer, whole)
+                _write_tokenizer_json(tokenizer, whole)
         index = {
             "_class_name": "AudioLDM2Pipeline",
             "_diffusers_version": "0.20.0",
-        }  # the first that reads it
+        }  # the first version that reads it
         _write_json(draft / "model_index.json", index | CLASSES)
 
 
 def _back(name: str, checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """One network's tensors under the layout's keys: the rows, read backwards."""
+    """Return one network's tensors under the layout's keys, by the rows read backwards."""
     part, config = PARTS[name], checkpoint.configs[name]
-    state = storage.ready(name, checkpoint.states[name](), dtype, checkpoint.source)
+    state = storage.prepare(name, checkpoint.states[name](), dtype, checkpoint.source)
     moves = keymap.plan(state, keymap.reverse(part.rows(config)), checkpoint.source)
-    made = part.finish(keymap.convert(state, moves), config)
-    return {key: tensor.contiguous() for key, tensor in made.items()}
+    exported = part.finish(keymap.convert(state, moves), config)
+    return {key: tensor.contiguous() for key, tensor in exported.items()}
 
 
-def _save_whole(tokenizer: T5Tokenizer, path: Path) -> None:
-    """As tokenizer.json, beside the spiece.model that transformers reads only with protobuf installed."""
+def _write_tokenizer_json(tokenizer: T5Tokenizer, path: Path) -> None:
+    """Write tokenizer.json beside the spiece.model, which transformers reads only with protobuf installed."""
     splitter = Tokenizer.from_str(tokenizer.splitter.to_str())
     ends = ("</s>", tokenizer.SPECIALS["</s>"])
     splitter.post_processor = TemplateProcessing("$A </s>", "$A </s> $B </s>", [ends])
     splitter.save(str(path))
 
 
-def _say_length(folder: Path, tokenizer: ClapTokenizer | T5Tokenizer) -> None:
-    """How much of a text is read stands in a file that the reference must have, and we need not."""
+def _write_max_length(folder: Path, tokenizer: ClapTokenizer | T5Tokenizer) -> None:
+    """Write the limit of tokens to the file that the reference requires; ours have it by default."""
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
     _write_json(path, settings | {"model_max_length": tokenizer.max_length})

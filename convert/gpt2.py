@@ -8,7 +8,7 @@ from torch import Size, Tensor
 from audioldm2.errors import WeightsError, some
 from audioldm2.models.gpt2 import GPT2Config
 
-from .configs import count, demand, field, need
+from .configs import count, field, need, require_value
 from .keymap import Row, nest, transpose
 
 CONV1D = "the source's Conv1D stores (in, out)"
@@ -25,6 +25,7 @@ BLOCK = [
 
 
 def rows(config: GPT2Config) -> list[Row]:
+    """Return the rows of the diffusers layout."""
     return [
         Row("wte", None, note="AudioLDM 2 feeds vectors, never tokens", optional=True),
         Row("wpe", "position_embedding"),
@@ -35,24 +36,26 @@ def rows(config: GPT2Config) -> list[Row]:
 
 
 def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without the `transformer.` that a model with a language head puts before its keys.
+    """Return the same tensors without the `transformer.` that a model with a language head adds to its keys.
 
-    Raises WeightsError where that makes one key of two.
+    Raises:
+        WeightsError: two keys become one.
     """
-    made = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
-    if len(made) < len(state):
-        twice = [key for key in made if key in state and f"transformer.{key}" in state]
-        raise WeightsError(f"{some(twice)} stand here with and without 'transformer.' before them.")
-    return made
+    plain = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
+    if len(plain) < len(state):
+        twice = [key for key in plain if key in state and f"transformer.{key}" in state]
+        raise WeightsError(f"{some(twice)} are stored both with and without the prefix 'transformer.'.")
+    return plain
 
 
 def config_from(source: dict) -> GPT2Config:
-    demand(source, "model_type", "gpt2")
-    demand(source, "activation_function", "gelu_new")
-    demand(source, "scale_attn_weights", True)
-    demand(source, "scale_attn_by_inverse_layer_idx", False)
+    """Return our config for the source\'s."""
+    require_value(source, "model_type", "gpt2")
+    require_value(source, "activation_function", "gelu_new")
+    require_value(source, "scale_attn_weights", True)
+    require_value(source, "scale_attn_by_inverse_layer_idx", False)
     dim = field(source, "n_embd", int)
-    demand(source, "n_inner", None, 4 * dim)
+    require_value(source, "n_inner", None, 4 * dim)
     return GPT2Config(
         dim=dim,
         depth=field(source, "n_layer", int),
@@ -64,6 +67,7 @@ def config_from(source: dict) -> GPT2Config:
 
 
 def config_to(config: GPT2Config) -> dict:
+    """Return the source\'s config for ours."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -83,16 +87,16 @@ def config_to(config: GPT2Config) -> dict:
 
 
 def with_language_head(state: dict[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
-    """The same tensors as those of `GPT2LMHeadModel`, the class that the reference's pipeline can run.
+    """Return the tensors of `GPT2LMHeadModel`, the class that the reference's pipeline can run.
 
-    Its table of tokens, shared with its head, has one row: the reference demands it and never reads it.
+    Its table of tokens, shared with its head, has one row: the reference requires it and never reads it.
     """
     table = torch.zeros(1, config.dim, dtype=next(iter(state.values())).dtype)
     return {f"transformer.{key}": tensor for key, tensor in (state | {"wte.weight": table}).items()}
 
 
 def original_config(shapes: Mapping[str, Size], new_vectors: int) -> GPT2Config:
-    """From the shapes of the original's tensors, whose names are those above; heads are 64 wide there."""
+    """Return the config that the shapes imply. The names are those above; heads are 64 wide there."""
     positions, dim = need(shapes, "wpe.weight", 2)
     return GPT2Config(
         dim=dim,

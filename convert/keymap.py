@@ -1,15 +1,16 @@
 """Rows, not code: how the keys of a checkpoint become ours, and how ours become the checkpoint's again.
 
 A `Row` maps a module of the source, with everything below it, to a module of ours. `*` stands for one number
-in the path (mostly a layer's) and is carried over in order. The most specific row wins, so a general row may
-stand beside its exceptions. Nothing happens silently: a key that no row matches, a row that matches no key,
-two sources for one target, and any difference from what the networks expect, are errors that name the keys.
+in the path (usually a layer's) and is carried over, in order. The most specific row wins, so a general row
+may stand beside its exceptions. A key that no row matches, a row that matches no key, two sources for one
+target, and any difference from what the networks expect are errors that name the keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 from torch import Tensor
@@ -19,7 +20,11 @@ from audioldm2.errors import WeightsError, some
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of a tensor's layout, and the way back where there is one."""
+    """A change of a tensor's layout, and the inverse if there is one.
+
+    Both are module-level functions or partials of one, so that an open checkpoint can be pickled. A tensor of
+    a shape that the change is not for passes unchanged: it is a bias, or the comparison of shapes reports it.
+    """
 
     name: str
     forward: Callable[[Tensor], Tensor]
@@ -34,46 +39,59 @@ def _flat(w: Tensor) -> Tensor:
     return w.flatten(1) if w.ndim > 2 else w
 
 
-# What is not of the shape that a transform is for passes: a bias, or a fault that comparing shapes will tell.
+def _as_image(w: Tensor) -> Tensor:
+    return w[:, :, None, None] if w.ndim == 2 else w
+
+
+def _unchanged(w: Tensor) -> Tensor:
+    return w
+
+
+def _share(w: Tensor, *, index: int, count: int) -> Tensor:
+    return w.chunk(count)[index] if w.ndim and len(w) % count == 0 else w
+
+
+def _row(w: Tensor, *, index: int) -> Tensor:
+    return w[index] if w.ndim == 2 and index < len(w) else w
+
+
 transpose = Transform("transposed", _transposed, _transposed)
-pointwise = Transform("1x1 convolution to linear", _flat, lambda w: w[:, :, None, None] if w.ndim == 2 else w)
-once_pointwise = Transform("1x1 convolution to linear", _flat, lambda w: w)  # newer sources have it linear
+pointwise = Transform("1x1 convolution to linear", _flat, _as_image)
+once_pointwise = Transform("1x1 convolution to linear", _flat, _unchanged)  # newer sources store it linear
 
 
 def share(index: int, count: int) -> Transform:
-    """One of so many equal shares, stacked in the source."""
-    return Transform(
-        "cut from a stack", lambda w: w.chunk(count)[index] if w.ndim and len(w) % count == 0 else w
-    )
+    """Take one of `count` equal shares that the source stacks in one tensor."""
+    return Transform("cut from a stack", partial(_share, index=index, count=count))
 
 
 def row(index: int) -> Transform:
-    """One row of a table in the source."""
-    return Transform("row of a table", lambda w: w[index] if w.ndim == 2 and index < len(w) else w)
+    """Take one row of a table in the source."""
+    return Transform("row of a table", partial(_row, index=index))
 
 
 @dataclass(frozen=True)
 class Row:
-    """source: dotted path of a module or tensor there; target: its path here, None to drop it on purpose."""
+    """Where a module or tensor of the source goes."""
 
-    source: str
-    target: str | None
+    source: str  # its dotted path there
+    target: str | None  # its path here; None drops it on purpose
     transform: Transform | None = None
     note: str = ""  # why it is dropped or changed
-    optional: bool = False  # some checkpoints of the same kind lack it, or call it otherwise
+    optional: bool = False  # some checkpoints of the same kind lack it, or name it differently
 
 
 @dataclass(frozen=True)
 class Move:
-    """One tensor's way: its key in the source, its key here (None = dropped), and the row that says so."""
+    """Where one tensor goes."""
 
-    source: str
-    target: str | None
-    row: Row
+    source: str  # its key there
+    target: str | None  # its key here; None if it is dropped
+    row: Row  # which says so
 
 
 def nest(source: str, target: str, rows: Iterable[Row]) -> list[Row]:
-    """The same rows one floor down: under the module `source` there and `target` here."""
+    """Return the same rows one level deeper: below the module `source` there and `target` here."""
     return [
         replace(
             row,
@@ -85,9 +103,15 @@ def nest(source: str, target: str, rows: Iterable[Row]) -> list[Row]:
 
 
 def plan(keys: Iterable[str], rows: list[Row], where: str = "the checkpoint") -> list[Move]:
-    """Where every key goes.
+    """Return where every key goes.
 
-    Raises WeightsError on a key without a row, a row without a key (unless optional), two keys for a target.
+    Args:
+        keys: the source's keys.
+        rows: the rows for all of them.
+        where: the file or folder with the keys, which errors name.
+
+    Raises:
+        WeightsError: a key has no row, a row that is not optional has no key, or two keys share a target.
     """
     table: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -105,14 +129,14 @@ def plan(keys: Iterable[str], rows: list[Row], where: str = "the checkpoint") ->
             if target is not None and target in origin:
                 raise WeightsError(
                     f"{where}: two tensors would become '{target}': '{origin[target]}' and '{key}'. "
-                    "Remove the one that is not meant."
+                    "Remove the wrong one."
                 )
             origin[target] = key
             moves.append(Move(key, target, row))
 
     if unmatched:
         raise WeightsError(
-            f"{where}: {some(unmatched)} not part of this architecture. "
+            f"{where} holds {some(unmatched)}, not part of this architecture. "
             "Is this another kind of checkpoint, or does its config.json belong to another one?"
         )
     idle = [
@@ -123,14 +147,13 @@ def plan(keys: Iterable[str], rows: list[Row], where: str = "the checkpoint") ->
     ]
     if idle:
         raise WeightsError(
-            f"{where}: nothing found for {some(idle)} expected there. "
-            "Is the file complete, and does its config.json belong to it?"
+            f"{where} lacks {some(idle)}. Is the file complete, and does its config.json belong to it?"
         )
     return moves
 
 
 def convert(source: Mapping[str, Tensor], moves: Iterable[Move]) -> dict[str, Tensor]:
-    """The tensors under our keys, transformed as the rows say; views wherever a view will do."""
+    """Return the tensors under our keys, transformed as the rows say; views wherever a view suffices."""
     return {
         move.target: source[move.source]
         if move.row.transform is None
@@ -141,9 +164,10 @@ def convert(source: Mapping[str, Tensor], moves: Iterable[Move]) -> dict[str, Te
 
 
 def reverse(rows: list[Row]) -> list[Row]:
-    """The rows read backwards: from our keys to the source's. Of several sources the first counts.
+    """Return the rows read backwards, from our keys to the source's; of several sources the first counts.
 
-    Raises ValueError where a transform has no way back.
+    Raises:
+        ValueError: a transform has no inverse.
     """
     backwards: dict[str, Row] = {}
     for row in rows:
@@ -152,14 +176,14 @@ def reverse(rows: list[Row]) -> list[Row]:
         change = row.transform
         if change is not None:
             if change.backward is None:
-                raise ValueError(f"{row.target} is '{change.name}' of {row.source}, which has no way back.")
+                raise ValueError(f"{row.target} is '{change.name}' of {row.source}, which has no inverse.")
             change = Transform(change.name, change.backward, change.forward)
         backwards[row.target] = Row(row.target, row.source, change, row.note, row.optional)
     return list(backwards.values())
 
 
 def _most_specific(key: str, table: Mapping[tuple[str, ...], list[Row]]) -> tuple[str, ...] | None:
-    """The longest pattern in the table that is the key or a module above it; literal numbers before `*`."""
+    """Return the longest pattern in the table that is the key or a module above it, numbers before `*`."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         choices = [(part, "*") if part.isdecimal() else (part,) for part in parts[:length]]

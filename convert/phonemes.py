@@ -7,10 +7,10 @@ from torch import Size
 from audioldm2.errors import WeightsError
 from audioldm2.models.phonemes import PhonemesConfig
 
-from .configs import count, demand, field, need
+from .configs import count, field, need, require_value
 from .keymap import Row, Transform, nest, once_pointwise
 
-SYMBOLS = (  # of the published speech models: their source's utilities list them, after VITS and Tacotron
+SYMBOLS = (  # of the published speech models, as their source lists them after VITS and Tacotron
     *'_;:,.!?¡¿—…"«»“” ',
     *"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
     *"ɑɐɒæɓʙβɔɕçɗɖðʤəɘɚɛɜɝɞɟʄɡɠɢʛɦɧħɥʜɨɪʝɭɬɫɮʟɱɯɰŋɳɲɴøɵɸθœɶʘɹɺɾɻʀʁɽʂʃʈʧʉʊʋⱱʌɣɤʍχʎʏʑʐʒʔʡʕʢ",
@@ -35,6 +35,7 @@ BLOCK = [
 
 
 def rows(config: PhonemesConfig) -> list[Row]:
+    """Return the rows of the diffusers layout."""
     return [
         Row("text_encoder.embed_tokens", "embedding"),
         *nest("text_encoder.encoder.layers.*", "blocks.*", BLOCK),
@@ -47,9 +48,10 @@ def rows(config: PhonemesConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> PhonemesConfig:
-    demand(source, "model_type", "vits")
-    demand(source, "hidden_act", "relu")
-    demand(source, "use_bias", True)
+    """Return our config for the source\'s."""
+    require_value(source, "model_type", "vits")
+    require_value(source, "hidden_act", "relu")
+    require_value(source, "use_bias", True)
     return PhonemesConfig(
         vocabulary=field(source, "vocab_size", int),
         dim=field(source, "hidden_size", int),
@@ -63,7 +65,7 @@ def config_from(source: dict) -> PhonemesConfig:
 
 
 def symbols_from(vocabulary: dict, count: int) -> tuple[str, ...]:
-    """The symbol of each of `count` ids in `VitsTokenizer`'s vocab.json; "" where an id has none."""
+    """Return the symbol of each of `count` ids in `VitsTokenizer`'s vocab.json; "" where an id has none."""
     symbols = [""] * count
     for symbol, number in vocabulary.items():
         if not isinstance(number, int) or not 0 <= number < count:
@@ -76,6 +78,7 @@ def symbols_from(vocabulary: dict, count: int) -> tuple[str, ...]:
 
 
 def original_rows(config: PhonemesConfig) -> list[Row]:
+    """Return the rows of an original file."""
     attention = [
         Row("conv_q", "query", once_pointwise),
         Row("conv_k", "key", once_pointwise),
@@ -96,6 +99,7 @@ def original_rows(config: PhonemesConfig) -> list[Row]:
 
 
 def original_config(shapes: Mapping[str, Size]) -> PhonemesConfig:
+    """Return the config that the shapes of the original\'s tensors imply."""
     vocabulary, dim = need(shapes, "emb.weight", 2)
     _, distances, head_dim = need(shapes, "encoder.attn_layers.0.emb_rel_k", 3)
     ff_dim, _, kernel = need(shapes, "encoder.ffn_layers.0.conv_1.weight", 3)

@@ -6,7 +6,7 @@ from torch import Size
 
 from audioldm2.models.projection import ProjectionConfig
 
-from .configs import demand, field, need
+from .configs import field, need, require_value
 from .keymap import Row, Transform, row
 
 positions = Transform("(1, dim, seq) to (seq, dim)", lambda w: w.squeeze(0).t(), lambda w: w.t().unsqueeze(0))
@@ -14,6 +14,7 @@ POSITIONS = Row("learnable_positional_embedding", "t5_positions", positions)
 
 
 def rows(config: ProjectionConfig) -> list[Row]:
+    """Return the rows of the diffusers layout."""
     return [
         *([POSITIONS] if config.positions else []),
         Row("projection", "clap_linear"),
@@ -26,10 +27,11 @@ def rows(config: ProjectionConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> ProjectionConfig:
-    demand(source, "_class_name", "AudioLDM2ProjectionModel")
+    """Return our config for the source\'s."""
+    require_value(source, "_class_name", "AudioLDM2ProjectionModel")
     learned = field(source, "use_learned_position_embedding", bool | None, None)
-    if learned is False:  # the reference asks whether it is None
-        demand(source, "use_learned_position_embedding", None, True)
+    if learned is False:  # ambiguous: the reference checks for None, and creates a table
+        require_value(source, "use_learned_position_embedding", None, True)
     return ProjectionConfig(
         clap_dim=field(source, "text_encoder_dim", int),
         t5_dim=field(source, "text_encoder_1_dim", int),
@@ -39,6 +41,7 @@ def config_from(source: dict) -> ProjectionConfig:
 
 
 def config_to(config: ProjectionConfig) -> dict:
+    """Return the source\'s config for ours."""
     return {
         "_class_name": "AudioLDM2ProjectionModel",
         "text_encoder_dim": config.clap_dim,
@@ -62,6 +65,7 @@ ORIGINAL_ROWS = [
 
 
 def original_config(shapes: Mapping[str, Size], positions: int) -> ProjectionConfig:
+    """Return the config that the shapes of the original\'s tensors imply."""
     gpt2_dim, clap_dim = need(shapes, "input_sequence_embed_linear.0.weight", 2)
     return ProjectionConfig(
         clap_dim, need(shapes, "input_sequence_embed_linear.1.weight", 2)[1], gpt2_dim, positions

@@ -1,4 +1,4 @@
-"""What a conversion does, in lines, and whether a converted folder holds what its source holds."""
+"""Reports: what a conversion does, whether a converted folder equals its source, what a checkpoint is."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,6 +11,7 @@ from torch import Tensor
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import WeightsError, some
+from audioldm2.models import expected_shapes
 
 from .clap import OTHER_BRANCH
 from .keymap import Move
@@ -20,10 +21,10 @@ from .sources import Reading
 
 @dataclass
 class Tally:
-    """Of one network, or of what belongs to none: how many tensors went which way."""
+    """How many tensors of one network, or of what belongs to none, are read, renamed, changed and dropped."""
 
-    read: int = 0  # tensors that they became: one may be cut into several
-    size: int = 0  # bytes of them in the source
+    read: int = 0  # tensors on our side: one of the source may be cut into several
+    size: int = 0  # their bytes in the source
     sources: set[str] = field(default_factory=set)
     renamed: int = 0
     changed: Counter[str] = field(default_factory=Counter)  # name of the transform -> tensors
@@ -31,6 +32,7 @@ class Tally:
     dropped_size: Counter[str] = field(default_factory=Counter)  # reason -> bytes
 
     def add(self, move: Move, tensor: Tensor) -> None:
+        """Count one tensor of the source."""
         if move.target is None:
             self.dropped[move.row.note] += 1
             self.dropped_size[move.row.note] += tensor.nbytes
@@ -40,50 +42,62 @@ class Tally:
         self.sources.add(move.source)
         self.renamed += move.source != move.target
         change = move.row.transform
-        if change is not None and change.forward(tensor) is not tensor:  # what it is not for passes
+        if change is not None and change.forward(tensor) is not tensor:  # it passes what it is not for
             self.changed[change.name] += 1
 
 
 def tally(checkpoint: Checkpoint) -> dict[str, Tally]:
-    """For each network, and under "" for what the source holds besides; no value is read.
+    """Count the tensors of each network, and under "" of what belongs to none; reads no value.
 
-    A converted folder is read as it is: nothing is renamed.
+    In a converted folder nothing is renamed.
     """
     tallies = {}
     for name, reading in checkpoint.states.items():
-        tallies[name] = made = Tally()
+        tallies[name] = counts = Tally()
         if isinstance(reading, Reading):
             tensors, moves = reading.open()
             for move in moves:
-                if move.row.note != OTHER_BRANCH:  # it is read, for the other network
-                    made.add(move, tensors[move.source])
+                if move.row.note != OTHER_BRANCH:  # the other network reads it
+                    counts.add(move, tensors[move.source])
         else:
             for tensor in reading().values():
-                made.read, made.size = made.read + 1, made.size + tensor.nbytes
+                counts.read, counts.size = counts.read + 1, counts.size + tensor.nbytes
     if isinstance(checkpoint, Original):
-        tallies[""] = made = Tally()
+        tallies[""] = counts = Tally()
         for move in checkpoint.dropped:
-            made.add(move, checkpoint.tensors[move.source])
+            counts.add(move, checkpoint.tensors[move.source])
     return tallies
 
 
 def lines(tallies: Mapping[str, Tally]) -> Iterator[str]:
-    """A table: each network with counts and bytes, then what is dropped and why."""
-    for name, made in tallies.items():
+    """Yield the lines of a table: each network with counts and bytes, then what is dropped and why."""
+    for name, counts in tallies.items():
         if name:
-            done = [f"{made.renamed} renamed", *(f"{count} {what}" for what, count in made.changed.items())]
-            yield f"{name:<11} {made.read:>5} tensors {made.size / 1e6:>9.1f} MB   {', '.join(done)}"
-    for name, made in tallies.items():
-        for reason, count in made.dropped.items():
+            done = [
+                f"{counts.renamed} renamed",
+                *(f"{count} {what}" for what, count in counts.changed.items()),
+            ]
+            yield f"{name:<11} {counts.read:>5} tensors {counts.size / 1e6:>9.1f} MB   {', '.join(done)}"
+    for name, counts in tallies.items():
+        for reason, count in counts.dropped.items():
             whose = f" of {name}" if name else ""
-            size = made.dropped_size[reason] / 1e6
+            size = counts.dropped_size[reason] / 1e6
             yield f"dropped     {count:>5} tensors {size:>9.1f} MB  {whose} {reason}"
 
 
 def check_by_value(converted: Checkpoint, source: Checkpoint, folder: Path) -> int:
-    """Compare every tensor of a converted folder with its source's, cast as it was; returns their number.
+    """Compare every tensor of a converted folder with its source's, cast to the folder's dtype.
 
-    Raises WeightsError, naming the first that differ.
+    Args:
+        converted: the folder.
+        source: the checkpoint that it was converted from.
+        folder: the folder's path, for errors.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        WeightsError: some differ; names the first.
     """
     ours, theirs = (_settings(each) for each in (converted, source))
     other = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
@@ -106,10 +120,10 @@ def check_by_value(converted: Checkpoint, source: Checkpoint, folder: Path) -> i
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All that a checkpoint says beside its converted."""
+    """Return everything in a checkpoint but its tensors."""
     return checkpoint.configs | {
         "schedule": storage.schedule_of(checkpoint, checkpoint.source),
-        "clap_mel": storage.hearing_of(checkpoint, checkpoint.source),
+        "clap_mel": storage.clap_mel_of(checkpoint, checkpoint.source),
         "symbols": checkpoint.symbols,
     }
 
@@ -119,9 +133,9 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def describe(checkpoint: Checkpoint, *, opened: bool = True) -> Iterator[str]:
-    """What a checkpoint is, in lines. Sizes follow from the configs; no weight is read.
+    """Yield lines that describe a checkpoint. Sizes follow from the configs; no weight is read.
 
-    opened: look into the weight files, which have to be there, for dtypes and bytes.
+    opened: look for dtypes and bytes in the weight files, which have to be there.
     """
     configs = checkpoint.configs
     vocoder, denoiser, vae = configs["hifigan"], configs["unet"], configs["vae"]
@@ -134,7 +148,7 @@ def describe(checkpoint: Checkpoint, *, opened: bool = True) -> Iterator[str]:
     yield ""
     all_count = all_size = 0
     for name, config in configs.items():
-        shapes = storage.expected_shapes(name, config)
+        shapes = expected_shapes(name, config)
         count = sum(shape.numel() for shape in shapes.values())
         words = f"{name:<11} {len(shapes):>5} tensors {count:>13,} values"
         if opened:
@@ -151,27 +165,27 @@ def describe(checkpoint: Checkpoint, *, opened: bool = True) -> Iterator[str]:
 
 
 def kind_of(checkpoint: Checkpoint) -> str:
-    """In words, what the denoiser is told a prompt by."""
+    """Return the kind of a model in words: its size, and the contexts of its denoiser."""
     denoiser = checkpoint.configs["unet"]
     if "phonemes" in checkpoint.configs:
         return "AudioLDM 2 speech: GPT-2 over CLAP and phonemes (converted and kept; it cannot be run yet)"
-    heard = [name for name, role in (("GPT-2", "gpt2_attn"), ("T5", "t5_attn")) if role in denoiser.roles]
-    heard += ["CLAP beside the diffusion time"] if denoiser.film_dim else []
+    contexts = [name for name, role in (("GPT-2", "gpt2_attn"), ("T5", "t5_attn")) if role in denoiser.roles]
+    contexts += ["CLAP beside the diffusion time"] if denoiser.film_dim else []
     if denoiser.roles >= {"gpt2_attn", "t5_attn"}:
         size = "large" if denoiser.depth > 1 else "base size"
-        return f"AudioLDM 2, {size}: hears {' and '.join(heard)}"
-    return f"AudioLDM, hears {' and '.join(heard)}"
+        return f"AudioLDM 2, {size}: conditioned on {' and '.join(contexts)}"
+    return f"AudioLDM, conditioned on {' and '.join(contexts)}"
 
 
 def licence_of(source: str) -> str:
-    """What the publishers of a source say about its use, as read on their pages in 2024 and 2025."""
+    """Return the licence of a source, as read on its publishers' pages in 2024 and 2025."""
     for part, words in LICENCES.items():
         if part in source:
             return f"{words}. That holds for converted copies too."
     return "not known for this source; the published AudioLDM 2 weights are not for commercial use."
 
 
-LICENCES = {  # by what the name of a source contains; the first that fits
+LICENCES = {  # part of a source's name -> its licence; the first match counts
     "cvssp/audioldm2": "CC BY-NC-SA 4.0: not for commercial use, share alike",
     "anhnct/audioldm2": "CreativeML OpenRAIL-M: read its use restrictions",
     "audioldm2-speech": "OpenRAIL: read its use restrictions",

@@ -8,7 +8,7 @@ from torch import Size, Tensor
 from audioldm2.errors import WeightsError
 from audioldm2.models.t5 import T5Config
 
-from .configs import count, demand, field, need
+from .configs import count, field, need, require_value
 from .keymap import Row, nest
 
 BLOCK = [
@@ -25,6 +25,7 @@ BLOCK = [
 
 
 def rows(config: T5Config) -> list[Row]:
+    """Return the rows of the diffusers layout."""
     return [
         Row("shared", "embedding"),
         Row("encoder.embed_tokens", None, note="the same tensor as shared", optional=True),
@@ -37,9 +38,11 @@ def rows(config: T5Config) -> list[Row]:
 
 
 def with_one_embedding(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors. Raises WeightsError where the encoder has another embedding than the shared one."""
+    """Return the same tensors; WeightsError if the encoder's embedding differs from the shared one."""
     shared, own = state.get("shared.weight"), state.get("encoder.embed_tokens.weight")
-    if shared is None or own is None or shared.is_meta:  # meta: only the names are asked about
+    if (
+        shared is None or own is None or shared.is_meta
+    ):  # on meta, in tests of names, there is no value to compare
         return state
     if shared.dtype != own.dtype or not torch.equal(shared, own):
         raise WeightsError(
@@ -50,9 +53,10 @@ def with_one_embedding(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_from(source: dict) -> T5Config:
-    demand(source, "model_type", "t5")
-    demand(source, "feed_forward_proj", "gated-gelu")
-    demand(source, "dense_act_fn", "gelu_new")
+    """Return our config for the source\'s."""
+    require_value(source, "model_type", "t5")
+    require_value(source, "feed_forward_proj", "gated-gelu")
+    require_value(source, "dense_act_fn", "gelu_new")
     return T5Config(
         vocabulary=field(source, "vocab_size", int),
         dim=field(source, "d_model", int),
@@ -67,6 +71,7 @@ def config_from(source: dict) -> T5Config:
 
 
 def config_to(config: T5Config) -> dict:
+    """Return the source\'s config for ours."""
     return {
         "architectures": ["T5EncoderModel"],
         "model_type": "t5",
@@ -91,7 +96,7 @@ def config_to(config: T5Config) -> dict:
 
 
 def original_config(shapes: Mapping[str, Size]) -> T5Config:
-    """From the shapes of the original's tensors, whose names are those above."""
+    """Return the config that the shapes of the original's tensors imply; the names are those above."""
     vocabulary, dim = need(shapes, "shared.weight", 2)
     block = "encoder.block.0.layer"
     buckets, heads = need(shapes, f"{block}.0.SelfAttention.relative_attention_bias.weight", 2)

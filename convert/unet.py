@@ -1,17 +1,12 @@
-"""`AudioLDM2UNet2DConditionModel` of diffusers, or the original `UNetModel` -> `UNet` of audioldm2.models.
+"""`AudioLDM2UNet2DConditionModel` of diffusers -> `audioldm2.models.unet.UNet`."""
 
-It is long because the UNet alone is numbered differently in each of the three layouts.
-"""
-
-from collections.abc import Mapping
-
-from torch import Size
-
-from audioldm2.errors import WeightsError, some
+from audioldm2.errors import ArgumentError, WeightsError, some
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
 
-from .configs import count, demand, field, need
+from .configs import field, require_value
 from .keymap import Row, nest, pointwise
+
+TRAINED_HEAD = 32  # width of a head in every model that upstream trained
 
 ATTENTION = [Row("to_q", "query"), Row("to_k", "key"), Row("to_v", "value"), Row("to_out.0", "out")]
 BLOCK = [
@@ -47,7 +42,7 @@ ENDS = [
 
 
 def rows(config: UNetConfig) -> list[Row]:
-    """The source numbers a level's transformers in one list; ours stand in their layer, named by role."""
+    """Return the rows. The source numbers a level's transformers in one list; ours are named by role."""
     deepest = len(config.channels) - 1
     found = [*ENDS]
     if config.film_dim:
@@ -73,34 +68,37 @@ def _layer(source: str, target: str, layer: int, roles: tuple[str, ...]) -> list
     return found
 
 
-def config_from(source: dict, heads: str | None = None) -> UNetConfig:
-    """Our config from the source's. heads: "config" (default: as its config says and the reference reads)
-    or "trained" (32 wide, as upstream trained the published weights)."""
-    demand(source, "_class_name", "AudioLDM2UNet2DConditionModel")
+def config_from(source: dict, heads: str = "config") -> UNetConfig:
+    """Return our config for the source's.
+
+    heads: "config" (as its config says and the reference reads) or "trained" (32 wide, as upstream trained
+    the published weights).
+    """
+    require_value(source, "_class_name", "AudioLDM2UNet2DConditionModel")
     channels = field(source, "block_out_channels", tuple[int, ...])
     levels = len(channels)
-    demand(source, "act_fn", "silu")
-    demand(source, "num_class_embeds", None)
-    demand(source, "class_embed_type", None, "simple_projection")
+    require_value(source, "act_fn", "silu")
+    require_value(source, "num_class_embeds", None)
+    require_value(source, "class_embed_type", None, "simple_projection")
     film_dim = 0
     if source.get("class_embed_type"):
-        demand({"class_embeddings_concat": False, **source}, "class_embeddings_concat", True)
+        require_value({"class_embeddings_concat": False, **source}, "class_embeddings_concat", True)
         film_dim = field(source, "projection_class_embeddings_input_dim", int)
-    demand(source, "resnet_time_scale_shift", "default")
-    demand(source, "time_embedding_type", "positional")
-    demand(source, "time_embedding_dim", None, *(width * 4 for width in channels[:1]))
-    demand(source, "time_embedding_act_fn", None)
-    demand(source, "timestep_post_act", None)
-    demand(source, "time_cond_proj_dim", None)
-    demand(source, "only_cross_attention", False)
-    demand(source, "conv_in_kernel", 3)
-    demand(source, "conv_out_kernel", 3)
-    demand(source, "downsample_padding", 1)
-    demand(source, "mid_block_scale_factor", 1)
-    demand(source, "flip_sin_to_cos", True)
-    demand(source, "freq_shift", 0)
-    demand(source, "mid_block_type", "UNetMidBlock2DCrossAttn")
-    demand(source, "out_channels", field(source, "in_channels", int))
+    require_value(source, "resnet_time_scale_shift", "default")
+    require_value(source, "time_embedding_type", "positional")
+    require_value(source, "time_embedding_dim", None, *(width * 4 for width in channels[:1]))
+    require_value(source, "time_embedding_act_fn", None)
+    require_value(source, "timestep_post_act", None)
+    require_value(source, "time_cond_proj_dim", None)
+    require_value(source, "only_cross_attention", False)
+    require_value(source, "conv_in_kernel", 3)
+    require_value(source, "conv_out_kernel", 3)
+    require_value(source, "downsample_padding", 1)
+    require_value(source, "mid_block_scale_factor", 1)
+    require_value(source, "flip_sin_to_cos", True)
+    require_value(source, "freq_shift", 0)
+    require_value(source, "mid_block_type", "UNetMidBlock2DCrossAttn")
+    require_value(source, "out_channels", field(source, "in_channels", int))
 
     per_level = tuple[int | tuple[int | None, ...] | None, ...]
     contexts = field(source, "cross_attention_dim", int | per_level | None, None)
@@ -130,7 +128,7 @@ def config_from(source: dict, heads: str | None = None) -> UNetConfig:
 
 
 def _crossed_levels(source: dict, levels: int) -> list[bool]:
-    """Which levels have transformers; up must mirror down, and the coarsest level must have some."""
+    """Return which levels have transformers: mirrored up and down, and always the coarsest."""
     names = {
         "DownBlock2D": False,
         "CrossAttnDownBlock2D": True,
@@ -151,12 +149,15 @@ def _crossed_levels(source: dict, levels: int) -> list[bool]:
 
 
 def _roles(dims: tuple[int | None, ...]) -> tuple[str, ...]:
-    """The role of each transformer of a layer. The reference routes by place: a width at the first two places
-    means the first context (GPT-2's), later ones the second (T5's)."""
+    """Return the role of each transformer of a layer.
+
+    The reference routes by place: a width at the first two places means the first context (GPT-2's), at later
+    ones the second (T5's).
+    """
     roles = []
     for place, dim in enumerate(dims):
-        selfish = LAST_SELF if SELF in roles else SELF
-        roles.append(selfish if dim is None else GPT2 if place <= 1 else T5)
+        without_context = LAST_SELF if SELF in roles else SELF
+        roles.append(without_context if dim is None else GPT2 if place <= 1 else T5)
     if len(set(roles)) < len(roles):
         raise WeightsError(
             f"the UNet config's 'cross_attention_dim' {list(dims)} is not an AudioLDM 2 layer; "
@@ -165,22 +166,24 @@ def _roles(dims: tuple[int | None, ...]) -> tuple[str, ...]:
     return tuple(roles)
 
 
-def _heads(source: dict, channels: tuple[int, ...], choice: str | None) -> tuple[int, ...]:
+def _heads(source: dict, channels: tuple[int, ...], choice: str) -> tuple[int, ...]:
     if choice == "trained":
-        if any(width % 32 for width in channels):
-            raise ValueError(
-                f"heads is 'trained', that is 32 wide, but this model's levels are {channels} wide; "
-                "use 'config'."
-            )
-        return tuple(width // 32 for width in channels)
+        return tuple(max(width // TRAINED_HEAD, 1) for width in channels)
     kind = int | tuple[int, ...]
     heads = field(source, "num_attention_heads", kind | None, None)
     heads = heads or field(source, "attention_head_dim", kind, 8)  # the reference's misreading
     return heads if isinstance(heads, tuple) else (heads,) * len(channels)
 
 
+def require_trained_heads(config: UNetConfig) -> None:
+    """Raise ArgumentError unless every level can be cut into heads as wide as upstream trained them."""
+    if any(width % TRAINED_HEAD for width in config.channels):
+        given = f"is 'trained', {TRAINED_HEAD} wide, but this model's levels are {config.channels} wide"
+        raise ArgumentError("heads", "trained", "be 'config'", given=given)
+
+
 def _one(source: dict, name: str, default: int) -> int:
-    """A number that the source may give per level, and that ours has once."""
+    """Return a number that the source may give per level and that ours has once."""
     value = field(source, name, int | tuple[int, ...], default)
     values = set(value) if isinstance(value, tuple) else {value}
     if len(values) != 1:
@@ -197,18 +200,18 @@ def _only_width(widths: list[int], default: int) -> int:
 
 
 def config_to(config: UNetConfig) -> dict:
-    """The source's config from ours: with heads as numbers a level, which the reference reads so."""
+    """Return the source's config for ours, with one number of heads per level, as the reference reads it."""
     levels = len(config.channels)
     dims = {SELF: None, LAST_SELF: None, GPT2: config.gpt2_dim, T5: config.t5_dim}
-    # A level without transformers has an entry too; nothing reads it.
+    # A level without transformers has an entry too, which nothing reads.
     deepest = config.transformers[-1]
     contexts = [[dims[role] for role in roles or deepest] for roles in config.transformers]
     for roles in config.transformers:
         if GPT2 in roles[2:] or T5 in roles[:2]:
             raise WeightsError(
                 f"a layer of the UNet has the transformers {some(list(roles), 4)}; the diffusers layout has "
-                "GPT-2's context among the first two, and T5's after them, for it tells them by their place. "
-                "Keep the model in the converted format."
+                "GPT-2's context among the first two and T5's after them, because it tells them apart by "
+                "their place. Keep the model in the converted format."
             )
     crossed = [bool(roles) for roles in config.transformers]
     return {
@@ -234,116 +237,3 @@ def config_to(config: UNetConfig) -> dict:
         "transformer_layers_per_block": config.depth,
         "use_linear_projection": False,
     }
-
-
-# The original files -----------------------------------------------------------------------------------------
-
-ORIGINAL_RESIDUAL_BLOCK = [
-    Row("in_layers.0", "norm_in"),
-    Row("in_layers.2", "conv_in"),
-    Row("emb_layers.1", "time_proj"),
-    Row("out_layers.0", "norm_out"),
-    Row("out_layers.3", "conv_out"),
-    Row("skip_connection", "shortcut", optional=True),
-]
-
-
-def original_rows(config: UNetConfig) -> list[Row]:
-    """The original numbers all blocks of the way down, and all of the way up, in one list each."""
-    deepest = len(config.channels) - 1
-    found = [
-        Row("time_embed.0", "time_in"),
-        Row("time_embed.2", "time_out"),
-        Row("input_blocks.0.0", "conv_in"),
-        Row("out.0", "norm_out"),
-        Row("out.2", "conv_out"),
-    ]
-    if config.film_dim:
-        found.append(Row("film_emb", "film"))
-    place = 1
-    for level, roles in enumerate(config.transformers):
-        for layer in range(config.layers):
-            found += _original_layer(f"input_blocks.{place}", f"down.{level}.layers.{layer}", roles)
-            place += 1
-        if level < deepest:
-            found.append(Row(f"input_blocks.{place}.0.op", f"down.{level}.downsample"))
-            place += 1
-    roles = config.transformers[-1]
-    found += _original_layer("middle_block", "middle.layer", roles)
-    found += nest(f"middle_block.{len(roles) + 1}", "middle.resnet", ORIGINAL_RESIDUAL_BLOCK)
-    place = 0
-    for up, roles in enumerate(config.transformers[::-1]):
-        for layer in range(config.layers + 1):
-            found += _original_layer(f"output_blocks.{place}", f"up.{up}.layers.{layer}", roles)
-            if up < deepest and layer == config.layers:
-                found.append(Row(f"output_blocks.{place}.{len(roles) + 1}.conv", f"up.{up}.upsample"))
-            place += 1
-    return found
-
-
-def _original_layer(source: str, target: str, roles: tuple[str, ...]) -> list[Row]:
-    found = nest(f"{source}.0", f"{target}.resnet", ORIGINAL_RESIDUAL_BLOCK)
-    for place, role in enumerate(roles, start=1):
-        found += nest(f"{source}.{place}", f"{target}.{role}", TRANSFORMER)
-    return found
-
-
-def original_config(shapes: Mapping[str, Size], gpt2_dim: int | None, t5_dim: int | None) -> UNetConfig:
-    """Our config from the shapes of the original's tensors; heads are 32 wide, as upstream trained them.
-
-    gpt2_dim, t5_dim: of the contexts that the file's text networks make; None where there is none.
-    """
-    channels: list[int] = []
-    transformers: list[tuple[str, ...]] = []
-    layers = [0]
-    latent_channels = need(shapes, "input_blocks.0.0.weight", 4)[1]
-    for place in range(1, count(shapes, "input_blocks.*")):
-        block = f"input_blocks.{place}"
-        if f"{block}.0.op.weight" in shapes:
-            layers.append(0)
-            continue
-        width = need(shapes, f"{block}.0.out_layers.3.weight", 4)[0]
-        roles = _original_roles(shapes, block, width, gpt2_dim, t5_dim)
-        if not layers[-1]:
-            channels.append(width)
-            transformers.append(roles)
-        layers[-1] += 1
-        if (width, roles) != (channels[-1], transformers[-1]):
-            raise WeightsError(f"'{block}' differs from the layer before it at the same resolution.")
-    if len(set(layers)) != 1:
-        raise WeightsError(f"its levels have {layers} layers; an AudioLDM 2 UNet has as many in each.")
-    film_dim = need(shapes, "film_emb.weight", 2)[1] if "film_emb.weight" in shapes else 0
-    return UNetConfig(
-        latent_channels=latent_channels,
-        channels=tuple(channels),
-        heads=tuple(max(width // 32, 1) for width in channels),
-        transformers=tuple(transformers),
-        depth=max(count(shapes, "middle_block.1.transformer_blocks.*"), 1),
-        layers=layers[0],
-        gpt2_dim=gpt2_dim or UNetConfig.gpt2_dim,
-        t5_dim=t5_dim or UNetConfig.t5_dim,
-        film_dim=film_dim,
-    )
-
-
-def _original_roles(
-    shapes: Mapping[str, Size], block: str, width: int, gpt2_dim: int | None, t5_dim: int | None
-) -> tuple[str, ...]:
-    """What each transformer of a layer looks at, by the width of its context: the first at itself, always."""
-    known = {GPT2: gpt2_dim, T5: t5_dim}
-    roles: list[str] = []
-    for place in range(1, count(shapes, f"{block}.*")):
-        key = f"{block}.{place}.transformer_blocks.0.attn2.to_k.weight"
-        if key not in shapes:
-            continue
-        dim = need(shapes, key, 2)[1]
-        context = [role for role, each in known.items() if each == dim and role not in roles and roles]
-        selfish = LAST_SELF if SELF in roles else SELF
-        if not context and dim != width:
-            raise WeightsError(
-                f"'{key}' attends to vectors {dim} wide, and no text network of the file makes such."
-            )
-        roles.append(context[0] if context else selfish)
-    if len(set(roles)) < len(roles):
-        raise WeightsError(f"'{block}' has transformers {roles}, which is not an AudioLDM 2 layer.")
-    return tuple(roles)

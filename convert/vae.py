@@ -6,7 +6,7 @@ from torch import Size
 
 from audioldm2.models.vae import VAEConfig
 
-from .configs import count, demand, field, need
+from .configs import count, field, need, require_value
 from .keymap import Row, nest, once_pointwise
 
 RESIDUAL_BLOCK = [
@@ -40,6 +40,7 @@ MIDDLE = [
 
 
 def rows(config: VAEConfig) -> list[Row]:
+    """Return the rows of the diffusers layout."""
     single_level = len(config.channels) == 1
     return [
         Row("encoder.conv_in", "encoder.conv_in"),
@@ -60,18 +61,19 @@ def rows(config: VAEConfig) -> list[Row]:
 
 
 def config_from(source: dict) -> VAEConfig:
-    demand(source, "_class_name", "AutoencoderKL")
-    demand(source, "act_fn", "silu")
-    demand(source, "mid_block_add_attention", True)
-    demand(source, "use_quant_conv", True)
-    demand(source, "use_post_quant_conv", True)
-    demand(source, "shift_factor", None)
-    demand(source, "latents_mean", None)
-    demand(source, "latents_std", None)
-    demand(source, "out_channels", field(source, "in_channels", int))
+    """Return our config for the source\'s."""
+    require_value(source, "_class_name", "AutoencoderKL")
+    require_value(source, "act_fn", "silu")
+    require_value(source, "mid_block_add_attention", True)
+    require_value(source, "use_quant_conv", True)
+    require_value(source, "use_post_quant_conv", True)
+    require_value(source, "shift_factor", None)
+    require_value(source, "latents_mean", None)
+    require_value(source, "latents_std", None)
+    require_value(source, "out_channels", field(source, "in_channels", int))
     channels = field(source, "block_out_channels", tuple[int, ...])
-    demand(source, "down_block_types", ["DownEncoderBlock2D"] * len(channels))
-    demand(source, "up_block_types", ["UpDecoderBlock2D"] * len(channels))
+    require_value(source, "down_block_types", ["DownEncoderBlock2D"] * len(channels))
+    require_value(source, "up_block_types", ["UpDecoderBlock2D"] * len(channels))
     return VAEConfig(
         mel_channels=field(source, "in_channels", int),
         latent_channels=field(source, "latent_channels", int),
@@ -83,6 +85,7 @@ def config_from(source: dict) -> VAEConfig:
 
 
 def config_to(config: VAEConfig) -> dict:
+    """Return the source\'s config for ours."""
     levels = len(config.channels)
     return {
         "_class_name": "AutoencoderKL",
@@ -122,7 +125,7 @@ ORIGINAL_MIDDLE = [
 
 
 def original_rows(config: VAEConfig) -> list[Row]:
-    """The original counts the decoder's levels from fine to coarse; ours run as they are used."""
+    """Return the rows. The original counts the decoder's levels from fine to coarse, ours in order of use."""
     deepest = len(config.channels) - 1
     found = [
         Row("encoder.conv_in", "encoder.conv_in"),
@@ -147,6 +150,7 @@ def original_rows(config: VAEConfig) -> list[Row]:
 
 
 def original_config(shapes: Mapping[str, Size], scaling_factor: float) -> VAEConfig:
+    """Return the config that the shapes of the original\'s tensors imply."""
     levels = count(shapes, "encoder.down.*")
     return VAEConfig(
         mel_channels=need(shapes, "encoder.conv_in.weight", 4)[1],

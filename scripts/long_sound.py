@@ -1,11 +1,12 @@
-"""Run a long request through, and tell each stage's time, by the clock and of the CPU, and peak of memory.
+"""Measure each stage of a long request: seconds by the clock and of the CPU, and the peak of memory.
 
     python scripts/long_sound.py --model FOLDER
     python scripts/long_sound.py --model FOLDER --seconds 60 --unet-seconds 10 --steps 4
 
-First the stages after the denoiser, at full length, from random latents: three candidates of 300 s. Then a
-whole request, as long as this computer's time allows for the denoiser: --unet-seconds. Shapes and values are
-checked. Without --model, a random checkpoint of the published size is written to a temporary folder: 4.3 GB.
+First the stages after the denoiser run at full length, from random latents: three candidates of 300 s. Then a
+whole request of --unet-seconds runs, because the denoiser takes most of the time. Shapes and values are
+checked. Without --model, the script writes a random checkpoint of the published size to a temporary folder,
+4.3 GB.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import torch
 from make_random_checkpoint import make
@@ -21,6 +23,7 @@ from torch import Tensor
 
 import audioldm2
 
+T = TypeVar("T")
 PROMPT = "samba, a carnival parade with drums, whistles and brass"
 
 
@@ -31,7 +34,7 @@ def main() -> int:
     parser.add_argument("--model", help="folder or hub id; default: a random one")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--seconds", type=float, default=300.0, help="of the stages after the denoiser")
-    parser.add_argument("--unet-seconds", type=float, default=30.0, help="of the whole request; 0: none")
+    parser.add_argument("--unet-seconds", type=float, default=30.0, help="of the whole request; 0 skips it")
     parser.add_argument("--steps", type=int, default=20, help="of the whole request (default: %(default)s)")
     parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--low-memory", action="store_true")
@@ -51,17 +54,17 @@ def after_the_denoiser(model: audioldm2.AudioLDM2, prompt: str, seconds: float, 
     print(f"{candidates} sounds of {seconds:g} s, from random latents")
     frames, samples = model.sound.latent_frames(seconds), model.sound.samples(seconds)
     z = torch.randn(model.sound.latents(candidates, frames), generator=torch.Generator().manual_seed(0))
-    mel = told("decode", lambda: model.decode(z))
-    audio = told("vocode", lambda: model.vocode(mel))[:, :samples].float().cpu()
+    mel = measure("decode", lambda: model.decode(z))
+    audio = measure("vocode", lambda: model.vocode(mel))[:, :samples].float().cpu()
     check("audio", audio, (candidates, samples))
-    check("scores", told("score", lambda: model.score(prompt, audio)), (candidates,))
+    check("scores", measure("score", lambda: model.score(prompt, audio)), (candidates,))
 
 
 def whole_request(
     model: audioldm2.AudioLDM2, prompt: str, seconds: float, candidates: int, steps: int
 ) -> None:
     print(f"a whole request: {candidates} sounds of {seconds:g} s, {steps} steps")
-    result = told(
+    result = measure(
         "generate",
         lambda: model.generate(
             prompt, audio_length_in_s=seconds, num_waveforms_per_prompt=candidates, num_inference_steps=steps
@@ -70,14 +73,14 @@ def whole_request(
     check("audio", result.audio, (1, candidates, model.sound.samples(seconds)))
 
 
-def told(stage: str, run: Callable[[], object]) -> object:
-    """What `run` gives, its time and peak printed."""
+def measure(stage: str, run: Callable[[], T]) -> T:
+    """Call `run`, print its time and peak of memory, return its result."""
     begin_peak()
     start, worked = time.perf_counter(), time.process_time()
-    made = run()
+    result = run()
     seconds, worked = time.perf_counter() - start, time.process_time() - worked
     print(f"  {stage:10}{seconds:9.1f} s   {worked:8.1f} s of CPU   peak {peak():6.0f} MB", flush=True)
-    return made
+    return result
 
 
 def check(name: str, found: Tensor, shape: tuple[int, ...]) -> None:
@@ -87,12 +90,12 @@ def check(name: str, found: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def begin_peak() -> None:
-    """Linux counts the peak anew from here on."""
+    """Let Linux count the peak from here on."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak() -> float:
-    """MB resident at the most, mapped weights included."""
+    """Peak of resident memory in MB, mapped weights included."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) / 1e3
 

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audioldm2.errors import ArgumentError
+from audioldm2.errors import ArgumentError, require_number, require_whole
 
 SAMPLE_RATE = 16_000  # Hz, of the vocoder's waves
 DEFAULT_SECONDS = 10.0  # length of a sound if neither the caller nor the checkpoint gives one
 MAX_SECONDS = 86_400  # a day; memory runs out long before
 CLAP_SAMPLE_RATE = 48_000  # Hz, of the waves that CLAP was trained on
+
+
+MOST_HZ = 1_000_000  # far beyond every sound card, so that a wrong digit cannot fill the memory
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,17 @@ class MelSettings:
     mels: int  # bands
     f_min: float  # Hz, lower edge of the first band
     f_max: float  # Hz, upper edge of the last band
+
+    def __post_init__(self) -> None:
+        require_whole("sample_rate", self.sample_rate, 2, MOST_HZ)
+        require_whole("n_fft", self.n_fft, 2, self.sample_rate)
+        if self.n_fft % 2:
+            raise ArgumentError("n_fft", self.n_fft, "be even")
+        require_whole("hop", self.hop, 1, MOST_HZ)
+        require_whole("mels", self.mels, 1, MOST_HZ)
+        require_number("f_max", self.f_max, 0, self.sample_rate / 2)
+        if require_number("f_min", self.f_min, 0) >= self.f_max:
+            raise ArgumentError("f_min", self.f_min, f"be below f_max ({self.f_max})")
 
 
 # The front end of the VAE and HiFi-GAN: 100 frames a second, all frequencies up to half the sample rate.

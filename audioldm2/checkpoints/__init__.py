@@ -1,1 +1,5 @@
-"""Where checkpoints lie, how they are read, checked, written and loaded."""
+"""Find, read, check, write and load checkpoints.
+
+`hub` finds where one lies, `tensor_files` reads and writes single files, `checkpoint` holds one in memory,
+`storage` reads and writes the converted folder, `validate` checks configs, `load` is `audioldm2.load`.
+"""

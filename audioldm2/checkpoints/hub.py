@@ -1,6 +1,6 @@
-"""Where a checkpoint lies: a folder, or a repository of the Hugging Face Hub.
+"""Finds where a checkpoint lies: a folder, a file, or a repository of the Hugging Face Hub.
 
-Of a repository only what is needed is fetched.
+Only the files of a repository that are needed are fetched.
 """
 
 import errno
@@ -10,32 +10,36 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from audioldm2.errors import WeightsError, some
+from audioldm2.errors import ArgumentError, WeightsError, some
 
-STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # file names of weights in the diffusers layout
-FOLDERS = (  # of a checkpoint; whatever else a repository holds is not fetched
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # names of weight files in the diffusers layout
+FOLDERS = (  # of a checkpoint; nothing else in a repository is fetched
     *("text_encoder", "text_encoder_2", "projection_model", "language_model", "unet", "vae", "vocoder"),
     *("scheduler", "feature_extractor", "tokenizer", "tokenizer_2"),  # the diffusers layout
     *("clap_tokenizer", "t5_tokenizer"),  # a converted folder
 )
-ORIGINALS = (".pth", ".ckpt", ".pt", ".safetensors")  # how a single file with an original checkpoint ends
-TOKENIZERS = {  # a tokenizer -> what its folder may be called
+ORIGINALS = (".pth", ".ckpt", ".pt", ".safetensors")  # suffixes of a single file with an original checkpoint
+TOKENIZERS = {  # tokenizer -> names that its folder may have
     "clap_tokenizer": ("clap_tokenizer", "tokenizer", "roberta"),
     "t5_tokenizer": ("t5_tokenizer", "tokenizer_2", "t5"),
 }
-PUBLISHED = "cvssp/audioldm2"  # where those of all published models can be had
-DEMO = "demo"  # the name of the model that comes with the package; the default of the command line
+PUBLISHED = "cvssp/audioldm2"  # a repository with the tokenizers of all published models
+DEMO = "demo"  # name of the model that comes with the package; the default of the command line
 DEMO_FOLDER = Path(__file__).parents[1] / "assets" / DEMO
-OF_THE_DISK = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # errors that no network has
-HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/([\w.-]+\.(?:pth|ckpt|pt|safetensors)))?")
+DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # which no network raises
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/([\w.-]+\.(?i:pth|ckpt|pt|safetensors)))?")
 
 
 def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]:
-    """Of the files in a network's folder, what holds its weights once: one format and precision, all shards.
+    """Choose the files that hold a network's weights exactly once: one format, one precision, all shards.
 
-    names:  file names without their folder. The full precision comes before the fp16 variant, and then
-            safetensors before pickles; with `prefer_half`, first safetensors and then the fp16 variant.
-            Returns [] when there are none.
+    Args:
+        names: the file names in the network's folder.
+        prefer_half: prefer the fp16 variant. Full precision is preferred otherwise; in both cases safetensors
+            come before pickles of the same precision, and with `prefer_half` before any pickle.
+
+    Returns:
+        The chosen names, sorted; [] if the folder has no weights.
     """
     names = sorted(names)
     kinds = [("", "safetensors"), ("", "bin"), (".fp16", "safetensors"), (".fp16", "bin")]
@@ -46,7 +50,7 @@ def choose_weights(names: Iterable[str], prefer_half: bool = False) -> list[str]
             whole = f"{stem}{variant}.{suffix}"
             if whole in names:
                 return [whole]
-            # Shards carry the variant after their number or before it, by the age of the library.
+            # Older libraries write the variant after a shard's number, newer ones before it.
             shard = re.compile(
                 rf"{stem}({re.escape(variant)}-\d+-of-(\d+)|-\d+-of-(\d+){re.escape(variant)})\.{suffix}"
             )
@@ -63,25 +67,31 @@ def find(
     prefer_half: bool = False,
     with_weights: bool = True,
 ) -> Path:
-    """Where a checkpoint lies: a local folder or original file, or a snapshot of the hub repository so named.
+    """Return where a checkpoint lies: a local folder or original file, or a snapshot of a hub repository.
 
-    "demo" is the model in the package, whatever lies here; a folder of that name is "./demo". A repository
-    with several original files wants one of them named: 'owner/name/file.pth'.
-    with_weights: fetch the weights too; without, only what tells the architecture.
-    Raises ValueError when it is no name at all, WeightsError when nothing is there. With HF_HUB_OFFLINE=1, or
-    without a network, only the cache is asked.
+    With HF_HUB_OFFLINE=1, or without a network, only the hub's cache is searched.
+
+    Args:
+        source: a folder, an original file, a hub id, a file in a repository ('owner/name/file.pth', required
+            where it has several), or "demo" for the model in the package (a folder of that name is "./demo").
+        revision: branch, tag or commit of a repository.
+        prefer_half: see `choose_weights`.
+        with_weights: fetch the weights; False fetches only the configs.
+
+    Raises:
+        ArgumentError: `source` is not a text or path.
+        WeightsError: nothing is there.
     """
     if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(
-            f"source is {source!r:.80}; it has to be a folder, an original .pth file or a hub id, "
-            "such as 'cvssp/audioldm2'."
+        raise ArgumentError(
+            "source", source, "be a folder, an original .pth file or a hub id, such as 'cvssp/audioldm2'"
         )
     if source == DEMO:
         return DEMO_FOLDER
     name = os.path.expanduser(source)
     if os.path.isdir(name):
         return _only_original(Path(name)) or Path(name)
-    if os.path.isfile(name) and name.endswith(ORIGINALS):
+    if os.path.isfile(name) and is_original(name):
         return Path(name)
     if os.path.exists(name):
         raise WeightsError(
@@ -99,8 +109,13 @@ def find(
     return folder / file if file else _only_original(folder) or folder
 
 
+def is_original(name: str) -> bool:
+    """Return whether a file's suffix, in either case, is that of an original checkpoint."""
+    return name.lower().endswith(ORIGINALS)
+
+
 def tokenizers_in(folder: Path) -> dict[str, Path]:
-    """The folders of TOKENIZERS that stand in this one."""
+    """Return the tokenizers in a folder: those of TOKENIZERS that it has a sub-folder for."""
     found = {}
     for tokenizer, names in TOKENIZERS.items():
         present = [folder / name for name in names if (folder / name).is_dir()]
@@ -109,7 +124,7 @@ def tokenizers_in(folder: Path) -> dict[str, Path]:
 
 
 def published_tokenizers() -> dict[str, Path]:
-    """Those of the published models, from the cache or the hub; WeightsError when neither has them."""
+    """Return those of the published models, from the cache or the hub; WeightsError if neither has them."""
     folders = tuple(f"{name}/" for names in TOKENIZERS.values() for name in names)
     return tokenizers_in(
         _snapshot(PUBLISHED, None, lambda names: [name for name in names if name.startswith(folders)])
@@ -117,18 +132,23 @@ def published_tokenizers() -> dict[str, Path]:
 
 
 def _only_original(folder: Path) -> Path | None:
-    """The original file in a folder that holds no checkpoint of another kind; WeightsError for several."""
+    """Return the original file in a folder that holds no other checkpoint; WeightsError if it has several."""
     known = ("model_index.json", "config.json")
     if not folder.is_dir() or any((folder / name).is_file() for name in known):
         return None
-    return _one_of([path for path in sorted(folder.iterdir()) if path.suffix in ORIGINALS[:2]], str(folder))
+    return _only([path for path in sorted(folder.iterdir()) if _is_pickle(path.name)], str(folder))
 
 
-def _one_of(files: list, where: str) -> Any:
+def _is_pickle(name: str) -> bool:
+    """Whether a name is that of an original file even if nobody says so; other suffixes say too little."""
+    return name.lower().endswith(ORIGINALS[:2])
+
+
+def _only(files: list, where: str) -> Any:
     if len(files) > 1:
         raise WeightsError(
             f"{where} has several original checkpoints ({some([str(file) for file in files])}); "
-            "name the one that is meant: FOLDER/FILE."
+            "name one of them: FOLDER/FILE."
         )
     return files[0] if files else None
 
@@ -153,10 +173,10 @@ def _snapshot(repository: str, revision: str | None, choose: Callable[[list[str]
             "Check the spelling; if it is private, run 'hf auth login'. "
             "If you meant a folder, it does not exist: a local path looks like './audioldm2-base'."
         ) from error
-    # The HTTP client under the hub's library changes with its version (requests, httpx, httpx2): what it
-    # raises without a network is an OSError, or shares the first base of the hub's own HTTP error.
+    # The hub's library has changed its HTTP client (requests, httpx). Without a network each raises an
+    # OSError, or an error that shares the first base of the hub's own HTTP error.
     except (OSError, HfHubHTTPError.__bases__[0]) as error:
-        if getattr(error, "errno", None) in OF_THE_DISK:
+        if getattr(error, "errno", None) in DISK_ERRORS:
             raise
         cached = _cached(repository, revision)
         if cached is None:
@@ -172,7 +192,7 @@ def _snapshot(repository: str, revision: str | None, choose: Callable[[list[str]
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:
-    """The snapshot in the cache. The hub's own search refuses one that was fetched in part, as here."""
+    """Return the snapshot in the cache. The hub's own search skips partial ones, which ours always are."""
     from huggingface_hub import try_to_load_from_cache
 
     names = ["model_index.json", "config.json", f"{repository.split('/')[1]}.pth"]  # an original is named so
@@ -186,9 +206,9 @@ def _cached(repository: str, revision: str | None) -> Path | None:
 def _wanted(
     names: list[str], prefer_half: bool, with_weights: bool = True, file: str | None = None
 ) -> list[str]:
-    """Of a repository's files: the chosen weights in each of FOLDERS, and what is small there and above.
+    """Choose the files to fetch: the weights and the small files in each of FOLDERS and at the top.
 
-    file: the only one that is wanted.
+    file: the only one to fetch, if given.
     """
     if file:
         return [file]
@@ -212,10 +232,10 @@ def _wanted(
 
 
 def _weights_on_top(files: list[str]) -> list[str]:
-    """A converted folder has its networks there; a repository of an original has that and nothing else."""
+    """Choose the weights at a repository's top: a converted folder's networks, or its one original file."""
     if "unet.safetensors" in files:
         return [file for file in files if file.endswith(".safetensors")]
     if "model_index.json" in files:
         return []
-    original = _one_of([file for file in files if file.endswith(ORIGINALS[:2])], "the repository")
+    original = _only([file for file in files if _is_pickle(file)], "the repository")
     return [original] if original else []

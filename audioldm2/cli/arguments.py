@@ -1,58 +1,66 @@
-"""The flags of the command line, their help, and what the library's arguments are called among them."""
+"""Parsers of the command line. The flags of `generate` are built from the option fields of the library."""
 
 import argparse
 import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field
 from functools import partial
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
-from audioldm2.checkpoints.hub import DEMO
-from audioldm2.result import package_version
+from audioldm2.cli.streams import print_result
 
-USAGE = """\
-audioldm2 PROMPT [-o FILE] [options]
-       audioldm2 --prompts FILE [-o FOLDER] [options]
-       audioldm2 convert SOURCE OUT [options]           (see audioldm2 convert --help)
-       audioldm2 info SOURCE"""
-
-EPILOG = """\
-examples:
-  audioldm2 "Techno music with a strong beat" --model cvssp/audioldm2 -o techno.wav
-  audioldm2 "rain on a tin roof" --model ./base --negative-prompt "music" --candidates 3 -o rain.flac
-  audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
-  audioldm2 convert cvssp/audioldm2 ./audioldm2-base
-
-A JSON file with every setting lies beside each sound, unless --no-json is given. Files of the same name are
-replaced. The published weights are licensed for non-commercial use only (CC BY-NC-SA 4.0).
-"""
-
-FLAG_OF = {  # argument of the library -> flag
-    "audio_length_in_s": "--duration",
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance",
-    "num_waveforms_per_prompt": "--candidates",
-    "guidance_interval": "--guidance-interval",
-    "guidance_rescale": "--guidance-rescale",
-    **{name: f"--{name}" for name in ("steps", "sampler", "eta", "karras", "seed")},
-    **{name: f"--{name}" for name in ("device", "dtype", "heads")},
-}
+DASH_HINT = "a text that begins with '-' is given as --negative-prompt='-...', or after -- at the end"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaint is one sentence in a ValueError, without the usage in front."""
+    """An ArgumentParser whose complaint is one sentence in a ValueError, without the usage in front of it."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
-            flag = message.split()[2].split("=")[0].replace("_", "-")
-            meant = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-            is_prompt = not meant or meant == ["--prompts"]
-            hint = "a prompt stands without a flag, in quotes" if is_prompt else f"did you mean {meant[0]}?"
-            message += f"; {hint}"
-        elif "expected one argument" in message or "ignored explicit argument" in message:
-            message += (
-                "; a text that begins with '-' is given as --negative-prompt='-...', or after -- at the end"
-            )
+            message += f"; {self._hint(message.split()[2])}"
+        elif "--negative-prompt" in self._option_string_actions and (
+            "expected one argument" in message or "ignored explicit argument" in message
+        ):
+            message += f"; {DASH_HINT}"
         raise ValueError(f"{message.removeprefix('argument ')}; see {self.prog} --help.")
+
+    def _hint(self, word: str) -> str:
+        """What an unknown word was probably meant to be."""
+        flag = word.split("=")[0].replace("_", "-")
+        close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        takes_prompt = "--prompts" in self._option_string_actions
+        if takes_prompt and (not close or close == ["--prompts"]):
+            return "a prompt stands without a flag, in quotes"
+        return f"did you mean {close[0]}?" if close else f"there is no {flag}"
+
+    def flag_of(self, name: str) -> str:
+        """The flag that sets an argument of the library; `name` itself where none does.
+
+        Arguments and flags belong together where the `dest` of the flag is the name of the argument. An entry
+        of a list, such as `seed[1]`, has the flag of the list.
+        """
+        base, bracket, entry = name.partition("[")
+        for action in self._actions:
+            flags = [flag for flag in action.option_strings if flag.startswith("--")]
+            if action.dest == base and flags:
+                return flags[0] + bracket + entry
+        return name
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """For --help and --version; argparse ignores an output that is full."""
+        print_result(message.rstrip("\n"))
+
+
+def new_parser(prog: str, description: str, *, usage: str | None = None, epilog: str | None = None) -> Parser:
+    """A parser whose --help keeps the line breaks of its description."""
+    return Parser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=30),
+        allow_abbrev=False,  # --prompt would be --prompts
+    )
 
 
 def whole_number(text: str) -> int:
@@ -62,10 +70,6 @@ def whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
-def seed(text: str) -> int | None:
-    return None if text == "random" else whole_number(text)
-
-
 def number(text: str) -> float:
     try:
         return float(text)
@@ -73,68 +77,50 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
-def generate_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="audioldm2",
-        usage=USAGE,
-        description="Make sound effects and music from text with AudioLDM 2.",
-        epilog=EPILOG,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=32),
-        allow_abbrev=False,  # --prompt would be --prompts
-    )
-    # fmt: off
-    add = parser.add_argument_group("what to hear").add_argument
-    add("prompt", nargs="?", metavar="PROMPT", help="a description of one sound, in quotes")
-    add("--prompts", type=Path, metavar="FILE",
-        help="a text file with one prompt a line, in place of PROMPT; -o is then a folder")
-    add("--negative-prompt", metavar="TEXT", help="what not to hear")
-    add("--duration", type=number, metavar="S",
-        help="how long it lasts, in seconds (default: as the model was trained; 10 for those published)")
-    add("--seed", type=seed, default=0, metavar="N",
-        help="the same seed gives the same sound; 'random' draws one (default: %(default)s)")
-    add("--candidates", type=whole_number, default=1, metavar="N",
-        help="make so many, and write the one that CLAP hears fit the prompt best (default: %(default)s)")
+def add_options(group: Any, options: Iterable[Field]) -> None:
+    """Add the flag of each option field; its `dest` is the name of the field."""
+    for option in options:
+        about = option.metadata
+        common: dict[str, Any] = dict(dest=option.name, default=option.default, help=_help(option))
+        if bool in _types(option):
+            action = argparse.BooleanOptionalAction if option.default else "store_true"
+            group.add_argument(about["flag"], action=action, **common)
+            continue
+        metavar = about["metavar"]
+        if about["values"]:
+            common |= {"nargs": about["values"], "metavar": tuple(metavar.split())}
+        else:
+            common |= {"metavar": metavar}
+        group.add_argument(about["flag"], type=_text_parser(option), **common)
 
-    add = parser.add_argument_group("where it goes").add_argument
-    add("-o", "--output", type=Path, metavar="PATH",
-        help="a sound file (.wav, .flac, .ogg) or a folder (default: here, named by the prompt)")
-    add("--plot", action="store_true", help="save a spectrogram (PNG) beside the sound; needs matplotlib")
-    add("--no-json", dest="json", action="store_false", help="do not save the settings beside the sound")
-    add("--quiet", action="store_true", help="no progress, only notes and errors")
 
-    add = parser.add_argument_group("how it is made").add_argument
-    add("--steps", type=whole_number, default=25, metavar="N", help="denoising steps (default: %(default)s)")
-    add("--guidance", type=number, default=3.5, metavar="X",
-        help="how strongly to follow the prompt; up to 1 is off (default: %(default)s)")
-    add("--sampler", default="dpmpp_2m", metavar="NAME",
-        help="'list' explains them all (default: %(default)s)")
-    add("--eta", type=number, default=0.0, metavar="X",
-        help="noise that the ddim sampler adds, 0 to 1 (default: %(default)g)")
-    add("--karras", action="store_true", help="space the noise levels as Karras et al. 2022 do")
-    add("--guidance-rescale", type=number, default=0.0, metavar="X",
-        help="0 to 1: against too loud and harsh a sound at high guidance (default: %(default)g)")
-    add("--guidance-interval", type=number, nargs=2, metavar=("LO", "HI"),
-        help="guide only where LO < sigma <= HI; sigma is noise over signal, and HI may be inf")
+def _types(option: Field) -> tuple[Any, ...]:
+    """The members of a union, or the only type."""
+    return get_args(option.type) or (option.type,)
 
-    group = parser.add_argument_group("the model")
-    add = group.add_argument
-    add("--model", metavar="NAME",
-        help=f"folder, .pth file or hub id (default: {DEMO}, the small one in the package)")
-    add("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
-    add("--heads", choices=["config", "trained"],
-        help="attention heads of a model in the diffusers layout: as its config says, or 32 wide as the "
-        "published weights were trained (default: %(default)s)")
-    add("--device", default="auto", metavar="NAME",
-        help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
-    add("--dtype", default="auto", metavar="NAME",
-        help="float32, float16, bfloat16 (default: %(default)s: float16 on CUDA; on a CPU that multiplies in "
-        "bfloat16, that where it is not heard; else float32)")
-    add = group.add_mutually_exclusive_group().add_argument
-    add("--offload", action="store_true", help="keep only the network that is running on the GPU")
-    add("--low-memory", action="store_true", help="read each network from disk for its stage only")
-    add("--compile", action="store_true",
-        help="compile the networks first, which takes minutes once: for many sounds, best on a GPU")
 
-    parser.add_argument("--version", action="version", version=f"audioldm2 {package_version()}")
-    # fmt: on
-    return parser
+def _text_parser(option: Field) -> Callable[[str], Any]:
+    """Text to the option's type. Text that is not of this type stays text: the option's rule refuses it."""
+    types = _types(option)
+    parse = option.metadata["parse"] or (float if float in types else int if int in types else str)
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError:
+            return text
+
+    return read
+
+
+def _help(option: Field) -> str:
+    """The option's help with its default, which "%" in it does not disturb."""
+    text = option.metadata["help"].replace("%", "%%")
+    if bool in _types(option) or option.default is MISSING or "default" in text:
+        return text
+    shown = option.default
+    if shown is None:
+        shown = "none"
+    elif isinstance(shown, float):
+        shown = f"{shown:g}"
+    return f"{text} (default: {shown})"

@@ -20,6 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import ops
+from audioldm2.errors import ArgumentError, require_number
+from audioldm2.models.config_rules import (
+    LARGEST_SIZE,
+    MOST_BLOCKS,
+    require_eps,
+    require_multiple,
+    require_positive,
+    require_same_length,
+    require_size_tuples,
+    require_sizes,
+)
 from audioldm2.models.layers import Linear
 
 
@@ -40,6 +51,25 @@ class ClapAudioConfig:
     dropout: float = 0.1  # after the feed-forward, in training only
     eps: float = 1e-5  # of the norms inside the blocks; the other norms have 1e-5 always
     projection_dim: int = 512  # width of the space shared with the texts
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "mels", "spec_size", "in_channels", "patch_stride", "dim", "window")
+        require_sizes(self, "projection_dim")
+        require_sizes(self, "patch_size", least=self.patch_stride, most=self.spec_size)
+        require_multiple("spec_size", self.spec_size, "mels", self.mels)
+        require_size_tuples(self, "depths", most=MOST_BLOCKS)
+        require_size_tuples(self, "heads")
+        require_same_length(self, "depths", "heads", each="stage")
+        doublings = len(self.depths) - 1
+        require_sizes(self, "dim", most=LARGEST_SIZE >> doublings)  # the last stage is that much wider
+        for stage, heads in enumerate(self.heads):
+            require_multiple(f"dim * {2**stage}", self.dim * 2**stage, f"heads[{stage}]", heads)
+        require_positive(self, "ff_ratio")
+        if int(self.ff_ratio * self.dim) < 1:
+            raise ArgumentError("ff_ratio", self.ff_ratio, f"leave at least one of dim ({self.dim}) channels")
+        if require_number("dropout", self.dropout, 0, 1) == 1:
+            raise ArgumentError("dropout", self.dropout, "be below 1")
+        require_eps(self)
 
 
 class BandNorm(nn.Module):

@@ -17,21 +17,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import ops
+from audioldm2.errors import require_whole
+from audioldm2.models.config_rules import MOST_BLOCKS, require_eps, require_multiple, require_sizes
 from audioldm2.models.layers import Linear
 
 
 @dataclass(frozen=True)
 class ClapTextConfig:
-    vocabulary: int = 50265
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    ff_dim: int = 3072
+    """Defaults: the text branch of laion/clap-htsat-unfused, a RoBERTa-base."""
+
+    vocabulary: int = 50265  # tokens of RoBERTa's byte-level BPE
+    dim: int = 768  # width of the residual stream
+    depth: int = 12  # blocks
+    heads: int = 12  # attention heads a block
+    ff_dim: int = 3072  # hidden width of the feed-forward
     max_positions: int = 514  # 512 tokens, after the padding id and those below it
-    padding_id: int = 1
+    padding_id: int = 1  # token that pads; positions start behind it
     token_types: int = 1  # only type 0 is ever used
-    projection_dim: int = 512
-    eps: float = 1e-12
+    projection_dim: int = 512  # width of the space shared with the sounds
+    eps: float = 1e-12  # of all norms
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "vocabulary", "dim", "heads", "ff_dim", "max_positions", "token_types")
+        require_sizes(self, "projection_dim")
+        require_sizes(self, "depth", most=MOST_BLOCKS)
+        require_whole("padding_id", self.padding_id, 0, self.vocabulary - 1)
+        require_multiple("dim", self.dim, "heads", self.heads)
+        require_eps(self)
 
 
 class Attention(nn.Module):

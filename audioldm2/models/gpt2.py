@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import ops
+from audioldm2.models.config_rules import MOST_BLOCKS, require_eps, require_multiple, require_sizes
 from audioldm2.models.layers import Linear
 
 KeyValue = tuple[Tensor, Tensor]  # keys and values so far, (batch, seq, dim) each
@@ -24,12 +25,20 @@ KeyValue = tuple[Tensor, Tensor]  # keys and values so far, (batch, seq, dim) ea
 
 @dataclass(frozen=True)
 class GPT2Config:
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    max_positions: int = 1024
-    new_vectors: int = 8  # how many it generates
-    eps: float = 1e-5
+    """Defaults: GPT-2 small, as in all published AudioLDM 2 models of sounds and music."""
+
+    dim: int = 768  # width of the residual stream
+    depth: int = 12  # blocks
+    heads: int = 12  # attention heads a block
+    max_positions: int = 1024  # vectors in a sequence, generated ones included
+    new_vectors: int = 8  # how many it generates; 512 in the speech models
+    eps: float = 1e-5  # of all norms
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "dim", "heads", "max_positions", "new_vectors")
+        require_sizes(self, "depth", most=MOST_BLOCKS)
+        require_multiple("dim", self.dim, "heads", self.heads)
+        require_eps(self)
 
 
 class Attention(nn.Module):

@@ -17,20 +17,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import ops
+from audioldm2.errors import ArgumentError, require_bool, require_number
+from audioldm2.models.config_rules import (
+    require_entries,
+    require_same_length,
+    require_size_tuples,
+    require_sizes,
+)
 from audioldm2.models.layers import Conv1d
 
 
 @dataclass(frozen=True)
 class HiFiGANConfig:
-    mels: int = 64
-    sample_rate: int = 16000  # Hz
+    """Defaults: all published 16 kHz models."""
+
+    mels: int = 64  # bands of the spectrogram
+    sample_rate: int = 16000  # Hz, of the waveform
     channels: int = 1024  # before the first upsampling; halved by each
-    upsample_rates: tuple[int, ...] = (5, 4, 2, 2, 2)
-    upsample_kernels: tuple[int, ...] = (16, 16, 8, 4, 4)
-    branch_kernels: tuple[int, ...] = (3, 7, 11)  # the parallel residual branches after each upsampling
-    branch_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    upsample_rates: tuple[int, ...] = (5, 4, 2, 2, 2)  # per stage; their product is the hop
+    upsample_kernels: tuple[int, ...] = (16, 16, 8, 4, 4)  # per stage
+    branch_kernels: tuple[int, ...] = (3, 7, 11)  # of the parallel residual branches after each upsampling
+    branch_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))  # per branch
     slope: float = 0.1  # of the leaky ReLUs
     normalize_before: bool = False  # whiten the spectrogram by the stored mean and scale first
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "mels", "sample_rate")
+        require_size_tuples(self, "upsample_rates", "upsample_kernels", "branch_kernels")
+        require_same_length(self, "upsample_rates", "upsample_kernels", each="stage")
+        pairs = zip(self.upsample_rates, self.upsample_kernels, strict=True)
+        if any(kernel < rate for rate, kernel in pairs):  # some samples would get no value
+            allowed = f"be at least the upsample_rates {self.upsample_rates}, stage by stage"
+            raise ArgumentError("upsample_kernels", self.upsample_kernels, allowed)
+        stages = len(self.upsample_rates)
+        require_sizes(self, "channels", least=2 ** min(stages, 20))  # each stage halves them
+        if not isinstance(self.branch_dilations, tuple):
+            raise ArgumentError("branch_dilations", self.branch_dilations, "be a tuple, one entry a branch")
+        require_same_length(self, "branch_kernels", "branch_dilations", each="branch")
+        for index, dilations in enumerate(self.branch_dilations):
+            require_entries(f"branch_dilations[{index}]", dilations)
+        if any(kernel % 2 == 0 for kernel in self.branch_kernels):  # no padding centres an even one
+            raise ArgumentError("branch_kernels", self.branch_kernels, "hold odd numbers")
+        require_number("slope", self.slope, 0, 1)
+        require_bool("normalize_before", self.normalize_before)
 
     @property
     def hop(self) -> int:

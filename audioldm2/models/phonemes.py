@@ -19,19 +19,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2.models.config_rules import MOST_BLOCKS, require_eps, require_multiple, require_sizes
 from audioldm2.models.layers import Conv1d, Linear
 
 
 @dataclass(frozen=True)
 class PhonemesConfig:
+    """Defaults: the text encoder of VITS, as in the published speech models."""
+
     vocabulary: int = 183  # symbols; the first pads
-    dim: int = 192
-    depth: int = 6
-    heads: int = 2
-    ff_dim: int = 768
-    ff_kernel: int = 3
-    window: int = 4  # distances beyond it are not told apart: they add nothing
-    eps: float = 1e-5
+    dim: int = 192  # width of the residual stream
+    depth: int = 6  # blocks
+    heads: int = 2  # attention heads a block
+    ff_dim: int = 768  # hidden channels of the convolutional feed-forward
+    ff_kernel: int = 3  # its kernel, in phonemes
+    window: int = 4  # largest distance with a vector of its own; larger ones add nothing
+    eps: float = 1e-5  # of all norms
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "vocabulary", "dim", "heads", "ff_dim", "window")
+        require_sizes(self, "depth", "ff_kernel", most=MOST_BLOCKS)
+        require_multiple("dim", self.dim, "heads", self.heads)
+        require_eps(self)
 
 
 class Attention(nn.Module):

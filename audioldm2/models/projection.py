@@ -16,15 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audioldm2.models.config_rules import require_sizes
 from audioldm2.models.layers import Linear
 
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    clap_dim: int = 512
-    t5_dim: int = 1024
-    gpt2_dim: int = 768
-    positions: int = 0  # of learned position vectors, added to the second encoding; 310 in the speech model
+    """Defaults: all published models of sounds and music."""
+
+    clap_dim: int = 512  # width of CLAP's vector
+    t5_dim: int = 1024  # width of T5's vectors, or of the phoneme encoder's
+    gpt2_dim: int = 768  # width of the sequence that GPT-2 continues
+    positions: int = 0  # learned position vectors, added to the second encoding; 310 in the speech model
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "clap_dim", "t5_dim", "gpt2_dim")
+        require_sizes(self, "positions", least=0)
 
 
 class Projection(nn.Module):

@@ -19,20 +19,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import ops
+from audioldm2.errors import ArgumentError
+from audioldm2.models.config_rules import MOST_BLOCKS, require_eps, require_sizes
 from audioldm2.models.layers import Linear
 
 
 @dataclass(frozen=True)
 class T5Config:
-    vocabulary: int = 32128
-    dim: int = 1024
-    depth: int = 24
-    heads: int = 16
+    """Defaults: the encoder of google/flan-t5-large."""
+
+    vocabulary: int = 32128  # SentencePiece tokens, padded to a multiple of 128
+    dim: int = 1024  # width of the residual stream
+    depth: int = 24  # blocks
+    heads: int = 16  # attention heads a block
     head_dim: int = 64  # heads * head_dim need not be dim
-    ff_dim: int = 2816
+    ff_dim: int = 2816  # hidden width of the gated feed-forward
     buckets: int = 32  # of signed distances between tokens
     max_distance: int = 128  # further apart is all one bucket
-    eps: float = 1e-6
+    eps: float = 1e-6  # of all norms
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "vocabulary", "dim", "heads", "head_dim", "ff_dim", "max_distance")
+        require_sizes(self, "depth", most=MOST_BLOCKS)
+        require_sizes(self, "buckets", least=4)  # two a direction, one of them for the far ones
+        if self.max_distance <= self.buckets // 4:
+            fourth = self.buckets // 4
+            raise ArgumentError("max_distance", self.max_distance, f"be above a fourth of buckets ({fourth})")
+        require_eps(self)
 
 
 class RMSNorm(nn.Module):

@@ -25,6 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import ops
+from audioldm2.errors import ArgumentError
+from audioldm2.models.config_rules import (
+    MOST_BLOCKS,
+    require_eps,
+    require_multiple,
+    require_same_length,
+    require_size_tuples,
+    require_sizes,
+)
 from audioldm2.models.layers import (
     Conv2d,
     Linear,
@@ -41,20 +50,41 @@ SELF, GPT2, T5, LAST_SELF = "self_attn", "gpt2_attn", "t5_attn", "last_self_attn
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The base model. In the large one each level with transformers has a LAST_SELF too, and `depth` is 2."""
+    """Defaults: the base model. The large one has depth 2 and a LAST_SELF wherever it has transformers."""
 
-    latent_channels: int = 8
+    latent_channels: int = 8  # channels of the latent, and of the predicted noise
     channels: tuple[int, ...] = (128, 256, 384, 640)  # per level, from fine to coarse
     # Per level: the weights were trained with heads 32 wide; the published config reads as 8 at every level.
     heads: tuple[int, ...] = (4, 8, 12, 20)
     transformers: tuple[tuple[str, ...], ...] = ((), (SELF, GPT2, T5), (SELF, GPT2, T5), (SELF, GPT2, T5))
     depth: int = 1  # blocks in a transformer
     layers: int = 2  # layers in a level on the way down; one more on the way up
-    gpt2_dim: int = 768
-    t5_dim: int = 1024
-    film_dim: int = 0  # of the vector beside the diffusion time; 0: there is none. 512 in the 48 kHz model
-    norm_groups: int = 32
-    eps: float = 1e-5
+    gpt2_dim: int = 768  # width of the vectors in `gpt2_context`
+    t5_dim: int = 1024  # width of the vectors in `text_context`
+    film_dim: int = 0  # width of the vector beside the diffusion time; 0: there is none. 512 at 48 kHz
+    norm_groups: int = 32  # groups of every group norm
+    eps: float = 1e-5  # of the group norms in residual blocks
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "latent_channels", "gpt2_dim", "t5_dim", "norm_groups")
+        require_sizes(self, "depth", "layers", most=MOST_BLOCKS)
+        require_sizes(self, "film_dim", least=0)
+        require_size_tuples(self, "channels", "heads")
+        if not isinstance(self.transformers, tuple):
+            raise ArgumentError("transformers", self.transformers, "be a tuple, one entry a level")
+        for index, roles in enumerate(self.transformers):
+            known = isinstance(roles, tuple) and all(role in (SELF, GPT2, T5, LAST_SELF) for role in roles)
+            if not known or len(set(roles)) < len(roles):
+                allowed = f"name each of {SELF}, {GPT2}, {T5}, {LAST_SELF} at most once"
+                raise ArgumentError(f"transformers[{index}]", roles, allowed)
+        require_same_length(self, "channels", "heads", "transformers", each="level")
+        require_multiple("channels", self.channels, "norm_groups", self.norm_groups)
+        if self.channels[0] % 2:
+            raise ArgumentError("channels[0]", self.channels[0], "be even, for pairs of sine and cosine")
+        for index, (width, heads) in enumerate(zip(self.channels, self.heads, strict=True)):
+            if self.transformers[index]:
+                require_multiple(f"channels[{index}]", width, f"heads[{index}]", heads)
+        require_eps(self)
 
     @property
     def time_dim(self) -> int:

@@ -20,6 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import ops
+from audioldm2.models.config_rules import (
+    MOST_BLOCKS,
+    require_multiple,
+    require_positive,
+    require_same_length,
+    require_size_tuples,
+    require_sizes,
+)
 from audioldm2.models.layers import Conv2d, Linear, ModuleList, UpsamplingConv
 
 # Runs a function of a map and `Statistics` on windows of the map, and joins the results.
@@ -28,12 +36,23 @@ Tile = Callable[[Callable[..., Tensor], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class VAEConfig:
+    """Defaults: all published 16 kHz models. The 48 kHz model has a fourth level."""
+
     mel_channels: int = 1  # a spectrogram is an image with one channel
-    latent_channels: int = 8
+    latent_channels: int = 8  # channels of the latent that the denoiser works on
     channels: tuple[int, ...] = (128, 256, 512)  # per level, from fine to coarse; each further level halves
     layers: int = 2  # residual blocks in a level of the encoder; the decoder has one more
-    norm_groups: int = 32
+    norm_groups: int = 32  # groups of every group norm
     scaling_factor: float = 0.4110932946205139  # 1 / standard deviation of the training latents
+
+    def __post_init__(self) -> None:
+        require_sizes(self, "mel_channels", most=1)
+        require_sizes(self, "latent_channels", "norm_groups")
+        require_sizes(self, "layers", most=MOST_BLOCKS)
+        require_size_tuples(self, "channels")
+        require_same_length(self, "channels", each="level")
+        require_multiple("channels", self.channels, "norm_groups", self.norm_groups)
+        require_positive(self, "scaling_factor")
 
     @property
     def downsampling(self) -> int:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from audioldm2.audio import clap_log_mel, resample
-from audioldm2.checkpoints.storage import Checkpoint, hearing_of
+from audioldm2.checkpoints.storage import Checkpoint, clap_mel_of
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.tokenizers import ClapTokenizer, pad
 from audioldm2.training.losses import contrastive_loss
@@ -81,7 +81,7 @@ class ClapStage(Stage[ClapRecipe]):
     ) -> None:
         super().__init__(checkpoint, recipe, device, seed)
         self.tokenizer = ClapTokenizer.from_folder(checkpoint.tokenizers["clap_tokenizer"])
-        self.clap_mel = hearing_of(checkpoint, checkpoint.source)
+        self.clap_mel = clap_mel_of(checkpoint, checkpoint.source)
 
     def trainable(self) -> tuple[str, ...]:
         return ("clap_text", "clap_audio") if self.recipe.train_text else ("clap_audio",)

@@ -107,7 +107,7 @@ class _Inputs:
         yield "vae", lambda net, dtype: net.decode(z.to(dtype)).squeeze(1)
         yield "hifigan", lambda net, dtype: net(outputs["vae"].to(dtype))
         rate = self.checkpoint.configs["hifigan"].sample_rate
-        clap_mel = storage.hearing_of(self.checkpoint, self.checkpoint.source)
+        clap_mel = storage.clap_mel_of(self.checkpoint, self.checkpoint.source)
         wave = resample(outputs["hifigan"], rate, clap_mel.sample_rate)[:, : 10 * clap_mel.sample_rate]
         yield "clap_audio", lambda net, dtype: net(clap_log_mel(wave, clap_mel).to(dtype))
 

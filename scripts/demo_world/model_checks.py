@@ -38,7 +38,7 @@ FRESH_SEED = 7  # of the world, for reference sounds; training uses seed 0
 
 
 class Judge(Protocol):
-    """CLAP embeddings; `scripts/evaluate.py` has the implementation."""
+    """CLAP embeddings; `audioldm2.evaluation` has the implementation."""
 
     def of_texts(self, texts: Sequence[str]) -> Tensor:
         """Embeds texts: (texts, dim), unit vectors."""

@@ -179,7 +179,7 @@ def test_operations_of_compiled_code_are_counted_in_eager_mode():
         (["--default", "--steps", "5"], "--default cannot be combined with --steps"),
         (["--peer-steps", "5"], "--peer-steps needs --default"),
         (["--json", "nowhere/found.json"], "the folder nowhere does not exist"),
-        (["--device", "abacus"], "device='abacus' is not on this machine"),
+        (["--device", "abacus"], "device is 'abacus', which is not on this machine"),
         (["--model", "./nowhere"], "nowhere"),
         (["--model", "TINY", "--no-peer", "--dtype", "int8"], "dtype='int8' is not supported"),
     ],

@@ -10,8 +10,8 @@ import soundfile
 import audioldm2
 from audioldm2.checkpoints import hub, storage
 from audioldm2.cli.main import main
+from audioldm2.evaluation import Judge
 from scripts.demo_world.model_checks import ModelChecks
-from scripts.evaluate import Judge
 
 TOLERANCE = 0.11  # of fractions; another machine rounds differently, so one sound in ten may change sides
 MEASURED = {  # with scripts/evaluate.py --model demo
@@ -63,7 +63,7 @@ def test_command_line_uses_the_demo_model_by_default(tmp_path: Path, monkeypatch
     wave, rate = soundfile.read("beep.wav")
     model = storage.read(hub.DEMO_FOLDER)
     assert rate == 16_000 and len(wave) == model.seconds * rate and 0.01 < np.abs(wave).max() < 1
-    assert json.loads(Path("beep.json").read_text())["model"] == "demo"
+    assert json.loads(Path("beep.wav.json").read_text())["model"] == "demo"
 
 
 def test_explicit_demo_model_is_not_announced(tmp_path: Path, monkeypatch, capsys):

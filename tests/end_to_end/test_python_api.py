@@ -1,8 +1,9 @@
-"""The Python face: names, shapes and promises that users rely on, with the tiny model."""
+"""The Python API: names, shapes and promises that users rely on, with the tiny model."""
 
+import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import soundfile
 import torch
 
 import audioldm2
+from audioldm2.options import GenerationOptions
 
 QUICK = dict(audio_length_in_s=0.2, num_inference_steps=3)  # 20 mel frames, 5 latent frames, 3,200 samples
 
@@ -21,14 +23,14 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, tiny_folder) -> Path:
-    """A folder to run in, in which the tiny model has the published model's name."""
+    """A folder to run in, where the tiny model has the published model's name."""
     (tmp_path / "cvssp").mkdir()
     (tmp_path / "cvssp" / "audioldm2").symlink_to(tiny_folder)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_the_public_face_runs_as_the_design_writes_it(here):
+def test_calls_of_the_public_api(here):
     model = audioldm2.load("cvssp/audioldm2", device="auto", dtype="auto")
     result = model.generate(
         "Techno music with a strong beat",
@@ -51,7 +53,7 @@ def test_the_public_face_runs_as_the_design_writes_it(here):
     assert soundfile.info("techno.wav").frames == 160000
 
 
-def test_what_is_public_is_all_there():
+def test_public_names():
     assert set(audioldm2.__all__) == {
         "SAMPLERS", "AudioLDM2", "Conditioning", "NoiseSchedule", "Result", "TruncationWarning",
         "WeightsError", "load",
@@ -59,8 +61,8 @@ def test_what_is_public_is_all_there():
     assert all(hasattr(audioldm2, name) for name in audioldm2.__all__)
 
 
-def test_a_sound_needs_no_compiler(tiny_folder):
-    """PyTorch's own takes longer to import than a small model takes to load; see `models.build_on_meta`."""
+def test_generating_does_not_import_the_compiler(tiny_folder):
+    """PyTorch's compiler takes longer to import than a small model to load; see `models.build_on_meta`."""
     program = f"""
 import sys, audioldm2
 model = audioldm2.load({str(tiny_folder)!r}, device="cpu")
@@ -71,7 +73,7 @@ print("torch._dynamo" in sys.modules)
     assert run.stdout == "False\n", run.stderr
 
 
-def test_a_sound_is_ordinary(tiny_model):
+def test_sound_is_finite_and_of_ordinary_loudness(tiny_model):
     audio = tiny_model.generate("dog", audio_length_in_s=1.0).audio
     assert audio.isfinite().all()
     assert 0.01 < audio.std() < 0.5 and audio.abs().max() <= 1
@@ -81,7 +83,7 @@ def test_a_sound_is_ordinary(tiny_model):
     dict(prompt="cat"), dict(negative_prompt="noise"), dict(seed=1), dict(guidance_scale=7.0),
     dict(sampler="ddim"),
 ])  # fmt: skip
-def test_every_setting_is_heard(tiny_model, change):
+def test_every_setting_changes_the_sound(tiny_model, change):
     plain = tiny_model.generate("dog", **QUICK).audio
     changed = tiny_model.generate(**{"prompt": "dog", **QUICK, **change}).audio
     assert relative_error(changed, plain) > 1e-3
@@ -90,7 +92,7 @@ def test_every_setting_is_heard(tiny_model, change):
 # Stages -----------------------------------------------------------------------------------------------------
 
 
-def test_the_stages_in_a_row_are_generate(tiny_model):
+def test_stages_in_a_row_equal_generate(tiny_model):
     noise = torch.randn(1, 8, 5, 16)
     whole = tiny_model.generate("dog", negative_prompt="noise", latents=noise, num_inference_steps=3)
     conditioning = tiny_model.encode_prompt("dog", negative_prompt="noise")
@@ -100,7 +102,7 @@ def test_the_stages_in_a_row_are_generate(tiny_model):
     assert relative_error(wave[:, :3200], whole.audio[0]) < 1e-4
 
 
-def test_the_noise_of_a_seed_is_an_ordinary_draw_on_the_cpu(tiny_model):
+def test_noise_of_a_seed_is_a_plain_draw_on_the_cpu(tiny_model):
     noise = torch.randn((1, 8, 5, 16), generator=torch.Generator().manual_seed(4))
     assert torch.equal(
         tiny_model.generate("dog", latents=noise, num_inference_steps=3).audio,
@@ -109,7 +111,7 @@ def test_the_noise_of_a_seed_is_an_ordinary_draw_on_the_cpu(tiny_model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_seed_means_the_same_under_another_default_dtype(tiny_model, dtype):
+def test_seed_gives_the_same_sound_under_another_default_dtype(tiny_model, dtype):
     request = dict(audio_length_in_s=0.64, num_inference_steps=2, seed=5)
     expected = tiny_model.generate("a dog barks", **request)
     usual = torch.get_default_dtype()
@@ -121,39 +123,66 @@ def test_a_seed_means_the_same_under_another_default_dtype(tiny_model, dtype):
     assert (found.latents - expected.latents).norm() < 1e-3 * expected.latents.norm()
 
 
-def test_the_stages_take_numbers_of_numpy(tiny_model):
-    told, noise = tiny_model.encode_prompt("a dog barks"), torch.randn(tiny_model.sound.latents(1, 16))
-    assert torch.equal(
-        tiny_model.denoise(told, noise, num_inference_steps=np.int64(2)),
-        tiny_model.denoise(told, noise, num_inference_steps=2),
-    )
+def test_numpy_scalars_are_numbers(tiny_model):
+    plain = dict(
+        audio_length_in_s=0.2, num_inference_steps=2, guidance_scale=2.5, eta=0.5, seed=3,
+        num_waveforms_per_prompt=2, guidance_interval=(0.5, 5.0), guidance_rescale=0.5,
+    )  # fmt: skip
+    numpy = dict(
+        audio_length_in_s=np.float64(0.2), num_inference_steps=np.int64(2), guidance_scale=np.float32(2.5),
+        eta=np.float16(0.5), seed=np.uint8(3), num_waveforms_per_prompt=np.int32(2),
+        guidance_interval=(np.float32(0.5), np.int8(5)), guidance_rescale=np.float32(0.5),
+    )  # fmt: skip
+    expected = tiny_model.generate("dog", sampler="ddim", **plain)
+    found = tiny_model.generate("dog", sampler="ddim", **numpy)
+    assert torch.equal(found.audio, expected.audio)
+    assert json.loads(json.dumps(found.record(np.int64(0)))) == json.loads(json.dumps(expected.record()))
+    seeds = tiny_model.generate(["dog", "cat"], seed=[np.int64(3), np.uint16(4)], **QUICK)
+    assert seeds.seeds == [[3], [4]]
+
+
+def test_score_takes_arrays_of_numpy(tiny_model):
+    wave = np.random.default_rng(0).standard_normal(8000) * 0.1
+    expected = tiny_model.score("rain", torch.from_numpy(wave).float())
+    for array in (wave, wave.astype(np.float32), wave[None], wave[::-1][::-1]):
+        assert torch.allclose(tiny_model.score("rain", array, np.int64(16_000)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_paths_are_text_or_path(tiny_folder, tmp_path, kind):
+    model = audioldm2.load(kind(tiny_folder), device="cpu")
+    assert model.generate("dog", **QUICK).save(kind(tmp_path / "a.wav")) == [tmp_path / "a.wav"]
+    assert audioldm2.audio.read(kind(tmp_path / "a.wav"))[1] == 16_000
 
 
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda model, told, z: model.denoise(told[:0], z), "conditioning has no rows"),
+        (lambda model, encoded, z: model.denoise(encoded[:0], z), "conditioning has no rows"),
         (
-            lambda model, told, z: model.denoise(replace(told, negative=narrow(told.negative)), z),
-            "this model needs",
+            lambda model, encoded, z: model.denoise(replace(encoded, negative=narrow(encoded.negative)), z),
+            "conditioning has .*; it has to have .*encode_prompt",
         ),
-        (lambda model, told, z: model.score("rain", torch.zeros(9000), sample_rate=0), "sample_rate is 0"),
-        (lambda model, told, z: model.score("rain", torch.zeros(9000, dtype=torch.int16)), "floats in"),
-        (lambda model, told, z: model.score("rain", torch.zeros(0, 9000)), "with one sample or more"),
-        (lambda model, told, z: model.score("rain", torch.zeros(1, 1, 9000)), r"\(sounds, samples\)"),
+        (lambda model, encoded, z: model.score("rain", torch.zeros(9000), sample_rate=0), "sample_rate is 0"),
+        (lambda model, encoded, z: model.score("rain", torch.zeros(9000, dtype=torch.int16)), "floats in"),
+        (
+            lambda model, encoded, z: model.score("rain", torch.zeros(0, 9000)),
+            "at least one sample|one sample or more",
+        ),
+        (lambda model, encoded, z: model.score("rain", torch.zeros(1, 1, 9000)), r"\(sounds, samples\)"),
     ],
 )
-def test_the_stages_name_what_is_wrong(tiny_model, ask, words):
-    told = tiny_model.encode_prompt("a dog barks")
+def test_stages_name_the_wrong_argument(tiny_model, ask, words):
+    encoded = tiny_model.encode_prompt("a dog barks")
     with pytest.raises(ValueError, match=words):
-        ask(tiny_model, told, torch.randn(tiny_model.sound.latents(1, 16)))
+        ask(tiny_model, encoded, torch.randn(tiny_model.sound.latents(1, 16)))
 
 
-def narrow(told: audioldm2.Conditioning) -> audioldm2.Conditioning:
-    return replace(told, text_context=told.text_context[..., :-1])
+def narrow(encoded: audioldm2.Conditioning) -> audioldm2.Conditioning:
+    return replace(encoded, text_context=encoded.text_context[..., :-1])
 
 
-def test_a_conditioning_can_be_saved_and_passed_back(tiny_model, tmp_path):
+def test_conditioning_can_be_saved_and_passed_back(tiny_model, tmp_path):
     conditioning = tiny_model.encode_prompt(["dog", "a longer prompt of several words"], "noise")
     parts = [conditioning, conditioning.negative]
     for part in parts:
@@ -172,11 +201,11 @@ def test_a_conditioning_can_be_saved_and_passed_back(tiny_model, tmp_path):
     assert torch.equal(tiny_model.denoise(again, noise, num_inference_steps=2), first)
 
 
-def test_the_stages_track_no_gradients(tiny_model):
+def test_stages_track_no_gradients(tiny_model):
     assert not tiny_model.generate("dog", **QUICK).latents.requires_grad
 
 
-def test_generate_leaves_the_global_randomness_alone(tiny_model):
+def test_generate_leaves_the_global_generator_alone(tiny_model):
     before = torch.get_rng_state()
     tiny_model.generate("dog", sampler="ddim", eta=1.0, num_waveforms_per_prompt=2, **QUICK)
     assert torch.equal(torch.get_rng_state(), before)
@@ -198,7 +227,7 @@ def test_on_step_is_called_once_a_step(tiny_model, sampler):
     assert {shape for _, _, shape in seen} == {(1, 8, 5, 16)}
 
 
-def test_returning_false_stops_early_and_keeps_what_is_there(tiny_model):
+def test_returning_false_stops_early_and_keeps_the_estimate(tiny_model):
     seen = []
 
     def on_step(step: int, t: float, x0: torch.Tensor) -> bool:
@@ -211,7 +240,7 @@ def test_returning_false_stops_early_and_keeps_what_is_there(tiny_model):
     assert result.audio.shape == (1, 1, 3200)
 
 
-def test_stages_are_told_in_order(tiny_model):
+def test_on_stage_reports_stages_in_order(tiny_model):
     stages = []
     tiny_model.generate("dog", num_waveforms_per_prompt=2, on_stage=stages.append, **QUICK)
     assert stages == ["encoding the prompt", "denoising", "decoding", "vocoding", "ranking"]
@@ -220,7 +249,7 @@ def test_stages_are_told_in_order(tiny_model):
 # Several prompts, several candidates ------------------------------------------------------------------------
 
 
-def test_a_list_of_prompts_gives_each_the_sound_that_it_has_alone(tiny_model):
+def test_prompts_of_a_list_sound_as_alone(tiny_model):
     prompts = ["dog", "Techno music with a strong, upbeat tempo and high melodic riffs"]
     result = tiny_model.generate(prompts, negative_prompt=["noise", ""], seed=[3, 4], **QUICK)
     assert result.audio.shape == (2, 1, 3200)
@@ -230,7 +259,7 @@ def test_a_list_of_prompts_gives_each_the_sound_that_it_has_alone(tiny_model):
         assert relative_error(result.audio[place], alone.audio[0]) < 1e-4
 
 
-def test_candidates_are_best_first_and_each_can_be_made_again_from_its_seed(tiny_model):
+def test_candidates_are_best_first_and_reproducible_by_seed(tiny_model):
     prompts = ["dog", "a church bell and a violin"]
     result = tiny_model.generate(prompts, num_waveforms_per_prompt=3, seed=10, **QUICK)
     assert result.audio.shape == (2, 3, 3200) and result.latents.shape == (6, 8, 5, 16)
@@ -246,21 +275,21 @@ def test_candidates_are_best_first_and_each_can_be_made_again_from_its_seed(tiny
             assert score.item() == pytest.approx(result.scores[place, candidate].item(), abs=1e-5)
 
 
-def test_noise_of_a_stochastic_sampler_belongs_to_the_seed_too(tiny_model):
+def test_seed_decides_the_noise_of_a_stochastic_sampler(tiny_model):
     settings = dict(sampler="dpmpp_2m_sde", **QUICK)
     together = tiny_model.generate(["dog", "cat"], num_waveforms_per_prompt=2, seed=7, **settings)
     alone = tiny_model.generate("cat", seed=together.seeds[1][1], **settings)
     assert relative_error(together.audio[1, 1], alone.audio[0, 0]) < 1e-4
 
 
-def test_the_largest_seed_goes_round_and_its_candidates_can_be_made_again(tiny_model):
+def test_seed_after_the_largest_is_zero(tiny_model):
     result = tiny_model.generate("dog", num_waveforms_per_prompt=2, seed=2**63 - 1, **QUICK)
     assert sorted(result.seeds[0]) == [0, 2**63 - 1]
     alone = tiny_model.generate("dog", seed=0, **QUICK)
     assert relative_error(result.audio[0, result.seeds[0].index(0)], alone.audio[0, 0]) < 1e-4
 
 
-def test_no_seed_draws_one_and_tells_it(tiny_model):
+def test_seed_none_draws_one_and_returns_it(tiny_model):
     first, second = (tiny_model.generate("dog", seed=None, **QUICK) for _ in range(2))
     assert first.seeds != second.seeds
     again = tiny_model.generate("dog", seed=first.seeds[0], **QUICK)
@@ -268,6 +297,17 @@ def test_no_seed_draws_one_and_tells_it(tiny_model):
 
 
 # Files ------------------------------------------------------------------------------------------------------
+
+
+def test_record_has_every_option_as_plain_values(tiny_model):
+    settings = dict(seed=[5, 6], guidance_interval=(0, float("inf")), negative_prompt=["a", "b"], **QUICK)
+    result = tiny_model.generate(["dog", "cat"], **settings)
+    for prompt, (seed, negative) in enumerate(((5, "a"), (6, "b"))):
+        record = json.loads(json.dumps(result.record(prompt), allow_nan=False))
+        assert {each.name for each in fields(GenerationOptions)} - {"latents"} <= set(record)
+        assert (record["seed"], record["negative_prompt"]) == (seed, negative)
+        assert (record["audio_length_in_s"], record["num_inference_steps"]) == (0.2, 3)
+        assert {"audioldm2", "model", "device", "dtype", "prompt", "sample_rate", "score"} <= set(record)
 
 
 def test_save_writes_the_best_sound_of_each_prompt(tiny_model, tmp_path):
@@ -281,7 +321,7 @@ def test_save_writes_the_best_sound_of_each_prompt(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mp3", "a", "folder.wav/"])
-def test_save_refuses_what_it_cannot_write(tiny_model, tmp_path, name):
+def test_save_rejects_other_endings_and_folders(tiny_model, tmp_path, name):
     (tmp_path / "folder.wav").mkdir()
     with pytest.raises((ValueError, OSError), match=r"a\.mp3|a ends|folder\.wav"):
         tiny_model.generate("dog", **QUICK).save(tmp_path / name)
@@ -294,21 +334,21 @@ def test_save_refuses_what_it_cannot_write(tiny_model, tmp_path, name):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(prompt=[]), "prompt is an empty list"),
+        (dict(prompt=[]), r"prompt is \[\]; it has to be"),
         (dict(prompt=5), "prompt is 5; it has to be a text"),
-        (dict(negative_prompt=["a", "b"]), "negative_prompt has 2 entries and prompt has 1"),
+        (dict(negative_prompt=["a", "b"]), "negative_prompt has 2 entries for 1 prompts"),
         (dict(audio_length_in_s=0), "audio_length_in_s is 0"),
         (dict(num_inference_steps=2.5), "num_inference_steps is 2.5"),
         (dict(num_waveforms_per_prompt=0), "num_waveforms_per_prompt is 0"),
         (dict(guidance_scale=float("nan")), "guidance_scale is nan"),
         (dict(sampler="plms"), "sampler is 'plms'"),
-        (dict(eta=2.0, sampler="ddim"), "eta=2.0"),
+        (dict(eta=2.0, sampler="ddim"), "eta is 2.0"),
         (dict(seed=-1), "seed is -1"),
         (dict(latents=torch.zeros(1, 8, 5, 4)), "latents has shape"),
         (dict(guidance_interval=(3, 1)), "guidance_interval is"),
     ],
 )
-def test_a_wrong_argument_is_named_before_any_network_runs(tiny_model, monkeypatch, arguments, words):
-    monkeypatch.setattr(tiny_model, "networks", None)
+def test_wrong_argument_is_named_before_any_network_runs(tiny_model, monkeypatch, arguments, words):
+    monkeypatch.setattr(tiny_model.networks, "running", None)
     with pytest.raises(ValueError, match=words):
         tiny_model.generate(**{"prompt": "dog", **arguments})

@@ -1,4 +1,4 @@
-"""Every script prints its help from anywhere; the scripts that measure and score run on small requests."""
+"""Every script prints its help from anywhere; the scripts that measure run on small requests."""
 
 import importlib.util
 import os
@@ -7,9 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-from audioldm2.audio import write_wav
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -49,20 +46,6 @@ def run(monkeypatch, capsys):
         return capsys.readouterr().out.splitlines()
 
     return run
-
-
-def test_score_ranks_files_of_any_sample_rate(run, tiny_folder, tiny_model, tmp_path):
-    sounds = {}
-    for name, rate, seconds in (("a.wav", 16_000, 1), ("b.flac", 44_100, 2), ("c.ogg", 48_000, 11)):
-        wave = 0.2 * torch.randn(rate * seconds) * torch.rand(seconds).repeat_interleave(rate)
-        write_wav(tmp_path / name, wave, rate)
-        sounds[str(tmp_path / name)] = tiny_model.score("rain", wave, rate).item()
-    lines = [line.split() for line in run("score.py", *sounds, "--prompt", "rain", "--model", tiny_folder)]
-    assert {file for _, file in lines} == set(sounds)
-    scores = [float(score) for score, _ in lines]
-    assert scores == sorted(scores, reverse=True)
-    for score, file in lines:
-        assert float(score) == pytest.approx(sounds[file], abs=0.02)  # 16 bits; Vorbis loses more
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets the peak of a stage")

@@ -1,4 +1,4 @@
-"""Ours in the diffusers layout: the reference loads it strictly and makes our sound, and back it is ours.
+"""Export to the diffusers layout: the reference loads it strictly and generates our sound; and back.
 
 The errors measured are 118 dB below the sound and more.
 """
@@ -64,7 +64,7 @@ SETTINGS = {"audio_length_in_s": 0.97, "num_inference_steps": 10, "negative_prom
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory) -> Path:
-    """In the form that the reference reads without further packages, as the published ones are."""
+    """Tokenizers in the published form, which the reference reads without further packages."""
     folder = tmp_path_factory.mktemp("tokenizers")
     for name, tokenizer in zip(storage.TOKENIZERS, make_reference_checkpoint.small_tokenizers(), strict=True):
         tokenizer.save_pretrained(folder / name)
@@ -73,7 +73,7 @@ def tokenizers(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tokenizers) -> Callable[[str], tuple[Path, Path]]:
-    """A converted folder of a kind, and the same in the diffusers layout."""
+    """Returns a converted folder of a kind, and the same in the diffusers layout."""
     folders: dict[str, tuple[Path, Path]] = {}
 
     def make(kind: str) -> tuple[Path, Path]:
@@ -88,7 +88,7 @@ def made(tmp_path_factory, tokenizers) -> Callable[[str], tuple[Path, Path]]:
 
 
 def checkpoint(kind: str, tokenizers: Path) -> storage.Checkpoint:
-    """Random, of ordinary loudness at each step."""
+    """Return a random checkpoint whose activations have an ordinary size at each step."""
     folders = make_random_checkpoint.find_tokenizers(tokenizers)
     sizes = {
         name: reader.from_folder(folders[name]).splitter.get_vocab_size()
@@ -119,7 +119,7 @@ def states_of(checkpoint: storage.Checkpoint) -> dict[str, dict[str, Tensor]]:
 
 
 def signal_to_error(found: Tensor, expected: Tensor) -> float:
-    """dB."""
+    """Return the ratio in dB."""
     assert found.shape == expected.shape
     assert expected.std() > 0.01, "the reference's sound is too quiet to judge"
     error = (found - expected).double().norm().clamp(min=1e-20)
@@ -128,7 +128,7 @@ def signal_to_error(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("folder", CLASSES)
 @pytest.mark.parametrize("kind", UNETS)
-def test_the_reference_loads_each_network_strictly(made, kind, folder):
+def test_reference_loads_each_network_strictly(made, kind, folder):
     _, diffusers = made(kind)
     _, info = CLASSES[folder].from_pretrained(diffusers / folder, output_loading_info=True)
     found = {what: list(keys) for what, keys in info.items() if keys}
@@ -137,7 +137,7 @@ def test_the_reference_loads_each_network_strictly(made, kind, folder):
 
 @pytest.mark.parametrize("guidance_scale", [3.5, 1.0])
 @pytest.mark.parametrize("kind", UNETS)
-def test_the_reference_makes_our_sound(made, kind, guidance_scale):
+def test_reference_generates_our_sound(made, kind, guidance_scale):
     converted, diffusers = made(kind)
     pipe = AudioLDM2Pipeline.from_pretrained(diffusers)
     pipe.set_progress_bar_config(disable=True)
@@ -151,14 +151,14 @@ def test_the_reference_makes_our_sound(made, kind, guidance_scale):
 
 
 @pytest.mark.parametrize("kind", UNETS)
-def test_there_and_back_it_is_the_same_to_the_bit(made, kind, tmp_path):
+def test_round_trip_is_bit_exact(made, kind, tmp_path):
     converted, diffusers = made(kind)
     before, between = storage.read(converted), convert.read_diffusers(diffusers)
     storage.write(between, tmp_path / "again")
     after = storage.read(tmp_path / "again")
     assert after.configs == between.configs == before.configs
     assert storage.schedule_of(after, "") == storage.schedule_of(before, "")
-    assert storage.hearing_of(after, "") == storage.hearing_of(before, "")
+    assert storage.clap_mel_of(after, "") == storage.clap_mel_of(before, "")
     ours, found = states_of(before), states_of(after)
     assert found.keys() == ours.keys()
     for name, state in ours.items():
@@ -167,10 +167,10 @@ def test_there_and_back_it_is_the_same_to_the_bit(made, kind, tmp_path):
             assert torch.equal(found[name][key], tensor) and found[name][key].dtype == tensor.dtype
     if kind == "music":
         assert storage.schedule_of(after, "") == replace(NoiseSchedule(), beta_end=0.02)
-        assert storage.hearing_of(after, "").f_max == 12000
+        assert storage.clap_mel_of(after, "").f_max == 12000
 
 
-def test_there_and_back_prompts_are_read_alike(made):
+def test_round_trip_keeps_the_tokenizers(made):
     converted, diffusers = made("base")
     before, after = (audioldm2.load(folder, device="cpu") for folder in (converted, diffusers))
     for text in ("a dog", "", "<mask> ünïcödé 日本", "bell " * 600):
@@ -178,8 +178,8 @@ def test_there_and_back_prompts_are_read_alike(made):
         assert before.t5_tokenizer.encode(text) == after.t5_tokenizer.encode(text)
 
 
-def test_half_precision_keeps_what_overflows(made, tmp_path):
-    """And the reference keeps it too."""
+def test_float16_export_keeps_overflowing_weights_in_float32(made, tmp_path):
+    """The reference keeps them in float32 too."""
     converted, _ = made("base")
     convert.write_diffusers(storage.read(converted), tmp_path / "half", dtype=torch.float16)
     back = convert.read_diffusers(tmp_path / "half")
@@ -192,8 +192,8 @@ def test_half_precision_keeps_what_overflows(made, tmp_path):
     assert (dense.wo.weight.dtype, dense.wi_0.weight.dtype) == (torch.float32, torch.float16)
 
 
-def test_the_reference_reads_a_vocabulary_that_was_trained_here(tmp_path):
-    """Only sentencepiece's file, for which transformers would ask for another package."""
+def test_reference_reads_a_sentencepiece_vocabulary(tmp_path):
+    """Of sentencepiece's file alone, which transformers reads only with another package."""
     captions = ["a dog barks", "rain falls on a roof", "a high beep, then rain", "wind", "one two three four"]
     (tmp_path / "vocabularies").mkdir()
     made = from_scratch(configs_from({}, "the test"), captions, tmp_path / "vocabularies")
@@ -206,16 +206,16 @@ def test_the_reference_reads_a_vocabulary_that_was_trained_here(tmp_path):
 
 
 @pytest.mark.parametrize("roles", [(T5,), (GPT2, T5), (SELF, T5), (T5, SELF)])
-def test_contexts_that_the_reference_would_take_for_others_are_refused(tmp_path, tokenizers, roles):
+def test_rejects_contexts_that_the_layout_would_swap(tmp_path, tokenizers, roles):
     source = checkpoint("base", tokenizers)
     source.configs["unet"] = replace(BASE["unet"], transformers=((), roles, ATTENDING))
-    with pytest.raises(WeightsError, match="for it tells them by their place"):
+    with pytest.raises(WeightsError, match="because it tells them apart by their place"):
         convert.write_diffusers(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["48k", "t5", "speech"])
-def test_a_kind_without_a_place_there_is_refused_before_anything_is_read_or_written(tmp_path, kind):
+def test_rejects_kind_that_the_layout_cannot_hold(tmp_path, kind):
     file = originals.save(tmp_path / "a.pth", originals.make(kind).table)
     source = convert.read_original(file)
     source.states = dict.fromkeys(source.states, None)  # opening one would be a TypeError
@@ -225,8 +225,8 @@ def test_a_kind_without_a_place_there_is_refused_before_anything_is_read_or_writ
 
 
 @pytest.mark.parametrize("kind", ["base", "large"])
-def test_an_original_is_exported_without_a_stop(tmp_path, tokenizers, kind):
-    """From the .pth at once, with heads 32 wide, which differ per level."""
+def test_original_is_exported_directly(tmp_path, tokenizers, kind):
+    """From the .pth file, with heads 32 wide, whose number differs per level."""
     file = originals.save(tmp_path / "a.pth", originals.make(kind).table)
     found = make_random_checkpoint.find_tokenizers(tokenizers)
     convert.write_diffusers(convert.read_original(file, tokenizers=found), tmp_path / "out")
@@ -240,8 +240,8 @@ def test_an_original_is_exported_without_a_stop(tmp_path, tokenizers, kind):
         assert all(torch.equal(each, originals.make(kind).states[name][key]) for key, each in state.items())
 
 
-def test_a_vae_of_one_level_finds_its_way_back(made, tmp_path, tokenizers):
-    """Nothing is up- or downsampled in it."""
+def test_vae_of_one_level_survives_the_round_trip(made, tmp_path, tokenizers):
+    """It neither downsamples nor upsamples."""
     source = checkpoint("base", tokenizers)
     config = VAEConfig(latent_channels=8, channels=(8,), layers=1, norm_groups=4)
     source.configs |= {"vae": config}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from audioldm2 import NoiseSchedule
-from audioldm2.convert import PARTS, convert_state, keymap, original, phonemes
+from audioldm2.convert import PARTS, convert_state, keymap, original, original_table, phonemes
 from audioldm2.convert.diffusers import open_state
 from audioldm2.models import NETWORKS, build_on_meta
 from audioldm2.models.gpt2 import GPT2Config
@@ -26,7 +26,7 @@ from audioldm2.models.phonemes import PhonemesConfig
 from audioldm2.models.projection import ProjectionConfig
 from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
 from audioldm2.models.vae import VAEConfig
-from tests.support import originals
+from tests.support import original_names, originals
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="needs the published files' lists of keys")
@@ -71,7 +71,7 @@ TOKEN_EMBEDDING = 50_257 * 768  # of GPT-2, which AudioLDM 2 never feeds tokens;
 
 @cache
 def listed(path: str) -> dict[str, Tensor]:
-    """The tensors of a list, without memory."""
+    """Return the tensors of a list, without memory."""
     entries = json.loads((DATA / "keys" / f"{path}.json").read_text())
     return {
         key: torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]), device="meta")
@@ -81,18 +81,18 @@ def listed(path: str) -> dict[str, Tensor]:
 
 @cache
 def read(name: str) -> original.Original:
-    """An original file, of which two tensors alone have values."""
+    """Return an original file of which only two tensors have values."""
     table = listed(f"original/{name}") | {
         "scale_factor": torch.tensor(SCALING_FACTOR),
         "betas": originals.schedule_buffers()["betas"],
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(original, "read_file", lambda path: {"state_dict": table})
+        patch.setattr(original_table, "read_torch_file", lambda path: {"state_dict": table})
         return original.read_original(Path(f"{name}.pth"))
 
 
 def twin_list(kind: str, folder: str) -> dict[str, Tensor]:
-    """What the published file of a network in the diffusers layout holds, without memory."""
+    """Return the tensors of a network's published file in the diffusers layout, without memory."""
     names = LISTS[folder]
     return listed(f"hf/{names if isinstance(names, str) else names.get(kind, names[''])}")
 
@@ -109,8 +109,8 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_tensor_finds_its_place(name):
-    """Nothing is unmatched, and each network has exactly its own keys in its own shapes."""
+def test_published_tensors_are_mapped_to_our_networks(name):
+    """No key is unmatched, and each network gets exactly its own keys in its own shapes."""
     checkpoint = read(name)
     for network, config in checkpoint.configs.items():
         expected = build_on_meta(network, config).state_dict()
@@ -118,26 +118,26 @@ def test_every_tensor_finds_its_place(name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_key_is_used_or_left_with_a_reason(name):
+def test_published_keys_are_used_or_dropped_with_a_reason(name):
     checkpoint, kind = read(name), KINDS[name]
     used = {move.source for reading in checkpoint.states.values() for move in reading.open()[1]}
     left = {move.source: move.row.note for move in checkpoint.dropped}
     assert used | left.keys() == listed(f"original/{name}").keys()
     assert not used & left.keys() and all(left.values())
-    places = tuple(f"{place}." for place in originals.PLACES[kind].values())
-    assert all(key.startswith((*places, originals.POSITIONS)) for key in used)
+    places = tuple(f"{place}." for place in original_names.PLACES[kind].values())
+    assert all(key.startswith((*places, original_names.POSITIONS)) for key in used)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_number_of_parameters(name):
-    """As published; where that is not told, as many as the file has under the network's name."""
+def test_parameter_counts_are_the_published_ones(name):
+    """Counts that are not published are those of the file below the network's module."""
     checkpoint, kind = read(name), KINDS[name]
     found = {
         network: sum(each.numel() for each in build_on_meta(network, config).parameters())
         for network, config in checkpoint.configs.items()
     }
     table = listed(f"original/{name}")
-    for network, place in originals.PLACES[kind].items():
+    for network, place in original_names.PLACES[kind].items():
         inside = {key: each for key, each in table.items() if key.startswith(f"{place}.")}
         if network in ("unet", "hifigan"):
             assert found[network] == sum(each.numel() for each in inside.values())
@@ -170,8 +170,8 @@ SPEAKING = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_size_is_the_published_one(name):
-    """Our defaults, but for what each kind is about; heads are 32 wide in all."""
+def test_sizes_are_the_published_ones(name):
+    """They are our defaults except for what makes each kind; heads are 32 wide in all."""
     checkpoint, kind = read(name), KINDS[name]
     channels = checkpoint.configs["unet"].channels
     assert checkpoint.configs["unet"].heads == tuple(width // 32 for width in channels)
@@ -183,7 +183,7 @@ def test_every_size_is_the_published_one(name):
     assert NoiseSchedule(**checkpoint.schedule) == NoiseSchedule()
 
 
-def test_symbols_are_the_published_ones():
+def test_phoneme_symbols_are_the_published_ones():
     path = DATA / "tokenizers" / "phoneme" / "upstream_symbols_183.json"
     published = json.loads(path.read_text())
     published = published if isinstance(published, list) else published["symbols"]
@@ -208,7 +208,7 @@ def stand_ins(name: str) -> dict[str, Tensor]:
 
 
 def by_the_file(name: str) -> dict[str, dict[str, Tensor]]:
-    """Our stand-ins, by the rows for original files."""
+    """Return our stand-ins, by the rows for original files."""
     checkpoint = read(name)
     return {
         network: keymap.convert(stand_ins(name), reading.open()[1])
@@ -235,8 +235,8 @@ def assert_same(found: dict[str, dict[str, Tensor]], expected: dict[str, dict[st
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_tensor_by_the_names_that_the_tests_spell(name):
-    """From ours to the original's as `tests.support.originals` spells it, and back by our's rows."""
+def test_rows_agree_with_the_independent_names(name):
+    """From ours to the original's by `tests.support.original_names`, and back by our rows."""
     checkpoint, kind = read(name), KINDS[name]
     table, expected = {}, {}
     for network, config in checkpoint.configs.items():
@@ -246,7 +246,7 @@ def test_each_tensor_by_the_names_that_the_tests_spell(name):
             for key, shape in ours.items()
             if not (network == "hifigan" and key in ("mean", "scale"))
         }
-        table |= originals.spread(network, config, expected[network], originals.PLACES[kind])
+        table |= original_names.spread(network, config, expected[network], original_names.PLACES[kind])
     used = {move.source for reading in checkpoint.states.values() for move in reading.open()[1]}
     assert table.keys() == used
     found = {
@@ -262,7 +262,7 @@ def given() -> dict[str, dict[str, list]]:
 
 
 def cut(tensor: Tensor, how: str) -> Tensor:
-    """What the given mapping says of a tensor, in its words."""
+    """Return what the given mapping says about a tensor."""
     third = re.match(r"rows \[(\d)\*n/3:", how)
     row = re.match(r"row (\d) of ", how)
     if third:
@@ -277,7 +277,7 @@ def cut(tensor: Tensor, how: str) -> Tensor:
 
 
 def given_twin(name: str, *folders: str) -> dict[str, dict[str, Tensor]]:
-    """The twin's stand-ins as the given mapping makes them from the original's."""
+    """Return the twin's stand-ins, by the given mapping from the original's."""
     source, found = stand_ins(name), {}
     for folder in folders:
         found[folder] = {
@@ -290,13 +290,13 @@ def given_twin(name: str, *folders: str) -> dict[str, dict[str, Tensor]]:
 
 
 def without_mean_and_scale(states: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """The vocoder's, which the original has not."""
+    """Return the vocoder's mean and scale, which the original lacks."""
     kept = {key: each for key, each in states["hifigan"].items() if key not in ("mean", "scale")}
     return states | {"hifigan": kept}
 
 
 @pytest.mark.parametrize("name", ["audioldm2-full", "audioldm2-music-665k"])
-def test_both_routes_of_the_base_models_meet(name):
+def test_base_models_convert_alike_directly_and_by_the_twin(name):
     """Original -> ours equals original -> twin, by the given mapping -> ours."""
     assert_same(by_the_file(name), without_mean_and_scale(by_the_twin(name, given_twin(name, *given()))))
 
@@ -329,12 +329,12 @@ def derived(key: str, transformers: int) -> str:
 TRANSFORMERS = {"base": 3, "large": 4, "speech": 2}
 
 
-def test_the_derivation_gives_what_was_given():
+def test_derived_mapping_of_the_base_model_is_the_given_one():
     assert {key: [derived(key, 3)] for key in given()["unet"]} == given()["unet"]
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_the_twin_of_each_unet_has_its_keys_and_shapes(name):
+def test_derived_mapping_covers_each_unet(name):
     kind = KINDS[name]
     theirs, source = twin_list(kind, "unet"), listed(f"original/{name}")
     origins = {key: derived(key, TRANSFORMERS[kind]) for key in theirs}
@@ -361,7 +361,7 @@ def origin_of_phonemes(key: str) -> str | None:
     """The original's key of one of `VitsModel`'s; None for all but the text encoder, which it has not."""
     if not key.startswith("text_encoder."):
         return None
-    place, rest = originals.SECOND_ENCODER, key.removeprefix("text_encoder.")
+    place, rest = original_names.SECOND_ENCODER, key.removeprefix("text_encoder.")
     ends = {"embed_tokens.weight": "emb.weight", "project.weight": "proj.weight", "project.bias": "proj.bias"}
     if rest in ends:
         return f"{place}.text_encoder.{ends[rest]}"
@@ -374,13 +374,13 @@ def origin_of_phonemes(key: str) -> str | None:
 
 
 def derived_twin(name: str) -> dict[str, dict[str, Tensor]]:
-    """The twin's stand-ins, as the derived mapping makes them from the original's."""
+    """Return the twin's stand-ins, by the derived mapping from the original's."""
     kind, source = KINDS[name], stand_ins(name)
     others = {"unet", "text_encoder_2"} if kind == "speech" else {"unet"}
     found = given_twin(name, *(given().keys() - others))
     found["unet"] = {key: source[derived(key, TRANSFORMERS[kind])] for key in twin_list(kind, "unet")}
     if kind == "speech":
-        found["projection_model"]["learnable_positional_embedding"] = source[originals.POSITIONS]
+        found["projection_model"]["learnable_positional_embedding"] = source[original_names.POSITIONS]
         found["text_encoder_2"] = {
             key: torch.ones(1) if origin is None else as_shaped(source[origin], tensor.ndim)
             for key, tensor in twin_list(kind, "text_encoder_2").items()
@@ -395,7 +395,7 @@ def as_shaped(tensor: Tensor, ndim: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", [name for name in TWINS if KINDS[name] in ("large", "speech")])
-def test_both_routes_of_the_large_and_the_speech_models_meet(name):
+def test_large_and_speech_models_convert_alike_directly_and_by_the_twin(name):
     """Original -> ours equals original -> twin, by the derived mapping -> ours."""
     twin = derived_twin(name)
     for folder in ("unet", "projection_model", "text_encoder_2"):
@@ -404,7 +404,7 @@ def test_both_routes_of_the_large_and_the_speech_models_meet(name):
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_both_routes_give_the_same_keys_and_shapes(name):
+def test_original_and_twin_give_equal_keys_and_shapes(name):
     checkpoint, kind = read(name), KINDS[name]
     for folder in LISTS:
         for network in networks_of(folder, checkpoint):
@@ -413,8 +413,8 @@ def test_both_routes_give_the_same_keys_and_shapes(name):
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_both_routes_give_the_same_configs(name):
-    """But for heads, which the twin's config tells wrongly, and the number that scales latents."""
+def test_original_and_twin_give_equal_configs(name):
+    """Except for heads, which the twin's config has wrong, and the scaling factor of latents."""
     checkpoint = read(name)
     for network, config in checkpoint.configs.items():
         folder = DATA / "configs" / TWINS[name] / PARTS[network].folder

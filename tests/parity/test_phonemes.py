@@ -1,4 +1,4 @@
-"""What speech and 48 kHz models have besides: a phoneme encoder, learned positions, CLAP beside the time.
+"""What only speech and 48 kHz models have: phoneme encoder, learned positions, CLAP beside the time.
 
 Each against the reference's, through our converter: float32, every parameter random, atol 1e-5.
 """
@@ -28,7 +28,7 @@ SYMBOLS = "_;:,.!? abcdefghijklmnop"
 
 
 def vits(seed: int = 0, **changes) -> VitsModel:
-    """Tiny, with all that speaks beside the text encoder, which we leave."""
+    """Return a tiny VITS with the parts beside the text encoder, which the converter drops."""
     config = dict(
         vocab_size=len(SYMBOLS), hidden_size=12, num_hidden_layers=2, num_attention_heads=2, ffn_dim=10,
         flow_size=4, window_size=4, ffn_kernel_size=3, upsample_initial_channel=8, upsample_rates=(2, 2),
@@ -57,7 +57,7 @@ def film_unet(**changes) -> AudioLDM2UNet2DConditionModel:
 
 
 def ours(name: str, model: nn.Module, tmp_path: Path) -> nn.Module:
-    """Our network, from the files that the reference saves."""
+    """Return our network, loaded from the files that the reference saves."""
     folder = reference.save(tmp_path, PARTS[name].folder, model)
     config = PARTS[name].config_from(sources.read_config(folder, name))
     state = convert_state(name, config, sources.read_state(folder), str(folder))
@@ -77,7 +77,7 @@ def mask_of(lengths: list[int]) -> Tensor:
 
 
 def encoded(model: VitsModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """What the reference's pipeline takes of it."""
+    """Return the part of its output that the reference's pipeline uses."""
     mask = mask.long()
     return model.text_encoder(
         ids, padding_mask=mask[..., None].float(), attention_mask=mask
@@ -88,7 +88,7 @@ def encoded(model: VitsModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def drawn(seed: int) -> tuple[dict, list[int]]:
-    """Sizes, and lengths from 1 to 40 of a batch of 3; the longest is often far beyond the window."""
+    """Return random sizes, and lengths from 1 to 40 for a batch of 3, often far beyond the window."""
     choose = random.Random(seed)
     heads = choose.choice([1, 2, 3])
     sizes = dict(
@@ -101,7 +101,7 @@ def drawn(seed: int) -> tuple[dict, list[int]]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(12))
-def test_sizes_and_lengths(tmp_path, seed):
+def test_phoneme_encoder_matches_reference_at_random_sizes(tmp_path, seed):
     sizes, lengths = drawn(seed)
     model = vits(seed, **sizes)
     network, mask = ours("phonemes", model, tmp_path), mask_of(lengths)
@@ -111,7 +111,7 @@ def test_sizes_and_lengths(tmp_path, seed):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kernel", [2, 4])
-def test_even_kernels_are_padded_as_there(tmp_path, kernel):
+def test_even_kernels_are_padded_like_the_reference(tmp_path, kernel):
     model = vits(ffn_kernel_size=kernel)
     mask = mask_of([9, 5])
     ids = torch.randint(1, len(SYMBOLS), mask.shape).masked_fill(~mask, 0)
@@ -120,8 +120,8 @@ def test_even_kernels_are_padded_as_there(tmp_path, kernel):
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 9, 10, 11, 40])
-def test_each_length_alone_and_within_padding(tmp_path, length):
-    """What stands behind a text changes nothing of it, whatever its ids are."""
+def test_padding_does_not_change_the_vectors(tmp_path, length):
+    """Ids behind the text have no effect, whatever they are."""
     model = vits()
     network = ours("phonemes", model, tmp_path)
     ids, all_real = torch.randint(1, len(SYMBOLS), (1, length)), torch.ones(1, length, dtype=torch.bool)
@@ -138,8 +138,8 @@ def test_each_length_alone_and_within_padding(tmp_path, length):
 
 @torch.no_grad()
 @pytest.mark.parametrize("positions", [1, 7, 30])
-def test_positions(tmp_path, positions):
-    """The reference knows no other length than that of its table."""
+def test_projection_with_positions_matches_reference(tmp_path, positions):
+    """The reference accepts only texts as long as its table."""
     model = projection(positions)
     network = ours("projection", model, tmp_path)
     mask = mask_of([positions, max(positions - 3, 1)])
@@ -151,7 +151,7 @@ def test_positions(tmp_path, positions):
 
 
 @torch.no_grad()
-def test_a_shorter_text_has_the_first_positions(tmp_path):
+def test_shorter_text_takes_the_first_positions(tmp_path):
     model = projection(30)
     network = ours("projection", model, tmp_path)
     clap, phonemes, mask = torch.randn(1, 10), torch.randn(1, 9, 12), mask_of([9])
@@ -160,8 +160,8 @@ def test_a_shorter_text_has_the_first_positions(tmp_path):
     assert_same(network(clap, phonemes, mask)[0], expected.hidden_states)
 
 
-def test_a_table_that_the_config_denies_and_the_class_makes_all_the_same():
-    """The reference asks whether the setting is None, so False makes a table too; we ask back."""
+def test_rejects_positions_that_the_config_denies():
+    """The reference checks for None, so False creates a table too; ours rejects it as ambiguous."""
     model = projection(7, use_learned_position_embedding=False)
     assert "learnable_positional_embedding" in model.state_dict()
     with pytest.raises(WeightsError, match="use_learned_position_embedding = False; only None or True"):
@@ -174,7 +174,7 @@ def test_a_table_that_the_config_denies_and_the_class_makes_all_the_same():
 @torch.no_grad()
 @pytest.mark.parametrize("changes", [{}, {"attention_head_dim": (2, 4, 6), "layers_per_block": 1}])
 @pytest.mark.parametrize("time, mel", [(16, 8), (13, 4), (61, 8)])
-def test_a_unet_that_hears_a_vector(tmp_path, changes, time, mel):
+def test_unet_with_film_vector_matches_reference(tmp_path, changes, time, mel):
     model = film_unet(**changes)
     network = ours("unet", model, tmp_path)
     assert network.config.transformers == ((), (SELF, LAST_SELF), (SELF, LAST_SELF))
@@ -182,7 +182,7 @@ def test_a_unet_that_hears_a_vector(tmp_path, changes, time, mel):
     expected = model(x, t, encoder_hidden_states=None, class_labels=vector).sample
     assert_same(network(x, t, clap_vector=vector), expected)
     other = network(x, t, clap_vector=vector.flip(0))
-    assert (other - expected).abs().max() > 1e-2, "the vector is not heard"
+    assert (other - expected).abs().max() > 1e-2, "the vector has no effect"
 
 
 # A whole speech model -------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_a_unet_that_hears_a_vector(tmp_path, changes, time, mel):
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory) -> tuple[Path, AudioLDM2Pipeline]:
-    """A speech model in the diffusers layout, as the reference saves it."""
+    """A speech model in the diffusers layout, saved by the reference."""
     folder = tmp_path_factory.mktemp("speech")
     vocabulary = folder / "vocab.json"
     vocabulary.write_text(
@@ -216,7 +216,7 @@ def speech(tmp_path_factory) -> tuple[Path, AudioLDM2Pipeline]:
     return folder / "diffusers", pipe
 
 
-def test_its_converted_folder_is_complete(speech, tmp_path):
+def test_speech_folder_is_converted_whole(speech, tmp_path):
     source, _ = speech
     storage.write(convert.read_diffusers(source), tmp_path / "out")
     found = storage.read(tmp_path / "out")
@@ -233,8 +233,8 @@ def test_its_converted_folder_is_complete(speech, tmp_path):
 
 
 @torch.no_grad()
-def test_its_converted_folder_encodes_what_the_reference_encodes(speech, tmp_path):
-    """From phonemes to the vectors that GPT-2 continues, and to what it makes of them."""
+def test_converted_speech_folder_encodes_like_the_reference(speech, tmp_path):
+    """From phonemes to the vectors that GPT-2 continues, and to those it generates."""
     source, pipe = speech
     storage.write(convert.read_diffusers(source), tmp_path / "out")
     found = storage.read(tmp_path / "out")
@@ -261,7 +261,7 @@ def test_its_converted_folder_encodes_what_the_reference_encodes(speech, tmp_pat
     assert_same(network("gpt2").generate(vectors, joined), sequence[:, -20:])
 
 
-def test_it_is_not_run(speech, tmp_path):
+def test_rejects_loading_of_speech_model(speech, tmp_path):
     source, _ = speech
     storage.write(convert.read_diffusers(source), tmp_path / "out")
     for folder in (source, tmp_path / "out"):
@@ -274,7 +274,7 @@ def test_it_is_not_run(speech, tmp_path):
     [("ɸ", len(SYMBOLS), "it has to be from 0 to 23"), ("ɸ", -1, "it has to be from 0 to 23"),
      ("ɸ", "3", "it has to be from 0 to 23")],
 )  # fmt: skip
-def test_a_vocabulary_that_does_not_fit_is_told(speech, tmp_path, symbol, number, words):
+def test_rejects_vocabulary_that_does_not_fit(speech, tmp_path, symbol, number, words):
     source, _ = speech
     for path in source.iterdir():
         (tmp_path / path.name).symlink_to(path)

@@ -1,4 +1,4 @@
-"""The published models, name by name: every tensor finds its place, and every size is the published one.
+"""The published models, name by name: every tensor is mapped, and every size is the published one.
 
 The keys come from the reference's own classes, built without memory in the published sizes; and, where the
 lists that were read off the published files lie beside the repository, from those too.
@@ -60,7 +60,7 @@ Source = Mapping[str, tuple[dict, dict[str, Tensor]]]  # folder -> its config.js
 
 @cache
 def built(size: str) -> Source:
-    """What the reference's classes would save; the language model as published, without a head."""
+    """Return what the reference's classes would save; the language model has no head, as published."""
     found = {}
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
         patch.setattr(reference, "randomise", lambda model, seed: model.eval())
@@ -72,7 +72,7 @@ def built(size: str) -> Source:
 
 
 def written(model: nn.Module) -> str:
-    """The config.json of a model of either library."""
+    """Return the config.json of a model of either library."""
     return (
         model.config.to_json_string() if hasattr(model.config, "to_json_string") else model.to_json_string()
     )
@@ -80,7 +80,7 @@ def written(model: nn.Module) -> str:
 
 @cache
 def published(size: str) -> Source:
-    """What the published files hold."""
+    """Return the contents of the published files."""
     found = {}
     for folder, listed in LISTED.items():
         listed = "unet.large" if (folder, size) == ("unet", "large") else listed
@@ -120,7 +120,7 @@ def networks_of(folder: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SOUND_NETWORKS)
-def test_every_tensor_finds_its_place(model, name):
+def test_published_tensors_are_mapped_to_our_networks(model, name):
     _, source = model
     theirs, state = source[PARTS[name].folder]
     config = PARTS[name].config_from(theirs)
@@ -130,7 +130,7 @@ def test_every_tensor_finds_its_place(model, name):
 
 
 @pytest.mark.parametrize("name", SOUND_NETWORKS)
-def test_our_defaults_are_the_published_values(model, name):
+def test_config_defaults_are_the_published_values(model, name):
     size, source = model
     theirs, _ = source[PARTS[name].folder]
     expected = make_random_checkpoint.SIZES[size][name]
@@ -140,7 +140,7 @@ def test_our_defaults_are_the_published_values(model, name):
     assert PARTS[name].config_from(theirs, **more) == expected
 
 
-def test_number_of_parameters(model):
+def test_parameter_counts_are_the_published_ones(model):
     size, source = model
     found = {}
     for folder, (theirs, _) in source.items():
@@ -152,7 +152,7 @@ def test_number_of_parameters(model):
     assert len(source["unet"][1]) == UNET_KEYS[size]
 
 
-def test_heads(model):
+def test_heads_follow_config_or_training(model):
     """The published config says 8 where the weights were trained with heads 32 wide (`UNetConfig.heads`)."""
     _, source = model
     theirs, state = source["unet"]
@@ -164,7 +164,7 @@ def test_heads(model):
     convert_state("unet", trained, state, "the published file")  # the tensors are the same
 
 
-def test_a_language_model_with_a_head():
+def test_language_model_with_head_is_mapped():
     """The published checkpoints have none, but the reference pipeline needs one."""
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
         patch.setattr(reference, "randomise", lambda model, seed: model.eval())
@@ -177,8 +177,8 @@ def test_a_language_model_with_a_head():
 if DATA.is_dir():
 
     @pytest.mark.parametrize("size", TOTALS)
-    def test_the_reference_of_today_saves_what_was_published(size):
-        """But for buffers that say nothing, which older versions saved too."""
+    def test_current_reference_saves_the_published_keys(size):
+        """Except for constant buffers, which older versions saved too."""
         for folder, (_, state) in built(size).items():
             _, listed = published(size)[folder]
             assert {key: x.shape for key, x in state.items()}.items() <= {
@@ -195,13 +195,13 @@ if DATA.is_dir():
     @pytest.mark.parametrize(
         "path", sorted((DATA / "keys" / "hf").glob("text_encoder.clap.*.json")), ids=lambda path: path.stem
     )
-    def test_clap_as_other_versions_saved_it(path):
+    def test_clap_of_other_versions_is_mapped(path):
         theirs, _ = published("base")["text_encoder"]
         for name in networks_of("text_encoder"):
             convert_state(name, PARTS[name].config_from(theirs), listed_state(path.stem), str(path))
 
     @pytest.mark.parametrize("size", TOTALS)
-    def test_configs_of_a_whole_checkpoint(size):
+    def test_configs_of_a_published_checkpoint_are_read(size):
         checkpoint = convert.read_diffusers(DATA / "configs" / HUB_NAMES[size])
         assert [*checkpoint.configs] == SOUND_NETWORKS
         assert NoiseSchedule(**checkpoint.schedule) == NoiseSchedule()

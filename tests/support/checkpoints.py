@@ -1,22 +1,29 @@
-"""Whole checkpoints of tiny networks with random converted, in both layouts, made by our own classes alone.
+"""Whole checkpoints of tiny networks with random weights, in both layouts, made by our own classes alone.
 
-Every parameter is random, norms and biases too. They cost a quarter of a second to write and generate noise.
+Every parameter is random, norms and biases too. Writing one takes a quarter of a second; it generates noise.
 """
 
 import io
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import pytest
 import sentencepiece
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
+import audioldm2
 from audioldm2 import convert
 from audioldm2.checkpoints import storage
 from audioldm2.convert import keymap
+from audioldm2.errors import WeightsError
 from audioldm2.models import build_on_meta
+
+State = dict[str, Tensor]
 
 CORPUS = [
     "Techno music with a strong beat",
@@ -77,13 +84,13 @@ CONFIGS = {  # the config.json of each folder of the diffusers layout
 
 
 def networks() -> dict[str, object]:
-    """The config of each of our networks."""
+    """Return the config of each of our networks."""
     parts = {name: part for name, part in convert.PARTS.items() if name != "phonemes"}
     return {name: part.config_from(CONFIGS[part.folder]) for name, part in parts.items()}
 
 
 def random_state(name: str, config: object) -> dict[str, Tensor]:
-    """A random tensor for every key of a network."""
+    """Return a random tensor for every key of a network."""
     state = {}
     for key, tensor in build_on_meta(name, config).state_dict().items():
         fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
@@ -94,7 +101,7 @@ def random_state(name: str, config: object) -> dict[str, Tensor]:
 
 
 def write_tokenizers(clap: Path, t5: Path) -> None:
-    """Vocabularies of some hundred pieces, trained here and now."""
+    """Train and write vocabularies of a few hundred pieces."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -113,13 +120,13 @@ def write_tokenizers(clap: Path, t5: Path) -> None:
 
 
 def to_diffusers(name: str, config: object, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One network's tensors under the keys of the diffusers layout: the converter's rows, read backwards."""
+    """Return one network's tensors as the diffusers layout has them, by the converter's rows backwards."""
     moves = keymap.plan(state, keymap.reverse(convert.PARTS[name].rows(config)))
     return {key: tensor.contiguous() for key, tensor in keymap.convert(state, moves).items()}
 
 
 def write_diffusers(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """A checkpoint in the diffusers layout, safetensors everywhere; returns our tensors of each network."""
+    """Write a checkpoint in the diffusers layout, all safetensors; returns our tensors of each network."""
     for name in (*CONFIGS, "scheduler", "feature_extractor", "tokenizer", "tokenizer_2"):
         (folder / name).mkdir(parents=True)
     write_json(folder / "model_index.json", INDEX)
@@ -137,12 +144,13 @@ def write_diffusers(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def write_converted(folder: Path, diffusers: Path) -> Path:
+    """Convert a folder in the diffusers layout; returns the new folder."""
     storage.write(convert.read_diffusers(diffusers), folder)
     return folder
 
 
 def weights_name(folder: str) -> str:
-    """The file that diffusers, or transformers, would write."""
+    """Return the name of the weight file that diffusers, or transformers, would write."""
     of_diffusers = ("projection_model", "unet", "vae")
     return "diffusion_pytorch_model.safetensors" if folder in of_diffusers else "model.safetensors"
 
@@ -152,6 +160,45 @@ def write_json(path: Path, content: object) -> None:
 
 
 def change_json(path: Path, **changes: object) -> None:
-    """Sets fields of a JSON object; `...` removes one."""
+    """Set fields of a JSON object in a file; `...` removes one."""
     content = json.loads(path.read_text()) | changes
     write_json(path, {name: value for name, value in content.items() if value is not ...})
+
+
+def weights_file(folder: Path) -> Path:
+    """Return the weight file in a network's folder."""
+    return folder / weights_name(folder.name)
+
+
+def change_state(path: Path, change: Callable[[State], State]) -> None:
+    """Replace a safetensors file by one with changed tensors."""
+    state = change(load_file(path))
+    path.unlink()  # the tensors are mapped from it: they stay, and a new file takes the name
+    save_file(state, path)
+
+
+def states_of(checkpoint: storage.Checkpoint) -> dict[str, State]:
+    """Return the tensors of each network of a checkpoint."""
+    return {name: open_state() for name, open_state in checkpoint.states.items()}
+
+
+def loaded_states(folder: Path, **arguments: Any) -> dict[str, State]:
+    """Return the tensors of each network of a loaded model."""
+    model = audioldm2.load(folder, device="cpu", **arguments)
+    return {name: network.state_dict() for name, network in model.networks._loaded.items()}
+
+
+def assert_same_states(found: Mapping[str, State], expected: Mapping[str, State]) -> None:
+    """Check that two checkpoints have the same networks, keys and values, bit for bit."""
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name].keys() == expected[name].keys()
+        for key, tensor in expected[name].items():
+            assert torch.equal(found[name][key], tensor), f"{name}: {key}"
+
+
+def load_error(folder: str | Path, **arguments: Any) -> str:
+    """Return the message of the WeightsError that loading raises; any other outcome fails."""
+    with pytest.raises(WeightsError) as caught:
+        audioldm2.load(folder, device="cpu", **arguments)
+    return str(caught.value)

@@ -1,4 +1,4 @@
-"""Where a checkpoint is found, and which of a repository's files are fetched; all without a network."""
+"""Where a checkpoint is found and which files of a repository are fetched, all without a network."""
 
 import errno
 from pathlib import Path
@@ -74,7 +74,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("", False, ""),
     ],
 )
-def test_the_weights_of_a_folder(names: str, half: bool, chosen: str):
+def test_chooses_weights_of_a_folder(names: str, half: bool, chosen: str):
     assert hub.choose_weights(names.split(), prefer_half=half) == chosen.split()
 
 
@@ -116,7 +116,7 @@ CLUTTER = [
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_of_a_repository_one_format_and_one_precision_is_fetched(half: bool):
+def test_fetches_one_format_and_precision(half: bool):
     variant = ".fp16" if half else ""
     expected = {file for file in LISTING if file.endswith((".json", ".txt", ".model"))}
     expected |= {f"{name}/model{variant}.safetensors" for name in OF_TRANSFORMERS}
@@ -126,7 +126,7 @@ def test_of_a_repository_one_format_and_one_precision_is_fetched(half: bool):
     assert set(wanted) == expected
 
 
-def test_of_a_repository_with_pickles_alone_they_are_fetched():
+def test_fetches_pickles_where_they_are_alone():
     listing = [file for file in LISTING if not file.endswith(".safetensors")]
     weights_files = {file for file in hub._wanted(listing, prefer_half=False) if file.endswith(".bin")}
     assert weights_files == {f"{name}/pytorch_model.bin" for name in OF_TRANSFORMERS} | {
@@ -134,7 +134,7 @@ def test_of_a_repository_with_pickles_alone_they_are_fetched():
     }
 
 
-def test_shards_are_fetched_without_their_index():
+def test_fetches_shards_without_their_index():
     shards = [
         "unet/diffusion_pytorch_model-00001-of-00002.bin",
         "unet/diffusion_pytorch_model-00002-of-00002.bin",
@@ -142,7 +142,7 @@ def test_shards_are_fetched_without_their_index():
     assert hub._wanted([*shards, "unet/diffusion_pytorch_model.bin.index.json"], prefer_half=False) == shards
 
 
-def test_a_converted_repository_is_fetched_whole():
+def test_fetches_converted_repository_whole():
     listing = [
         "config.json",
         "clap_tokenizer/vocab.json",
@@ -154,7 +154,7 @@ def test_a_converted_repository_is_fetched_whole():
     assert sorted(hub._wanted(listing + extra, prefer_half=False)) == sorted(listing)
 
 
-def test_every_folder_that_is_read_is_fetched():
+def test_fetches_every_folder_that_is_read():
     read = {part.folder for part in convert.PARTS.values()} | set(storage.TOKENIZERS)
     read |= {"scheduler", "feature_extractor", "tokenizer", "tokenizer_2"}
     assert set(hub.FOLDERS) == read
@@ -163,7 +163,7 @@ def test_every_folder_that_is_read_is_fetched():
 # ---- folders and names
 
 
-def test_a_folder_is_itself(tmp_path: Path, monkeypatch):
+def test_finds_local_folder_first(tmp_path: Path, monkeypatch):
     assert hub.find(tmp_path) == hub.find(str(tmp_path)) == tmp_path
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -177,7 +177,7 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch):
     "source",
     ["", "./nowhere", "nowhere", "/no/such/folder", "a/b/c", "~no-such-user/x", "a b/c", "x" * 5000, "a\0b"],
 )
-def test_neither_a_folder_nor_a_hub_id(source: str):
+def test_rejects_what_is_neither_folder_nor_hub_id(source: str):
     with pytest.raises(WeightsError) as caught:
         hub.find(source)
     assert str(caught.value) == (
@@ -186,7 +186,7 @@ def test_neither_a_folder_nor_a_hub_id(source: str):
     )
 
 
-def test_a_file_is_no_checkpoint(tmp_path: Path):
+def test_rejects_file_of_another_kind(tmp_path: Path):
     path = tmp_path / "audioldm2.zip"
     path.write_bytes(b"")
     with pytest.raises(WeightsError, match=r"audioldm2.zip' is a file; a checkpoint is a folder"):
@@ -194,7 +194,7 @@ def test_a_file_is_no_checkpoint(tmp_path: Path):
 
 
 @pytest.mark.parametrize("source", [None, 3, b"folder", ["cvssp/audioldm2"]])
-def test_a_source_that_is_no_name(source: object):
+def test_rejects_source_of_another_type(source: object):
     with pytest.raises(ValueError, match=r"^source is .*; it has to be a folder, an original .* or a hub id"):
         hub.find(source)
 
@@ -204,7 +204,7 @@ def test_a_source_that_is_no_name(source: object):
 
 @pytest.fixture
 def online(monkeypatch) -> SimpleNamespace:
-    """A hub of our own: what it is asked, what it answers or raises; the true one is never reached."""
+    """A fake hub that records requests and returns or raises what a test sets."""
     asked = SimpleNamespace(
         listing=LISTING + CLUTTER, error=None, download_error=None, patterns=None, revisions=[]
     )
@@ -216,7 +216,7 @@ def online(monkeypatch) -> SimpleNamespace:
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in asked.listing])
 
     def snapshot_download(repository: str, *, revision=None, allow_patterns=None, **options) -> str:
-        assert not options, "the cache is searched by us"
+        assert not options, "we search the cache ourselves"
         if asked.download_error is not None:
             raise asked.download_error
         asked.patterns = allow_patterns
@@ -230,13 +230,13 @@ def online(monkeypatch) -> SimpleNamespace:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch) -> Path:
-    """An empty cache of the hub's library."""
+    """An empty cache for the hub's library."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
 def fill(cache: Path, file: str, revision: str = "main") -> Path:
-    """A snapshot as the hub's library keeps it, of which only a part was fetched; returns its folder."""
+    """Write a partial snapshot as the hub's library keeps it; returns its folder."""
     repository = cache / "models--cvssp--audioldm2"
     snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
@@ -249,14 +249,14 @@ def fill(cache: Path, file: str, revision: str = "main") -> Path:
 
 
 def http_error(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
-    """An error of the hub's library, whichever HTTP client lies under it."""
+    """Return an error of the hub's library, whichever HTTP client it uses."""
     error = kind.__new__(kind)
     Exception.__init__(error, f"{status} Client Error")
     error.response = SimpleNamespace(status_code=status, headers={}, request=None)
     return error
 
 
-def test_a_repository_is_fetched_as_far_as_it_is_needed(online):
+def test_fetches_repository_at_its_revision(online):
     assert hub.find("cvssp/audioldm2", revision="main", prefer_half=True) == Path("/cache/cvssp/audioldm2")
     assert online.patterns == hub._wanted(online.listing, prefer_half=True)
     assert online.revisions == ["main", "main"]
@@ -264,7 +264,7 @@ def test_a_repository_is_fetched_as_far_as_it_is_needed(online):
 
 @pytest.mark.parametrize("kind", [RepositoryNotFoundError, GatedRepoError, RevisionNotFoundError])
 @pytest.mark.parametrize("revision", [None, "v2"])
-def test_no_such_repository(online, cache: Path, kind: type, revision: str | None):
+def test_rejects_unknown_repository(online, cache: Path, kind: type, revision: str | None):
     fill(cache, "model_index.json")
     online.error = http_error(kind, 404)
     with pytest.raises(WeightsError) as caught:
@@ -291,7 +291,7 @@ NETWORK_ERRORS = [
 @pytest.mark.parametrize("error", NETWORK_ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("file", ["model_index.json", "config.json"])
 @pytest.mark.parametrize("when", ["error", "download_error"])
-def test_without_a_network_the_cache_is_taken(online, cache: Path, error: Exception, file: str, when: str):
+def test_cache_is_used_without_network(online, cache: Path, error: Exception, file: str, when: str):
     setattr(online, when, error)
     snapshot = fill(cache, file)
     assert hub.find("cvssp/audioldm2") == snapshot
@@ -299,7 +299,7 @@ def test_without_a_network_the_cache_is_taken(online, cache: Path, error: Except
 
 
 @pytest.mark.parametrize("error", NETWORK_ERRORS, ids=lambda error: type(error).__name__)
-def test_without_a_network_and_without_a_cache(online, cache: Path, error: Exception):
+def test_missing_cache_without_network_is_reported(online, cache: Path, error: Exception):
     online.error = error
     with pytest.raises(WeightsError) as caught:
         hub.find("cvssp/audioldm2")
@@ -311,15 +311,15 @@ def test_without_a_network_and_without_a_cache(online, cache: Path, error: Excep
     )
 
 
-def test_another_revision_is_not_taken_from_the_cache(online, cache: Path):
+def test_cache_of_another_revision_is_not_used(online, cache: Path):
     online.error = ConnectionError()
     fill(cache, "model_index.json")
     with pytest.raises(WeightsError, match="is not in the local cache"):
         hub.find("cvssp/audioldm2", revision="v2")
 
 
-def test_offline_by_the_environment_asks_nothing(cache: Path, monkeypatch):
-    """HF_HUB_OFFLINE=1, with the true library: an answer at once, from the cache."""
+def test_offline_mode_uses_only_the_cache(cache: Path, monkeypatch):
+    """HF_HUB_OFFLINE=1, with the real library."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=r"cannot be reached \(OfflineModeIsEnabled\)"):
         hub.find("cvssp/audioldm2")
@@ -328,7 +328,7 @@ def test_offline_by_the_environment_asks_nothing(cache: Path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_an_error_of_the_disk_is_not_taken_for_one_of_the_network(online, cache: Path, number: int):
+def test_disk_errors_are_not_network_errors(online, cache: Path, number: int):
     fill(cache, "model_index.json")
     online.download_error = OSError(number, "no")
     with pytest.raises(OSError, match="no") as caught:
@@ -337,7 +337,7 @@ def test_an_error_of_the_disk_is_not_taken_for_one_of_the_network(online, cache:
 
 
 @pytest.mark.parametrize("source", ["a--b/c", "a/b..c", "a/" + "x" * 200, "a/b.git"])
-def test_an_id_that_the_hub_refuses(cache: Path, monkeypatch, source: str):
+def test_rejects_malformed_hub_id(cache: Path, monkeypatch, source: str):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=r"is neither a folder nor a hub id: |cannot be reached"):
         hub.find(source)

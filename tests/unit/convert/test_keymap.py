@@ -1,4 +1,6 @@
-"""Rows, not code: what a table of rows does with keys, what it refuses, and that it reads backwards."""
+"""Tables of rows: what they do with keys, what they reject, and that they read backwards."""
+
+import pickle
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ def targets(keys: list[str], rows: list[Row]) -> dict[str, str | None]:
     return {move.source: move.target for move in plan(keys, rows)}
 
 
-def refused(keys: list[str], rows: list[Row]) -> str:
+def plan_error(keys: list[str], rows: list[Row]) -> str:
     with pytest.raises(WeightsError) as caught:
         plan(keys, rows, "unet/model.safetensors")
     return str(caught.value)
@@ -22,7 +24,7 @@ def refused(keys: list[str], rows: list[Row]) -> str:
 # ---- what a row does
 
 
-def test_a_row_moves_everything_below_a_module():
+def test_row_moves_everything_below_a_module():
     rows = [Row("norm1", "norm_in"), Row("scale", "scale")]
     assert targets(["norm1.weight", "norm1.bias", "scale"], rows) == {
         "norm1.weight": "norm_in.weight",
@@ -31,25 +33,25 @@ def test_a_row_moves_everything_below_a_module():
     }
 
 
-def test_a_row_matches_whole_names_only():
-    assert "'norm10.weight' not part of this architecture" in refused(
+def test_row_matches_whole_names_only():
+    assert "'norm10.weight', not part of this architecture" in plan_error(
         ["norm10.weight", "norm1.weight"], [Row("norm1", "norm_in")]
     )
 
 
-def test_a_star_carries_numbers_over_in_order():
+def test_star_carries_numbers_over_in_order():
     rows = [Row("down.*.attn.*.to_q", "levels.*.roles.*.query")]
     assert targets(["down.3.attn.12.to_q.weight"], rows) == {
         "down.3.attn.12.to_q.weight": "levels.3.roles.12.query.weight"
     }
 
 
-def test_a_star_stands_for_numbers_only():
-    assert "'h.first.weight'" in refused(["h.0.weight", "h.first.weight"], [Row("h.*", "blocks.*")])
+def test_star_matches_numbers_only():
+    assert "'h.first.weight'" in plan_error(["h.0.weight", "h.first.weight"], [Row("h.*", "blocks.*")])
 
 
 @pytest.mark.parametrize("turn", [1, -1], ids=["general row first", "general row last"])
-def test_the_most_specific_row_wins_wherever_it_stands(turn: int):
+def test_most_specific_row_wins_in_any_order(turn: int):
     rows = [
         Row("layers.*", "blocks.*"),
         Row("layers.*.norm", "blocks.*.attn_norm"),
@@ -65,7 +67,7 @@ def test_the_most_specific_row_wins_wherever_it_stands(turn: int):
     ]
 
 
-def test_nest_puts_rows_one_floor_down():
+def test_nest_moves_rows_below_a_module():
     inner = [Row("q", "query"), Row("index", None, note="follows from the window", optional=True)]
     assert nest("a.*", "b.*", inner) == [
         Row("a.*.q", "b.*.query"),
@@ -74,18 +76,18 @@ def test_nest_puts_rows_one_floor_down():
     assert nest("audio_model", "", inner)[0] == Row("audio_model.q", "query")
 
 
-def test_a_row_without_a_target_drops():
+def test_row_without_target_drops():
     moves = plan(["wte.weight", "wpe.weight"], [Row("wte", None), Row("wpe", "position_embedding")])
     state = {"wte.weight": torch.ones(1), "wpe.weight": torch.zeros(1)}
     assert keymap.convert(state, moves) == {"position_embedding.weight": state["wpe.weight"]}
 
 
-def test_an_optional_row_may_match_nothing():
+def test_optional_row_may_match_nothing():
     rows = [Row("a", "x"), Row("position_ids", None, optional=True)]
     assert targets(["a.weight"], rows) == {"a.weight": "x.weight"}
 
 
-def test_one_source_may_become_several_targets():
+def test_one_source_may_have_several_targets():
     first = keymap.Transform("first half", lambda w: w[:2], lambda w: w)
     second = keymap.Transform("second half", lambda w: w[2:], lambda w: w)
     moves = plan(["kv.weight"], [Row("kv", "key", first), Row("kv", "value", second)])
@@ -95,7 +97,7 @@ def test_one_source_may_become_several_targets():
     assert torch.equal(found["value.weight"], weight[2:])
 
 
-def test_nothing_is_copied():
+def test_conversion_returns_views():
     moves = plan(["a.weight", "b.weight"], [Row("a", "x"), Row("b", "y", transpose)])
     state = {"a.weight": torch.randn(3), "b.weight": torch.randn(3, 4)}
     found = keymap.convert(state, moves)
@@ -103,45 +105,45 @@ def test_nothing_is_copied():
     assert found["y.weight"].data_ptr() == state["b.weight"].data_ptr()
 
 
-# ---- what is refused, and in which words
+# ---- errors
 
 
-def test_a_key_without_a_row():
-    message = refused([f"class_embedding.{i}.weight" for i in range(5)] + ["a"], [Row("a", "x")])
+def test_rejects_key_without_row():
+    message = plan_error([f"class_embedding.{i}.weight" for i in range(5)] + ["a"], [Row("a", "x")])
     assert message == (
-        "unet/model.safetensors: 'class_embedding.0.weight', 'class_embedding.1.weight', "
-        "'class_embedding.2.weight' and 2 more not part of this architecture. "
+        "unet/model.safetensors holds 'class_embedding.0.weight', 'class_embedding.1.weight', "
+        "'class_embedding.2.weight' and 2 more, not part of this architecture. "
         "Is this another kind of checkpoint, or does its config.json belong to another one?"
     )
 
 
-def test_a_row_that_matches_nothing():
-    message = refused(["a"], [Row("a", "x"), Row("conv_in", "conv_in"), Row("h.*", "blocks.*")])
+def test_rejects_required_row_without_key():
+    message = plan_error(["a"], [Row("a", "x"), Row("conv_in", "conv_in"), Row("h.*", "blocks.*")])
     assert message == (
-        "unet/model.safetensors: nothing found for 'conv_in', 'h.*' expected there. "
+        "unet/model.safetensors lacks 'conv_in', 'h.*'. "
         "Is the file complete, and does its config.json belong to it?"
     )
 
 
-def test_two_sources_for_one_target():
-    message = refused(["to_q.weight", "query.weight"], [Row("to_q", "query"), Row("query", "query")])
+def test_rejects_two_sources_for_one_target():
+    message = plan_error(["to_q.weight", "query.weight"], [Row("to_q", "query"), Row("query", "query")])
     assert message == (
         "unet/model.safetensors: two tensors would become 'query.weight': 'to_q.weight' and 'query.weight'. "
-        "Remove the one that is not meant."
+        "Remove the wrong one."
     )
 
 
-def test_a_dropped_key_is_no_target():
+def test_dropped_keys_may_be_many():
     rows = [Row("a", None), Row("b", None)]
     assert targets(["a", "b"], rows) == {"a": None, "b": None}
 
 
-# ---- backwards
+# ---- rows read backwards
 
 
 @pytest.mark.parametrize("name", checkpoints.networks())
-def test_rows_read_backwards_and_forwards_give_every_bit_back(name: str):
-    """Of every network: also transposed (GPT-2) and pointwise (UNet, VAE) weights."""
+def test_rows_backwards_and_forwards_restore_every_bit(name: str):
+    """For every network, with transposed (GPT-2) and pointwise (UNet, VAE) weights."""
     config = checkpoints.networks()[name]
     state = checkpoints.random_state(name, config)
     theirs = checkpoints.to_diffusers(name, config, state)
@@ -151,7 +153,7 @@ def test_rows_read_backwards_and_forwards_give_every_bit_back(name: str):
     assert all(torch.equal(again[key], state[key]) for key in state)
 
 
-def test_transforms_undo_themselves():
+def test_transforms_have_inverses():
     for transform, shapes in ((transpose, [(3, 5), (4,)]), (pointwise, [(3, 5), (4,)])):
         for shape in shapes:
             ours = torch.randn(shape)
@@ -162,8 +164,15 @@ def test_transforms_undo_themselves():
     assert pointwise.forward(torch.randn(3, 5)).shape == (3, 5)
 
 
-def test_backwards_the_first_of_several_names_is_written():
+def test_reverse_writes_the_first_of_several_names():
     rows = [Row("to_q", "query", pointwise), Row("query", "query", pointwise), Row("position_ids", None)]
     (back,) = reverse(rows)
     assert (back.source, back.target) == ("query", "to_q")
     assert back.transform.forward(torch.randn(2, 2)).shape == (2, 2, 1, 1)
+
+
+def test_every_row_and_transform_can_be_pickled():
+    """An open checkpoint holds them, and so does a model loaded from it."""
+    for name, config in checkpoints.networks().items():
+        rows = PARTS[name].rows(config)
+        assert pickle.loads(pickle.dumps(rows)) == rows

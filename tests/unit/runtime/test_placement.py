@@ -43,7 +43,7 @@ def test_what_is_converted_is_opened_anew_now_and_then(dtype, times: int, tiny_f
     """So that a network's file is never resident whole beside what is made of it."""
     checkpoint, opened = open_checkpoint(tiny_folder), []
     expected = checkpoint.states["unet"]()
-    monkeypatch.setattr(placement, "READ", sum(tensor.nbytes for tensor in expected.values()) // 9)
+    monkeypatch.setattr(placement, "REOPEN_BYTES", sum(tensor.nbytes for tensor in expected.values()) // 9)
     open_unet = checkpoint.states["unet"]
     checkpoint.states["unet"] = lambda: opened.append(open_unet()) or opened[-1]
     unet = placement.materialise(checkpoint, "unet", device=torch.device("cpu"), dtype=dtype)
@@ -55,7 +55,7 @@ def test_what_is_converted_is_opened_anew_now_and_then(dtype, times: int, tiny_f
 
 
 def test_offload_and_low_memory_exclude_each_other(tiny_folder):
-    with pytest.raises(ValueError, match="exclude each other; low_memory needs the least"):
+    with pytest.raises(ValueError, match="offload is True; it has to be False with low_memory"):
         audioldm2.load(tiny_folder, device="cpu", offload=True, low_memory=True)
 
 

@@ -1,0 +1,200 @@
+"""`audioldm2 generate`, the default command: prompts to sound files with their records."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+from torch import Tensor
+
+import audioldm2
+from audioldm2.audio import VAE_MEL, MelSettings
+from audioldm2.checkpoints import hub
+from audioldm2.cli.arguments import Parser, add_options, new_parser
+from audioldm2.cli.output_files import plan_jobs, require_places, write
+from audioldm2.cli.streams import one_line, print_path, print_result, report
+from audioldm2.options import GenerationOptions
+from audioldm2.request import Request, SoundShape
+from audioldm2.result import package_version
+from audioldm2.sampling.samplers import SAMPLERS
+from audioldm2.sampling.schedule import NoiseSchedule
+
+OUT_OF_MEMORY = (
+    "Ask for a shorter sound (--duration) or fewer --candidates, or try --low-memory, --offload or "
+    "--dtype float16."
+)
+
+USAGE = """\
+audioldm2 PROMPT [-o FILE] [options]
+       audioldm2 --prompts FILE [-o FOLDER] [options]
+       audioldm2 COMMAND ...       convert, info, train, evaluate, score: see audioldm2 COMMAND --help"""
+
+EPILOG = """\
+examples:
+  audioldm2 "Techno music with a strong beat" --model cvssp/audioldm2 -o techno.wav
+  audioldm2 "rain on a tin roof" --model ./base --negative-prompt "music" --candidates 3 -o rain.flac
+  audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
+
+Standard output lists the sound files. Beside x.wav stands its record x.wav.json, with every setting. A sound
+replaces a file of its name; a record or a picture replaces no file that this program did not write.
+
+exit codes: 0 every sound is written; 2 error and 130 Ctrl-C, finished sounds are kept; 141 every sound is
+written, but the reader of standard output left before the end of the list.
+
+The published weights are licensed for non-commercial use only (CC BY-NC-SA 4.0).
+"""
+
+BAR = "{desc:<20} |{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+
+# The published models' shape, to find mistakes before gigabytes are fetched and read.
+PUBLISHED = SoundShape(VAE_MEL.sample_rate, VAE_MEL.hop, downsampling=4, latent_channels=8, mels=VAE_MEL.mels)
+OPTIONS = [each for each in fields(GenerationOptions) if each.metadata["flag"]]
+
+
+def parser() -> Parser:
+    made = new_parser(
+        "audioldm2",
+        "Generate sound effects and music from text with AudioLDM 2.",
+        usage=USAGE,
+        epilog=EPILOG,
+    )
+    # fmt: off
+    group = made.add_argument_group("common options")
+    add = group.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help="a description of one sound, in quotes")
+    add("-o", "--output", type=Path, metavar="PATH",
+        help="sound file (.wav, .flac, .ogg) or folder (default: here, named after the prompt)")
+    add("--model", metavar="NAME",
+        help=f"folder, .pth file or hub id (default: {hub.DEMO}, which is in the package)")
+    add_options(group, [each for each in OPTIONS if each.metadata["common"]])
+    add("--prompts", type=Path, metavar="FILE",
+        help="text file with a prompt a line, in place of PROMPT; -o is then a folder")
+
+    add_options(made.add_argument_group("more about the sound"),
+                [each for each in OPTIONS if not each.metadata["common"]])
+
+    add = made.add_argument_group("more about the files").add_argument
+    add("--plot", action="store_true", help="also save a picture (x.wav.png); needs matplotlib")
+    add("--no-json", dest="json", action="store_false", help="do not save the record (x.wav.json)")
+    add("--no-clobber", dest="replace", action="store_false", help="stop if one of the files exists already")
+    add("--quiet", action="store_true", help="no progress, only notes and errors")
+
+    add_model_options(made.add_argument_group("more about the model"))
+    add = made.add_argument
+    add("--version", action="version", version=f"audioldm2 {package_version()}",
+        help="print the version, and stop")
+    # fmt: on
+    return made
+
+
+def add_model_options(group: argparse._ArgumentGroup) -> None:
+    """The arguments of `audioldm2.load` but the first."""
+    # fmt: off
+    add = group.add_argument
+    add("--revision", metavar="NAME", help="branch, tag or commit of a hub id (default: main)")
+    add("--heads", choices=["config", "trained"],
+        help="attention heads: as the config says, or 32 wide as the published weights were trained "
+        "(default: config; trained for a .pth file)")
+    add("--device", default="auto", metavar="NAME",
+        help="cpu, cuda, cuda:1, mps (default: %(default)s, a GPU if there is one)")
+    add("--dtype", default="auto", metavar="NAME",
+        help="float32, float16, bfloat16 (default: %(default)s, float16 on CUDA, the faster one on a CPU)")
+    add("--ops", choices=["auto", "reference"],
+        help="reference: plain PyTorch kernels only, for comparing (default: auto)")
+    memory = group.add_mutually_exclusive_group()
+    memory.add_argument("--offload", action="store_true", help="keep only the running network on the GPU")
+    memory.add_argument("--low-memory", action="store_true",
+        help="read each network from disk for its stage only")
+    memory.add_argument("--compile", action="store_true",
+        help="compile the networks first, which takes minutes: for many sounds on a GPU")
+    # fmt: on
+
+
+def run(arguments: Sequence[str]) -> int:
+    given = parser().parse_args(arguments)
+    if given.sampler == "list":
+        width = max(map(len, SAMPLERS))
+        print_result("\n".join(f"{name:<{width}}  {each.summary}" for name, each in SAMPLERS.items()))
+        return 0
+    jobs = plan_jobs(given.prompt, given.prompts, given.output)
+    require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
+    options = GenerationOptions(**{each.name: getattr(given, each.name) for each in OPTIONS})
+    Request.resolve([job.prompt for job in jobs], options, PUBLISHED, NoiseSchedule())
+    if given.plot:
+        require_matplotlib()
+    model = load(given)
+    front_end = front_end_of(model) if given.plot else None
+    if given.model is None and not given.quiet:
+        report(
+            f"this is the small demo model, of simple sounds; the published one is --model {hub.PUBLISHED} "
+            "(4.5 GB, fetched once)"
+        )
+    for place, job in enumerate(jobs, start=1):
+        if len(jobs) > 1 and not given.quiet:
+            report(f"{place} of {len(jobs)}: {job.prompt}")
+        with progress(options.num_inference_steps, quiet=given.quiet) as (on_stage, on_step):
+            result = model.generate(job.prompt, options=options, on_stage=on_stage, on_step=on_step)
+        write(result, job, with_record=given.json, front_end=front_end)
+        print_path(job.sound)
+    return 0
+
+
+def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
+    return audioldm2.load(
+        given.model or hub.DEMO,
+        device=given.device,
+        dtype=given.dtype,
+        heads=given.heads,
+        revision=given.revision,
+        offload=given.offload,
+        low_memory=given.low_memory,
+        compile=given.compile,
+        ops=given.ops,
+    )
+
+
+def front_end_of(model: audioldm2.AudioLDM2) -> MelSettings:
+    """The settings of the model's spectrograms, for the frequencies of a picture."""
+    from audioldm2.training.stage import front_end
+
+    try:
+        return front_end(model.networks.configs["hifigan"])
+    except ValueError as error:
+        raise ValueError(f"--plot does not know the frequencies of {model.source}; leave it out.") from error
+
+
+def require_matplotlib() -> None:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"--plot needs matplotlib ({error}); run: pip install matplotlib") from None
+
+
+@contextmanager
+def progress(steps: int, *, quiet: bool) -> Iterator[tuple[Callable[..., None], Callable[..., None]]]:
+    """Show progress on standard error; yields the two callbacks of `AudioLDM2.generate`.
+
+    On a terminal a bar shows the stage and its steps. In a log, where a bar is a hundred lines of noise, each
+    stage is a line.
+    """
+    from huggingface_hub.utils import tqdm
+
+    as_bar = sys.stderr.isatty() and not quiet
+    with tqdm(total=steps, disable=not as_bar, leave=False, bar_format=BAR) as bar, warnings.catch_warnings():
+        if as_bar:
+            warnings.showwarning = lambda message, *_: bar.write(
+                one_line(f"note: {message}"), file=sys.stderr
+            )
+
+        def on_stage(stage: str) -> None:
+            bar.set_description_str(stage)
+            if not as_bar and not quiet:
+                report(stage)
+
+        def on_step(step: int, t: float, x0: Tensor) -> None:
+            bar.update(step - bar.n)  # sounds that do not fit into memory together count their steps anew
+
+        yield on_stage, on_step

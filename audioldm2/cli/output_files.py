@@ -1,0 +1,211 @@
+"""The files of a sound: where they go, what they may replace, and how they are written.
+
+Beside `x.wav` stand its record, `x.wav.json`, and its picture, `x.wav.png`. A sound replaces a file of its
+name; a record and a picture replace only what this program wrote for that name.
+"""
+
+import json
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from audioldm2.audio import SOUND_FORMATS, MelSettings
+from audioldm2.files import atomic_write, safe_name
+from audioldm2.result import Result
+
+PNG_HEADER = 33  # bytes of the signature and of the first chunk, which has a fixed size
+PNG_MARK = b"Software\0audioldm2"  # a PNG text chunk: keyword, zero, text
+LONGEST_FILE_NAME = 255  # bytes, on all common file systems
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt and the sound file that it becomes."""
+
+    prompt: str
+    sound: Path
+
+    @property
+    def record(self) -> Path:
+        return self.sound.with_name(self.sound.name + ".json")
+
+    @property
+    def picture(self) -> Path:
+        return self.sound.with_name(self.sound.name + ".png")
+
+
+# Where sounds go --------------------------------------------------------------------------------------------
+
+
+def plan_jobs(prompt: str | None, prompts: Path | None, output: Path | None) -> list[Job]:
+    """The sounds to generate; nothing is written yet.
+
+    Args:
+        prompt: the only prompt, or None.
+        prompts: a text file with one prompt a line, or None.
+        output: a sound file; a folder; or None for the current folder.
+    """
+    if prompts is not None and prompt is None:
+        return _jobs_from_file(prompts, output)
+    if prompt is None or prompts is not None:
+        raise ValueError(
+            'give either one prompt in quotes, as in audioldm2 "rain on a tin roof", '
+            "or a file with one prompt a line, as in audioldm2 --prompts prompts.txt."
+        )
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; describe a sound.")
+    return [Job(prompt, _sound_path(output, prompt))]
+
+
+def _sound_path(output: Path | None, prompt: str) -> Path:
+    if output is None:
+        return Path(f"{safe_name(prompt)}.wav")
+    if output.is_dir():
+        return output / f"{safe_name(prompt)}.wav"
+    if output.suffix.lower() not in SOUND_FORMATS:
+        raise ValueError(
+            f"-o {output} is neither a folder that exists nor a sound file; its name has to end in one of "
+            f"{', '.join(SOUND_FORMATS)}."
+        )
+    require_place(output)
+    return output
+
+
+def _jobs_from_file(prompts: Path, folder: Path | None) -> list[Job]:
+    """One job for each line that is not blank. A number tells equal names apart."""
+    try:
+        lines = prompts.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows begin with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--prompts {prompts}: the file is not UTF-8 text ({error.reason}); save it as UTF-8."
+        ) from error
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        raise ValueError(f"--prompts {prompts}: the file has no prompt; write one a line.")
+    folder = folder or Path()
+    if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in SOUND_FORMATS):
+        raise ValueError(f"-o {folder}: with --prompts this is the folder for all sounds, not a file.")
+    jobs, taken = [], set()
+    for line in lines:
+        name, count = safe_name(line), 1
+        while name.casefold() in taken:  # some file systems ignore case
+            count += 1
+            name = f"{safe_name(line)}-{count}"
+        taken.add(name.casefold())
+        jobs.append(Job(line, folder / f"{name}.wav"))
+    return jobs
+
+
+# What may be replaced ---------------------------------------------------------------------------------------
+
+
+def require_places(jobs: list[Job], *, with_record: bool, with_picture: bool, replace: bool) -> None:
+    """Raise ValueError, or OSError from the system, unless every file can be written.
+
+    Called before a model is loaded: a sound that took an hour must not be lost to the name of a file.
+    """
+    for folder in {job.sound.parent for job in jobs}:
+        require_writable(folder)
+    for job in jobs:
+        beside = [job.record] * with_record + [job.picture] * with_picture
+        for path in (job.sound, *beside):
+            if len(path.name.encode(errors="surrogateescape")) > LONGEST_FILE_NAME:
+                raise ValueError(f"{path.name} is too long for the name of a file; give another with -o.")
+            if path.is_dir():
+                raise ValueError(f"{path}, the name of a file to write, is a folder; give another with -o.")
+            if path.exists() and not replace:
+                raise ValueError(f"{path} exists already, and --no-clobber replaces no file.")
+        if with_record and job.record.exists() and not is_record(job.record, job.sound.name):
+            raise ValueError(
+                f"{job.record} exists and is not a record of {job.sound.name}; move it, give another name "
+                "with -o, or leave the record out with --no-json."
+            )
+        if with_picture and job.picture.exists() and not is_picture(job.picture):
+            raise ValueError(
+                f"{job.picture} exists and is not a picture by audioldm2; move it, give another name "
+                "with -o, or leave out --plot."
+            )
+
+
+def require_place(path: Path) -> None:
+    """Raise ValueError unless a file can be written at a path, in a folder that exists."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file.")
+    if not path.parent.is_dir():
+        raise ValueError(f"the output folder {path.parent} does not exist; make it, or give another.")
+    require_writable(path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise ValueError unless files can be created in a folder, or in the closest one above that exists."""
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()  # os.access says yes to root, whatever the folder is
+    except OSError as error:
+        raise ValueError(
+            f"the output folder {folder} cannot be written to ({error.strerror}); give another."
+        ) from error
+
+
+def is_record(path: Path, sound: str) -> bool:
+    """Whether a file is a record that this program wrote for a sound of that file name."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError):
+        return False
+    return isinstance(found, dict) and "audioldm2" in found and found.get("file") == sound
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a PNG that this program wrote."""
+    try:
+        with open(path, "rb") as file:
+            return PNG_MARK in file.read(PNG_HEADER + len(PNG_MARK) + 12)
+    except OSError:
+        return False
+
+
+# Writing ----------------------------------------------------------------------------------------------------
+
+
+def write(result: Result, job: Job, *, with_record: bool, front_end: MelSettings | None) -> None:
+    """Write the best sound of a result, then what belongs to it; each completely or not at all.
+
+    front_end: of the spectrogram, for a picture; None for no picture.
+    """
+    job.sound.parent.mkdir(parents=True, exist_ok=True)
+    with naming(job.sound):
+        result.save(job.sound)
+    if with_record:
+        with naming(job.record), atomic_write(job.record) as draft:
+            record = {"file": job.sound.name, **result.record()}
+            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+            # Half a surrogate pair, from a name that is not UTF-8, becomes the escape that JSON has for it.
+            draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+    if front_end is not None:
+        with naming(job.picture), atomic_write(job.picture) as draft:
+            _draw(result, draft, front_end)
+
+
+def _draw(result: Result, path: Path, front_end: MelSettings) -> None:
+    from audioldm2.audio.plot import save_plot
+
+    title = result.request.prompts[0]
+    save_plot(result.audio[0, 0], result.sample_rate, result.mel[0], front_end, title, path)
+    png = path.read_bytes()
+    chunk = struct.pack(">I", len(PNG_MARK)) + b"tEXt" + PNG_MARK
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+    path.write_bytes(png[:PNG_HEADER] + chunk + png[PNG_HEADER:])
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name the file to be written, not its draft or nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

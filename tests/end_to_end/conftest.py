@@ -1,0 +1,3 @@
+"""Fixtures that run commands."""
+
+from tests.support.command_line import folder, run, sound  # noqa: F401

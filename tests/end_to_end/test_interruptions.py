@@ -1,0 +1,100 @@
+"""Interrupts and full disks: finished sounds are kept, and nothing half-written is left."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import audioldm2
+from audioldm2 import clap_score
+from audioldm2.runtime import placement
+from tests.support.command_line import QUICK, fail_at, names, posix, process
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+@pytest.fixture
+def two_prompts(folder, sound):
+    """Make two sounds with two candidates each, into a folder; returns what ran and what it left there."""
+    (folder / "prompts.txt").write_text("rain\ndog\n")
+
+    def two_prompts() -> tuple[tuple[int, str, str], list[str]]:
+        result = sound("--prompts", "prompts.txt", "-o", "out", "--candidates", "2", "--quiet")
+        return result, names(folder / "out") if (folder / "out").exists() else []
+
+    return two_prompts
+
+
+FIRST = ["rain.wav", "rain.wav.json"]
+STAGES = {  # stage: whose function, which, in which call it is interrupted, what is left
+    "loading": (placement, "build_on_meta", 3, []),
+    "encoding": (audioldm2.AudioLDM2, "encode_prompt", 2, FIRST),
+    "denoising": (audioldm2.AudioLDM2, "_denoise", 2, FIRST),
+    "decoding": (audioldm2.AudioLDM2, "decode", 2, FIRST),
+    "vocoding": (audioldm2.AudioLDM2, "vocode", 2, FIRST),
+    "ranking": (clap_score, "score_sounds", 2, FIRST),
+    "writing the sound": (Path, "write_bytes", 2, FIRST),
+    "writing its record": (Path, "write_text", 2, ["dog.wav", *FIRST]),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_interrupt_keeps_finished_sounds_and_leaves_no_draft(two_prompts, monkeypatch, stage):
+    owner, name, call, left = STAGES[stage]
+    fail_at(monkeypatch, owner, name, call, KeyboardInterrupt())
+    (code, out, err), found = two_prompts()
+    assert code == 130
+    assert out == (f"{Path('out', 'rain.wav')}\n" if left else "")
+    assert err.startswith("audioldm2: interrupted") and err.count("\n") == 1
+    assert found == left
+
+
+@posix
+def test_sigint_while_the_second_sound_is_generated(folder, tiny_folder):
+    (folder / "prompts.txt").write_text("rain\ndog\n")
+    # Many steps: on a busy machine this process may read the line a second late.
+    # A shell's background jobs ignore the signal, and their children inherit that.
+    default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    given = "--prompts", "prompts.txt", "--model", tiny_folder, "--steps", "150", "--quiet"
+    with process(*given, **default) as made:
+        assert made.stdout.readline() == "rain.wav\n"
+        made.send_signal(signal.SIGINT)
+        out, err = made.communicate()
+    assert (made.returncode, out) == (130, "")
+    assert err.startswith("audioldm2: interrupted") and err.count("\n") == 1
+    assert names(folder) == ["prompts.txt", *FIRST]
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "file", "left"),
+    [("write_bytes", 2, "dog.wav", FIRST), ("write_text", 2, "dog.wav.json", ["dog.wav", *FIRST])],
+)
+def test_full_disk_keeps_finished_sounds_and_leaves_no_draft(
+    two_prompts, monkeypatch, method, call, file, left
+):
+    fail_at(monkeypatch, Path, method, call, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    (code, out, err), found = two_prompts()
+    assert (code, out) == (2, f"{Path('out', 'rain.wav')}\n")
+    assert err == f"audioldm2: error: {Path('out', file)}: No space left on device\n"
+    assert found == left
+
+
+@posix
+def test_limit_on_the_size_of_files(folder, tiny_folder):
+    limited = (
+        "import resource, sys; from audioldm2.cli.main import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # Python ignores SIGXFSZ\n"
+        f"print(main(['dog', '--model', {str(tiny_folder)!r}, '-o', 'a.wav', *{QUICK}]))\n"
+        f"print(main(['convert', {str(tiny_folder)!r}, 'copy']))\n"
+    )
+    made = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
+    assert made.stdout == "2\n2\n"
+    errors = [text for text in made.stderr.splitlines() if text.startswith("audioldm2: error: ")]
+    assert errors[0] == "audioldm2: error: a.wav: File too large"
+    assert "copy" in errors[1] and len(errors) == 2
+    assert "Traceback" not in made.stderr
+    assert names(folder) == [] and list(folder.iterdir()) == []
