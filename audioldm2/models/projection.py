@@ -5,7 +5,7 @@ The sequence that GPT-2 continues is `[clap_sos, clap, clap_eos, t5_sos, t5 ...,
 Source: AudioLDM 2 (arXiv 2308.05734), section III-C; the reference is `AudioLDM2ProjectionModel` of
         diffusers.
 
-In the speech model a phoneme encoder stands in T5's place, and its vectors are told their positions here.
+In the speech model a phoneme encoder replaces T5, and this network adds position vectors to its output.
 
 Trap: `t5_eos` stands after the padding of the T5 vectors, not after the last real one.
 """

@@ -1,11 +1,11 @@
-"""The denoiser: a UNet over (time, mel) latents whose transformers look at themselves and at two prompts.
+"""The denoiser: a UNet over (time, mel) latents whose transformers attend to the sound and to two prompt
+encodings.
 
-Computes the noise in a latent x at diffusion time t, given what GPT-2 made of the prompt (`gpt2_context`) and
-what T5 read in it (`text_context`). A layer is a residual block followed by transformers in a fixed order:
-one that sees only the sound, one that also sees GPT-2's vectors, one that also sees T5's (and, in the large
-model, one more that sees only the sound). The 48 kHz model has no contexts: CLAP's vector of the prompt goes,
-beside the diffusion time, into every residual block (FiLM, Perez et al. 2017, of which only the shift is
-used).
+Predicts the noise in a latent x at diffusion time t from two encodings of the prompt: GPT-2's eight vectors
+(`gpt2_context`) and T5's vectors (`text_context`). A layer is a residual block followed by transformers in a
+fixed order: one attends only to the sound, one also to GPT-2's vectors, one also to T5's (and in the large
+model one more only to the sound). The 48 kHz model has no contexts: CLAP's vector of the prompt enters every
+residual block beside the diffusion time (FiLM, Perez et al. 2017, of which only the shift is used).
 
 Source: Liu et al. 2023, "AudioLDM 2" (arXiv 2308.05734), section III, and for the 48 kHz model "AudioLDM"
 (arXiv 2301.12503); the reference is `AudioLDM2UNet2DConditionModel` of diffusers.
@@ -15,7 +15,7 @@ Traps
 - The GPT-2 context is never masked; the T5 context is.
 - The group norm before a transformer has eps 1e-6, those in residual blocks have the config's.
 - Odd time sizes lose half a frame on the way down: the way up resizes to the skip, not by two.
-- The published configs do not tell the number of heads the weights were trained with; see `UNetConfig.heads`.
+- The published configs state another number of heads than the weights were trained with; see `UNetConfig.heads`.
 """
 
 from dataclasses import dataclass

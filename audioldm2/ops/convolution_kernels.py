@@ -5,9 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audioldm2.ops.dispatch import Kernel, Operation
+from audioldm2.ops.heap import trim_heap
 from audioldm2.ops.linear_kernels import linear
 
 NARROW = 2  # mel bands of a map, up to which a convolution may be one product of patches
+# Bytes of a longer map, from which holes that shorter ones left in the heap are worth handing back: they are
+# too small for it. In bfloat16 they are half as large, and getting the memory anew costs a tenth of the
+# vocoder's time.
+LARGE = 8_000_000
 TRIAL_PRODUCTS = 2e8  # multiplications in a trial, about 1 ms
 
 
@@ -33,24 +38,30 @@ def conv1d_as_image(
 def _conv1d_class(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int, groups: int
 ) -> tuple:
-    length = "long" if x.shape[2] >= 256 else x.shape[2].bit_length()
-    return (*weight.shape, stride, dilation > 1, groups, length, x.stride(1) == 1)
+    return (*weight.shape, stride, groups, "long" if x.shape[2] >= 256 else x.shape[2].bit_length())
 
 
 def _conv1d_excerpt(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int, groups: int
 ) -> tuple:
     least = dilation * (weight.shape[2] - 1) + 1 + 256
-    length = max(least, int(TRIAL_PRODUCTS / weight.numel()))
-    return x[:1, :, :length], weight, bias, stride, padding, dilation, groups
+    x = x[:1, :, : max(least, int(TRIAL_PRODUCTS / weight.numel()))]
+    return _channels_innermost(x), weight, bias, stride, padding, dilation, groups
 
 
+def _channels_innermost(x: Tensor) -> Tensor:
+    """As the convolution before it returns it, if that ran over an image too."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+# Ties go to the image: its layout serves the whole network, and every change of it is a copy.
 _conv1d = Operation(
     "conv1d",
     conv1d_reference,
     [Kernel("as image", conv1d_as_image, lambda *_: True)],
     _conv1d_class,
     _conv1d_excerpt,
+    margin=1.1,
 )
 
 
@@ -93,6 +104,8 @@ def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: 
         x, phases, None if bias is None else bias.repeat(stride), padding=taps - 1
     )  # (batch, stride * channels_out, time + taps - 1)
     y = y.transpose(1, 2).reshape(len(x), y.shape[2] * stride, -1)  # (batch, samples and some, channels_out)
+    if y.nbytes > LARGE and y.dtype == torch.float32:
+        trim_heap()
     samples = (x.shape[2] - 1) * stride + kernel - 2 * padding
     return y[:, padding : padding + samples].transpose(1, 2)
 

@@ -69,6 +69,7 @@ class Operation:
         shape_class: arguments to a hashable class of shapes, which shares one choice; without the batch size,
             so that a sound is computed alike alone and in a batch.
         excerpt: arguments to smaller ones of the same class, for the trial.
+        margin: a kernel must take less than this part of the reference's time.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class Operation:
         kernels: list[Kernel],
         shape_class: Callable[..., Hashable],
         excerpt: Callable[..., tuple],
+        margin: float = MARGIN,
     ):
         self.name, self.reference, self.kernels = name, reference, kernels
-        self.shape_class, self.excerpt = shape_class, excerpt
+        self.shape_class, self.excerpt, self.margin = shape_class, excerpt, margin
         self.choices: dict[Hashable, tuple[Callable[..., Tensor], Choice]] = {}
         self.lock = threading.Lock()
 
@@ -104,8 +106,8 @@ class Operation:
         runs: dict[str, Callable[..., Tensor]] = {"reference": self.reference}
         runs |= {each.name: each.run for each in usable if _agrees(each.run, args, expected)}
         seconds = _time(runs, args)
-        fastest = min(seconds, key=lambda name: seconds[name])
-        chosen = fastest if seconds[fastest] < MARGIN * seconds["reference"] else "reference"
+        fastest = min(runs, key=lambda name: seconds[name] if name != "reference" else float("inf"))
+        chosen = fastest if seconds[fastest] < self.margin * seconds["reference"] else "reference"
         times = {name: 1000 * each for name, each in seconds.items()}
         found = runs[chosen], Choice(self.name, key[0], key[1], chosen, times)
         if expected.isfinite().all():  # else nothing agrees, which says nothing about the kernels

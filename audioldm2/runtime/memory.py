@@ -1,32 +1,32 @@
-"""How many sounds fit into memory at once, a sentence in time when not one does, and what is given back."""
+"""How many sounds fit into memory at once, and a sentence before the work begins where not one does."""
 
-import ctypes
 import os
-from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from audioldm2.models.unet import UNetConfig
+from audioldm2.ops.heap import trim_heap
 
-# What one call of the UNet holds at its peak, in feature maps of its finest level. Measured on the published
-# base and on 61 to 2500 frames: 29 to 39, fewer for longer sounds; the largest is taken.
+__all__ = ["available_bytes", "bytes_for_one_sound", "sounds_at_once", "trim_heap"]
+
+# Feature maps of its finest level that one call of the UNet holds at its peak. Measured on the published base
+# with 61 to 2500 frames: 29 to 39, fewer for longer sounds.
 UNET_MAPS = 40
 USABLE = 0.8  # of what is free: other programs run too
 
 
 def bytes_for_one_sound(config: UNetConfig, frames: int, mel: int, guided: bool, dtype: torch.dtype) -> int:
-    """What denoising one sound of `frames` latent frames needs beside the weights: linear in frames.
+    """Bytes that denoising one sound of `frames` latent frames takes beside the weights: linear in frames.
 
-    With guidance, the stages after it need less: they take one sound at a time, in pieces (`pieces`).
+    The later stages take less: they run one sound at a time, long ones in windows (`tiling`).
     """
     rows = 2 if guided else 1  # guidance predicts with the prompt and with the negative one at once
     return UNET_MAPS * config.channels[0] * frames * mel * dtype.itemsize * rows
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on a device; None where the system does not tell."""
+    """Bytes still available on a device; None where the system does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -52,21 +52,6 @@ def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
             f"enough for about {seconds * usable / needed:,.0f} seconds."
         )
     return usable // needed
-
-
-def trim_heap() -> None:
-    """Hand freed memory to the system, where the C library keeps it: glibc does, in the holes of its heap."""
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
-
-@lru_cache
-def _trim() -> Callable[[int], int] | None:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # other C libraries; Windows
-        return None
 
 
 def _available_on_linux() -> int | None:

@@ -1,10 +1,11 @@
-"""How much memory is left, and what is said when a sound does not fit."""
+"""How much memory is available, how many sounds fit, and the message when none does."""
 
 import os
 
 import pytest
 import torch
 
+from audioldm2.ops import heap
 from audioldm2.runtime import memory
 
 CPU = torch.device("cpu")
@@ -17,14 +18,14 @@ def control_group(folder, limit, used, files):
     return memory._left_in_control_group(folder)
 
 
-def test_cached_files_of_a_container_are_not_counted_as_used(tmp_path):
+def test_cached_files_of_a_container_count_as_available(tmp_path):
     assert control_group(tmp_path, limit=6000, used=5900, files=4300) == 6000 - (5900 - 4300)
     assert control_group(tmp_path, limit=1000, used=1500, files=100) == 0
     assert control_group(tmp_path, limit="max", used=5900, files=4300) is None
     assert memory._left_in_control_group(tmp_path / "none") is None
 
 
-def test_a_batch_is_as_large_as_fits(monkeypatch):
+def test_sounds_at_once_is_as_many_as_fit(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     assert memory.sounds_at_once(200, CPU, seconds=10) == 4  # of the 800 that are used
     with pytest.raises(
@@ -35,8 +36,8 @@ def test_a_batch_is_as_large_as_fits(monkeypatch):
     assert memory.sounds_at_once(10**15, CPU, seconds=10) == 1
 
 
-@pytest.mark.skipif(memory._trim() is None, reason="this C library gives memory back by itself, or never")
-def test_what_a_stage_has_left_goes_back_to_the_system():
+@pytest.mark.skipif(heap._malloc_trim() is None, reason="this C library has no malloc_trim")
+def test_trim_heap_returns_freed_memory_to_the_system():
     small = [torch.ones(2000) for _ in range(20_000)]  # 160 MB in blocks that glibc keeps
     held, last = resident(), small[-1]  # above the hole, so that the heap cannot shrink by itself
     del small
