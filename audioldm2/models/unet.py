@@ -15,7 +15,7 @@ Traps
 - The GPT-2 context is never masked; the T5 context is.
 - The group norm before a transformer has eps 1e-6, those in residual blocks have the config's.
 - Odd time sizes lose half a frame on the way down: the way up resizes to the skip, not by two.
-- The published configs state another number of heads than the weights were trained with; see `UNetConfig.heads`.
+- The published configs state another number of heads than the weights were trained with: `UNetConfig.heads`.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Freed memory handed back to the system, where the C library keeps it, as glibc does in holes of its heap."""
+"""Freed memory handed back to the system, where the C library keeps it (glibc: in holes of its heap)."""
 
 import ctypes
 from collections.abc import Callable
