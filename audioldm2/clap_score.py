@@ -124,8 +124,14 @@ def score_sounds(
     rows = sorted(set(range(len(sounds))) - {row for row, _ in unusable})
     scores = torch.full((len(sounds),), torch.nan, dtype=torch.float32, device="cpu")
     if rows:
-        usable = [[each[row] for row in rows] for each in (texts, sounds, rates)]
-        scores[rows] = _cosines(networks, tokenizer, front_end, *usable)
+        scores[rows] = _cosines(
+            networks,
+            tokenizer,
+            front_end,
+            [texts[row] for row in rows],
+            [sounds[row] for row in rows],
+            [rates[row] for row in rows],
+        )
     overflows = [(row, "has no score: CLAP computes NaN for it") for row in rows if scores[row].isnan()]
     return scores, sorted(unusable + overflows)
 
@@ -144,8 +150,8 @@ def _require_inputs(
         allowed = "be floats in [-1, 1], (samples,) or (sounds, samples), with one sample or more"
         raise ArgumentError("audio", audio, allowed, given="has no sounds")
     texts = require_texts("text", text)
-    rates = list(sample_rate) if isinstance(sample_rate, (list, tuple)) else [sample_rate]
-    rates = [require_whole("sample_rate", rate, 1, FASTEST_RATE) for rate in rates]
+    given_rates = sample_rate if isinstance(sample_rate, (list, tuple)) else [sample_rate]
+    rates = [require_whole("sample_rate", rate, 1, FASTEST_RATE) for rate in given_rates]
     for name, values in (("text", texts), ("sample_rate", rates)):
         if len(values) not in (1, len(sounds)):
             given = f"has {len(values)} entries for {len(sounds)} sounds"

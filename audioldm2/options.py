@@ -237,7 +237,7 @@ def _default(of: Field) -> str:
     return "" if of.default in (None, False, MISSING) else f" (default: {of.default})"
 
 
-def negatives(value: str | list[str] | None, prompts: int) -> list[str]:
+def negatives(value: str | Sequence[str] | None, prompts: int) -> list[str]:
     """A negative prompt for each prompt: None means the empty text, and a single one serves all."""
     found = _negative_prompt("negative_prompt", value)
     if not isinstance(found, list):

@@ -149,7 +149,7 @@ class AudioLDM2:
             begin("ranking")
             texts = [text for text in request.prompts for _ in range(request.candidates)]
             scores, _ = clap_score.score_sounds(
-                self.networks, self.clap_tokenizer, self.clap_mel, texts, audio, self.sample_rate
+                self.networks, self._require_clap(), self.clap_mel, texts, audio, self.sample_rate
             )
         return Result.ranked(audio, z, mel, scores, self.sample_rate, request, self.describe())
 
@@ -268,9 +268,9 @@ class AudioLDM2:
             ArgumentError: an argument is not allowed; a sound without samples, or with NaN, is named by its
                 row.
         """
-        self._require_clap()
+        tokenizer = self._require_clap()
         rate = self.sample_rate if sample_rate is None else sample_rate
-        return clap_score.score(self.networks, self.clap_tokenizer, self.clap_mel, text, audio, rate)
+        return clap_score.score(self.networks, tokenizer, self.clap_mel, text, audio, rate)
 
     def describe(self) -> dict[str, Any]:
         """What this model is, for the record beside a sound."""
@@ -306,9 +306,11 @@ class AudioLDM2:
                 allowed = f"have {_widths(wanted)}: make it with this model's encode_prompt"
                 raise ArgumentError("conditioning", conditioning, allowed, given=f"has {_widths(given)}")
 
-    def _require_clap(self) -> None:
+    def _require_clap(self) -> ClapTokenizer:
+        """CLAP's tokenizer, of a model that can score sounds; an error for another."""
         absent = sorted({"clap_text", "clap_audio"} - self.networks.configs.keys())
-        if absent:
+        if absent or self.clap_tokenizer is None:
+            absent = absent or ["clap_tokenizer"]
             raise ValueError(
                 f"sounds cannot be scored with {self.source or 'this model'}: it has no {absent[0]}. "
                 "Ask for one waveform a prompt."
@@ -316,6 +318,7 @@ class AudioLDM2:
         clap_score.require_front_end(
             self.networks.configs["clap_audio"], self.clap_mel, self.source or "this model"
         )
+        return self.clap_tokenizer
 
     def _sounds_at_once(self, request: Request) -> int:
         needed = memory.bytes_for_one_sound(
@@ -338,10 +341,16 @@ def make_denoiser(
     """
     if not options.guided:
         return _predictor(unet, conditioning)
+    assert conditioning.negative is not None, "guidance needs the negative part"
     both = _predictor(unet, Conditioning.cat([conditioning.negative, conditioning]))
+
+    def predict_both(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        eps_negative, eps_prompt = both(x, t).chunk(2)
+        return eps_negative, eps_prompt
+
     return guided(
         _predictor(unet, conditioning) if options.guidance_interval else None,
-        lambda x, t: both(x, t).chunk(2),
+        predict_both,
         schedule,
         options.guidance_scale,
         options.guidance_interval,
@@ -351,7 +360,7 @@ def make_denoiser(
 
 def _predictor(unet: UNet, conditioning: Conditioning) -> Denoiser:
     """x and t -> noise, float32. The keys and values of the contexts are computed here, once."""
-    tensors = dict(conditioning.tensors)
+    tensors: dict[str, Any] = dict(conditioning.tensors)
     tensors["keys_values"] = unet.context_keys_values(
         tensors.pop("gpt2_context", None), tensors.pop("text_context", None)
     )

@@ -118,8 +118,9 @@ def _length(options: GenerationOptions, sound: SoundShape) -> float:
     """Seconds: as asked, else those of the given latents, else the model's own."""
     seconds, latents = options.audio_length_in_s, options.latents
     if seconds is None:
-        given = latents is not None and latents.ndim == 4 and latents.shape[2] > 0
-        return sound.seconds(latents.shape[2]) if given else sound.default_seconds
+        if latents is not None and latents.ndim == 4 and latents.shape[2] > 0:
+            return sound.seconds(latents.shape[2])
+        return sound.default_seconds
     if sound.latent_frames(seconds) < 1:
         least = sound.hop / sound.sample_rate
         raise ArgumentError("audio_length_in_s", seconds, f"be from {least:g} to {MAX_SECONDS:g} seconds")

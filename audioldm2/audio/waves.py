@@ -26,6 +26,8 @@ def require_waves(name: str, value: Any, *, most_dims: int = 2) -> Tensor:
     """
     shapes = "(samples,)" if most_dims == 1 else "(samples,) or (sounds, samples)"
     allowed = f"be floats in [-1, 1], {shapes}, with one sample or more"
+    found: Tensor | np.ndarray
+    given: str | None
     if isinstance(value, Tensor):
         found, is_float = value.detach(), value.is_floating_point()
     else:

@@ -78,6 +78,9 @@ class BandNorm(nn.Module):
     `nn.BatchNorm2d` with momentum 0.1, less its step counter, which nothing here reads.
     """
 
+    running_mean: Tensor  # (mels,)
+    running_var: Tensor  # (mels,)
+
     def __init__(self, mels: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(mels))

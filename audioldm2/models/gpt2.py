@@ -9,6 +9,7 @@ Traps
 - Positions count padding too, so what is generated depends on the padded length.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,8 +97,9 @@ class GPT2(nn.Module):
         x = x + self.position_embedding(position)
         causal = torch.ones(seq, total, dtype=torch.bool, device=x.device).tril(total - seq)
         allowed = causal & mask[:, None, None, :]  # (batch, 1, seq, past + seq)
+        pasts: Sequence[KeyValue | None] = past or [None] * len(self.blocks)
         presents = []
-        for block, block_past in zip(self.blocks, past or [None] * len(self.blocks), strict=True):
+        for block, block_past in zip(self.blocks, pasts, strict=True):
             x, present = block(x, allowed, block_past)
             presents.append(present)
         return self.norm_out(x), presents

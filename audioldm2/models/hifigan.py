@@ -91,8 +91,8 @@ class Branch(nn.Module):
 class Upsampling(nn.ConvTranspose1d):
     """A transposed convolution, through `ops.conv_transpose1d`, which says why not PyTorch's own."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        (stride,), (padding,) = self.stride, self.padding
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # always of the one size it gives
+        (stride,), padding = self.stride, int(self.padding[0])
         return ops.conv_transpose1d(x, self.weight, self.bias, stride=stride, padding=padding)
 
 
@@ -115,6 +115,9 @@ class Stage(nn.Module):
 
 class HiFiGAN(nn.Module):
     """Log-mel spectrogram to waveform."""
+
+    mean: Tensor  # (mels,)
+    scale: Tensor  # (mels,)
 
     def __init__(self, config: HiFiGANConfig):
         super().__init__()

@@ -5,12 +5,23 @@ asked of `audioldm2.ops`, where a faster kernel may be chosen.
 """
 
 import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audioldm2 import ops
+
+if TYPE_CHECKING:  # PyTorch's list does not say what it holds
+    Layer = TypeVar("Layer", bound=nn.Module)
+
+    class ModuleList(nn.ModuleList, Generic[Layer]):
+        def __init__(self, modules: Iterable[Layer] | None = None) -> None: ...
+        def __iter__(self) -> Iterator[Layer]: ...
+else:
+    ModuleList = nn.ModuleList
 
 
 class Linear(nn.Linear):
@@ -39,7 +50,8 @@ class Conv2d(nn.Conv2d):
         plain = self.stride == self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
         if not plain or isinstance(self.padding, str):
             return super()._conv_forward(x, weight, bias)
-        return ops.conv2d(x, weight, bias, padding=self.padding)
+        rows, columns = self.padding
+        return ops.conv2d(x, weight, bias, padding=(rows, columns))
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:

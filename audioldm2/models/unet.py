@@ -35,7 +35,14 @@ from audioldm2.models.config_rules import (
     require_size_tuples,
     require_sizes,
 )
-from audioldm2.models.layers import Conv2d, Linear, UpsamplingConv, repeat_to_batch, timestep_embedding
+from audioldm2.models.layers import (
+    Conv2d,
+    Linear,
+    ModuleList,
+    UpsamplingConv,
+    repeat_to_batch,
+    timestep_embedding,
+)
 
 KeyValue = tuple[Tensor, Tensor]  # keys and values of a context in one block, (batch, tokens, channels) each
 
@@ -225,7 +232,7 @@ class DownLevel(nn.Module):
         super().__init__()
         channels = config.channels[level]
         inputs = [channels_in] + [channels] * (config.layers - 1)
-        self.layers = nn.ModuleList(Layer(config, level, channels_in) for channels_in in inputs)
+        self.layers = ModuleList(Layer(config, level, channels_in) for channels_in in inputs)
         self.downsample = Conv2d(channels, channels, 3, stride=2, padding=1) if downsample else None
 
 
@@ -246,7 +253,7 @@ class UpLevel(nn.Module):
         super().__init__()
         channels = config.channels[level]
         inputs = [channels_in] + [channels] * config.layers
-        self.layers = nn.ModuleList(
+        self.layers = ModuleList(
             Layer(config, level, channels_in + skip) for channels_in, skip in zip(inputs, skips, strict=True)
         )
         self.upsample = UpsamplingConv(channels) if upsample else None
@@ -264,7 +271,7 @@ class UNet(nn.Module):
         self.film = Linear(config.film_dim, config.time_dim) if config.film_dim else None
         self.conv_in = Conv2d(config.latent_channels, channels[0], 3, padding=1)
 
-        self.down = nn.ModuleList()
+        self.down: ModuleList[DownLevel] = ModuleList()
         skips = [channels[0]]  # channels of every feature map that the way up will be given
         for level, width in enumerate(channels):
             self.down.append(DownLevel(config, level, skips[-1], downsample=level < last))
@@ -272,7 +279,7 @@ class UNet(nn.Module):
 
         self.middle = Middle(config)
 
-        self.up = nn.ModuleList()  # from coarse to fine
+        self.up: ModuleList[UpLevel] = ModuleList()  # from coarse to fine
         width = channels[-1]
         for level in reversed(range(len(channels))):
             level_skips = [skips.pop() for _ in range(config.layers + 1)]
@@ -338,29 +345,30 @@ class UNet(nn.Module):
         time = timestep_embedding(t.reshape(-1), self.config.channels[0])  # (1 or batch, channels[0])
         time = self.time_out(F.silu(self.time_in(time.to(x.dtype))))  # (1 or batch, time_dim)
         if self.film is not None:
+            assert clap_vector is not None, "this model needs clap_vector"
             time = torch.cat([repeat_to_batch(time, len(clap_vector)), self.film(clap_vector)], dim=-1)
             x = repeat_to_batch(x, len(clap_vector))
 
         x = self.conv_in(x)  # (batch, channels[0], time, mel)
         skips = [x]
-        for level in self.down:
-            for layer in level.layers:
+        for down in self.down:
+            for layer in down.layers:
                 x = layer(x, time, next(contexts), masks)
                 skips.append(x)
-            if level.downsample is not None:
-                x = level.downsample(x)  # (batch, channels, ceil(time / 2), ceil(mel / 2))
+            if down.downsample is not None:
+                x = down.downsample(x)  # (batch, channels, ceil(time / 2), ceil(mel / 2))
                 skips.append(x)
 
         x = self.middle.layer(x, time, next(contexts), masks)
         x = self.middle.resnet(x, time)
 
-        for level in self.up:
-            for layer in level.layers:
+        for up in self.up:
+            for layer in up.layers:
                 x = torch.cat(
                     [x, repeat_to_batch(skips.pop(), len(x))], dim=1
                 )  # (batch, channels + skip, time, mel)
                 x = layer(x, time, next(contexts), masks)  # (batch, channels, time, mel)
-            if level.upsample is not None:
-                x = level.upsample(x, skips[-1].shape[2:])  # to the next skip's time and mel
+            if up.upsample is not None:
+                x = up.upsample(x, skips[-1].shape[2:])  # to the next skip's time and mel
 
         return self.conv_out(F.silu(self.norm_out(x), inplace=True))  # (batch, latent_channels, time, mel)

@@ -28,7 +28,7 @@ from audioldm2.models.config_rules import (
     require_size_tuples,
     require_sizes,
 )
-from audioldm2.models.layers import Conv2d, Linear, UpsamplingConv
+from audioldm2.models.layers import Conv2d, Linear, ModuleList, UpsamplingConv
 
 # Runs a function of a map and `Statistics` on windows of the map, and joins the results.
 Tile = Callable[[Callable[..., Tensor], Tensor], Tensor]
@@ -154,7 +154,7 @@ class Level(nn.Module):
     ):
         super().__init__()
         inputs = [channels_in] + [channels] * (layers - 1)
-        self.resnets = nn.ModuleList(ResidualBlock(config, channels_in, channels) for channels_in in inputs)
+        self.resnets = ModuleList(ResidualBlock(config, channels_in, channels) for channels_in in inputs)
         self.resample = resample
 
 
@@ -165,7 +165,7 @@ class Encoder(nn.Module):
         super().__init__()
         channels, last = config.channels, len(config.channels) - 1
         self.conv_in = Conv2d(config.mel_channels, channels[0], 3, padding=1)
-        self.levels = nn.ModuleList(
+        self.levels = ModuleList(
             Level(
                 config,
                 channels[max(level - 1, 0)],
@@ -203,7 +203,7 @@ class Decoder(nn.Module):
         self.latent_in = Conv2d(config.latent_channels, config.latent_channels, 1)
         self.conv_in = Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.middle = Middle(config)
-        self.levels = nn.ModuleList(
+        self.levels = ModuleList(
             Level(
                 config,
                 channels[max(level - 1, 0)],

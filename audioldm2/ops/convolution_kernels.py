@@ -79,7 +79,7 @@ def conv1d(
     return _conv1d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, padding: int) -> Tensor:
+def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:
     """A transposed convolution, on CPUs as `stride` plain ones.
 
     The kernel falls into `stride` phases: sample stride * i + r is the sum over n of x[i - n] w[stride * n +
@@ -89,7 +89,7 @@ def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, pa
     Args:
         x: (batch, channels_in, time).
         weight: (channels_in, channels_out, kernel).
-        bias: (channels_out,).
+        bias: (channels_out,), or None.
 
     Returns:
         (batch, channels_out, (time - 1) * stride + kernel - 2 * padding).
@@ -101,7 +101,7 @@ def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, pa
     phases = F.pad(weight, (0, taps * stride - kernel)).unflatten(2, (taps, stride)).flip(2)
     phases = phases.permute(3, 1, 0, 2).flatten(0, 1)  # (stride * channels_out, channels_in, taps)
     y = conv1d(
-        x, phases, bias.repeat(stride), padding=taps - 1
+        x, phases, None if bias is None else bias.repeat(stride), padding=taps - 1
     )  # (batch, stride * channels_out, time + taps - 1)
     y = y.transpose(1, 2).reshape(len(x), y.shape[2] * stride, -1)  # (batch, samples and some, channels_out)
     if y.nbytes > LARGE and y.dtype == torch.float32:

@@ -6,7 +6,7 @@
 import functools
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +54,7 @@ class Conditioning:
             raise self._misfit("have a context or a vector, and text_context with t5_mask")
         dims = {"gpt2_context": 3, "text_context": 3, "t5_mask": 2, "clap_vector": 2}
         if any(tensor.ndim != dims[name] for name, tensor in found.items()) or (
-            self.t5_mask is not None and self.text_context.shape[:2] != self.t5_mask.shape
+            "t5_mask" in found and found["text_context"].shape[:2] != found["t5_mask"].shape
         ):
             raise self._misfit(
                 "have gpt2_context (batch, vectors, dim), text_context (batch, seq, dim), "
@@ -67,10 +67,10 @@ class Conditioning:
         ):
             raise self._misfit("have floats in contexts and vectors, and bools in t5_mask")
         # Only on the CPU: reading values from an accelerator waits for it, and those come from our own code.
-        on_cpu = self.t5_mask is not None and self.t5_mask.device.type == "cpu"
-        if on_cpu and not self.t5_mask.any(dim=1).all():
+        mask = self.t5_mask
+        if mask is not None and mask.device.type == "cpu" and not mask.any(dim=1).all():
             given = "has a row without a real token (True)"
-            raise ArgumentError("t5_mask", self.t5_mask, "have one in each row", given=given)
+            raise ArgumentError("t5_mask", mask, "have one in each row", given=given)
         if self.negative is not None:
             self._check_negative(self.negative)
 
@@ -119,6 +119,10 @@ class Conditioning:
         """Select rows, as a batch; an index selects a batch of one."""
         return self._map(lambda tensor: tensor[rows if isinstance(rows, slice) else [rows]])
 
+    def __iter__(self) -> Iterator["Conditioning"]:
+        """The rows, each a batch of one."""
+        return (self[row] for row in range(len(self)))
+
     def repeat(self, times: int) -> "Conditioning":
         """Repeat each row `times` times in a row: a a b b from a b."""
         return self._map(lambda tensor: tensor.repeat_interleave(times, dim=0))
@@ -137,14 +141,12 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
         """Join batches, padding text contexts to the longest. `negative` is joined if all parts have one."""
-        negatives = [part.negative for part in parts]
+        negatives = [part.negative for part in parts if part.negative is not None]
         longest = max(part._text_length for part in parts)
         rows = [part._pad_text(longest).tensors for part in parts]
         joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        return Conditioning(
-            **{name: joined.get(name) for name in TENSORS},
-            negative=None if None in negatives else Conditioning.cat(negatives),
-        )
+        negative = Conditioning.cat(negatives) if len(negatives) == len(parts) else None
+        return _of_tensors(joined, negative=negative)
 
     @property
     def _text_length(self) -> int:
@@ -152,7 +154,7 @@ class Conditioning:
 
     def _pad_text(self, seq: int) -> "Conditioning":
         """Pad the text context to `seq` with zeros that the mask hides; leave the negative part alone."""
-        if self.t5_mask is None:
+        if self.text_context is None or self.t5_mask is None:
             return self
         more = seq - self._text_length
         return replace(
@@ -192,7 +194,7 @@ class Conditioning:
             allowed = f"have {self._shapes}: as many prompts, encoded by the same model"
             raise ArgumentError("other", other, allowed, given=f"has {other._shapes}")
         mixed = self._move_towards(other, amount)
-        if self.negative is None:
+        if self.negative is None or other.negative is None:
             return mixed
         return replace(mixed, negative=self.negative._move_towards(other.negative, amount))
 
@@ -233,23 +235,24 @@ class Conditioning:
         return Conditioning.cat([a._move_row_towards(b, amount) for a, b in zip(start, end, strict=True)])
 
     def _move_row_towards(self, other: "Conditioning", amount: float) -> "Conditioning":
-        moved: dict[str, Tensor] = {}
-        if self.gpt2_context is not None:
-            moved["gpt2_context"] = _interpolate(self.gpt2_context, other.gpt2_context, amount)
-        if self.t5_mask is not None:
-            tokens = max(int(row.t5_mask.sum()) for row in (self, other))
+        a, b = self.tensors, other.tensors
+        moved: dict[str, Any] = {}
+        if "gpt2_context" in a:
+            moved["gpt2_context"] = _interpolate(a["gpt2_context"], b["gpt2_context"], amount)
+        if "t5_mask" in a:
+            tokens = max(int(row["t5_mask"].sum()) for row in (a, b))
             moved["text_context"] = _interpolate(
                 self._spread_tokens(tokens), other._spread_tokens(tokens), amount
             )
-            moved["t5_mask"] = self.t5_mask.new_ones(1, tokens)
-        if self.clap_vector is not None:  # CLAP's vectors have length 1; their sum does not
-            vector = _interpolate(self.clap_vector, other.clap_vector, amount)
+            moved["t5_mask"] = a["t5_mask"].new_ones(1, tokens)
+        if "clap_vector" in a:  # CLAP's vectors have length 1; their sum does not
+            vector = _interpolate(a["clap_vector"], b["clap_vector"], amount)
             moved["clap_vector"] = F.normalize(vector, dim=-1)
         return replace(self, **moved)
 
     def _spread_tokens(self, tokens: int) -> Tensor:
         """The real text vectors of a single row, in order, each repeated equally often, give or take one."""
-        vectors = self.text_context[self.t5_mask]  # (real tokens, text_dim)
+        vectors = self.tensors["text_context"][self.tensors["t5_mask"]]  # (real tokens, text_dim)
         place = torch.arange(tokens, device=vectors.device) * len(vectors) // tokens
         return vectors[place][None]  # (1, tokens, text_dim)
 
@@ -279,10 +282,16 @@ class Conditioning:
         try:
             negative = None
             if any(name.startswith(NEGATIVE) for name in found):
-                negative = Conditioning(**{name: found.get(NEGATIVE + name) for name in TENSORS})
-            return Conditioning(**{name: found.get(name) for name in TENSORS}, negative=negative)
+                negative = _of_tensors({name: found.get(NEGATIVE + name) for name in TENSORS})
+            return _of_tensors(found, negative)
         except ArgumentError as error:
             raise not_a_conditioning(path, str(error)) from error
+
+
+def _of_tensors(tensors: Mapping[str, Tensor | None], negative: Conditioning | None = None) -> Conditioning:
+    """The conditioning of tensors by name; those that are absent are None."""
+    fields: dict[str, Any] = {name: tensors.get(name) for name in TENSORS}
+    return Conditioning(**fields, negative=negative)
 
 
 def _interpolate(a: Tensor, b: Tensor, amount: float) -> Tensor:
@@ -310,4 +319,4 @@ def _accepting_old_names(init: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-Conditioning.__init__ = _accepting_old_names(Conditioning.__init__)
+Conditioning.__init__ = _accepting_old_names(Conditioning.__init__)  # type: ignore[method-assign]

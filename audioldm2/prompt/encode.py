@@ -121,7 +121,9 @@ def _require_positions(length: int, gpt2: GPT2Config) -> None:
 def _warn_if_cut(text: str, t5_tokenizer: T5Tokenizer | None, clap_tokenizer: ClapTokenizer | None) -> None:
     """Warn of the text that T5 cuts, or CLAP if T5 cuts none: T5 reads less, so its loss is the larger."""
     for tokenizer, name in ((t5_tokenizer, "T5"), (clap_tokenizer, "CLAP")):
-        cut = tokenizer and tokenizer.truncated_part(text)
+        if tokenizer is None:
+            continue
+        cut = tokenizer.truncated_part(text)
         if cut:
             warnings.warn(
                 f"a text is longer than the {tokenizer.max_length} tokens that {name} reads; "

@@ -20,9 +20,10 @@ Trap: the folder's small JSON files decide whether a typed `<mask>` or `<extra_i
 beside it; without them it does not. Keep all of `FILES` that exist together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from sentencepiece import SentencePieceProcessor
@@ -90,6 +91,7 @@ class _PromptTokenizer:
     splitter: Tokenizer = field(repr=False)
     max_length: int  # tokens, with the special ones
 
+    from_folder: ClassVar[Callable[..., Any]]
     FILES: ClassVar[tuple[str, ...]]  # every file that `from_folder` may read
     SPECIALS: ClassVar[dict[str, int | None]]  # token -> its id in the vocabulary (None: any)
     before: ClassVar[list[int]]

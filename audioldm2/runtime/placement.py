@@ -65,8 +65,8 @@ class Networks:
         self._home: dict[str, dict[str, Tensor]] = {}  # weights in the computer's memory, while on the device
 
     @contextmanager
-    def running(self, name: str) -> Iterator[nn.Module]:
-        """The network called `name`, on the device while the block lasts."""
+    def running(self, name: str) -> Iterator[Any]:
+        """The network called `name` (see `models.NETWORKS`), on the device while the block lasts."""
         with ops.using(self.ops):
             if self.residence == "device":
                 yield self._loaded[name]

@@ -137,6 +137,7 @@ class LDMStage(Stage[LDMRecipe]):
             [""] * len(captions),
             padded=int if offset is None else lambda tokens: tokens + (offset - tokens) % LENGTH_STEP,
         )  # fmt: skip
+        assert cond.negative is not None  # of the empty captions above
         empty, dropped = cond.negative.tensors, dropped.to(self.device)
         chosen = {
             name: torch.where(dropped.view(-1, *[1] * (tensor.ndim - 1)), empty[name], tensor)

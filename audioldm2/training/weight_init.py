@@ -135,7 +135,8 @@ def _linear_after_first_stage(network: Any) -> None:
         for module in stage.branches.modules():
             if isinstance(module, nn.Conv1d):
                 module.weight -= module.weight.mean(dim=1, keepdim=True)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         if i == 1:
             stage.upsample.weight *= 0.1  # partials are several times the bias (`vocoder.PARTIAL_GAIN`)
         else:

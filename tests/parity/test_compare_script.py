@@ -48,6 +48,7 @@ def test_every_parameter_is_random_and_every_stage_of_ordinary_size(folder):
     assert 0.05 < result.audio.std() < 0.4 and result.audio.abs().mean() < 0.4
 
 
+@pytest.mark.slow
 def test_ddim_from_the_command_line(folder):
     done = subprocess.run([sys.executable, SCRIPT, folder, *SHORT], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

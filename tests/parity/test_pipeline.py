@@ -187,6 +187,7 @@ def test_score_of_the_same_spectrograms(pipe, model):
 # Differences on purpose -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_published_language_model(pipe, model, tmp_path):
     """The published checkpoints say GPT2Model. The reference then dies; we make the same sound."""
     make(tmp_path, language_head=False)
@@ -224,6 +225,7 @@ def test_long_negative_prompt_is_not_cut(pipe, model):
     assert signal_to_error(with_cut, expected) < OTHER
 
 
+@pytest.mark.slow
 def test_a_batch_changes_no_sound(pipe, model):
     """In the reference, padding to the longest prompt of a batch changes the sounds of the others."""
     prompts = ["a dog", PROMPT, "noise, hiss and hum; low quality"]
@@ -240,6 +242,7 @@ def test_a_batch_changes_no_sound(pipe, model):
     assert worst_of_theirs < OTHER
 
 
+@pytest.mark.slow
 def test_ranking_is_inside_each_prompt(pipe, model):
     """The reference ranks over the whole batch: prompts get each other's sounds, and one comes twice."""
     prompts = [PROMPT, "the rain falls while a dog barks"]

@@ -17,6 +17,7 @@ MAY_COMPARE = ("compare", "reference", "benchmark")  # in the name of a script w
 BASE = {"errors", "files"}
 MAY_IMPORT = {
     "errors": set(),
+    "renamed": set(),
     "files": set(),
     "ops": set(),
     "sampling": set(),
@@ -58,7 +59,7 @@ MAY_IMPORT = {
         *("result", "sampling", "training"),
     },
     "__main__": {"cli"},
-    "": {"checkpoints", "options", "pipeline", "prompt", "result", "sampling"},
+    "": {"checkpoints", "options", "pipeline", "prompt", "renamed", "result", "sampling"},
 }
 
 

@@ -313,6 +313,7 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=1200, deadline=None)
 @given(st.dictionaries(st.sampled_from([*DEFAULTS]), ANYTHING, min_size=1, max_size=3))
 @example({"audio_length_in_s": 1.7e308})

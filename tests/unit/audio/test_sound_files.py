@@ -111,6 +111,10 @@ def wav_bytes(samples: list[float], rate: int = 16_000) -> bytes:
         (wav_bytes([0.0], rate=2**31 - 1), "has a sample rate of 2147483647 Hz"),
         (wav_bytes([0.0], rate=1), "has a sample rate of 1 Hz"),
     ],
+    ids=[
+        *("text", "cut header", "empty", "git lfs pointer", "web page"),
+        *("no samples", "not finite", "fastest rate", "slowest rate"),
+    ],  # the bytes hold the time of day, and the workers of pytest-xdist must agree on names
 )
 def test_read_names_the_file_and_what_is_wrong(tmp_path, content, words):
     for name in ("broken.wav", "broken.raw"):

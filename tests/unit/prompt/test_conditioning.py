@@ -395,7 +395,7 @@ def test_denoise_checks_only_the_widths_that_the_unet_uses(tiny_model, monkeypat
     unet, cond = tiny_model.networks.configs["unet"], tiny_model.encode_prompt("rain")
     noise = torch.randn(tiny_model.sound.latents(1, 4))
     monkeypatch.setitem(tiny_model.networks.configs, "unet", replace(unet, gpt2_dim=999))
-    with pytest.raises(ValueError, match=r"gpt2_context 24 wide, .*; this model needs gpt2_context 999 wide"):
+    with pytest.raises(ValueError, match=r"gpt2_context 24 wide, .*; it has to have gpt2_context 999 wide"):
         tiny_model.denoise(cond, noise, num_inference_steps=1)
     t5_alone = replace(unet, gpt2_dim=999, transformers=((), (), (SELF, T5)))
     monkeypatch.setitem(tiny_model.networks.configs, "unet", t5_alone)

@@ -23,6 +23,7 @@ def traced(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_sounds_are_those_as_written_and_lengths_share_a_graph(traced, tiny_folder):
     plain = audioldm2.load(tiny_folder, device="cpu", dtype="float32")
     model = audioldm2.load(tiny_folder, device="cpu", dtype="float32", compile=True)
@@ -42,6 +43,7 @@ def test_sounds_are_those_as_written_and_lengths_share_a_graph(traced, tiny_fold
     assert graphs("wind", seconds=0.92) == 0
 
 
+@pytest.mark.slow
 def test_hooks_and_edits_of_a_compiled_network_act(traced, tiny_folder):
     model = audioldm2.load(tiny_folder, device="cpu", dtype="float32", compile=True)
     cond, z = model.encode_prompt("a dog"), torch.randn(model.sound.latents(1, 9))

@@ -15,6 +15,15 @@ REQUESTS = [
     dict(prompt="a whistle", seed=5, num_waveforms_per_prompt=2, guidance_scale=1.0, sampler="ddim", eta=0.5),
 ]
 
+PLACEMENTS = pytest.mark.parametrize(
+    "placement",
+    [
+        pytest.param({}, id="device"),
+        pytest.param({"offload": True}, id="offload", marks=pytest.mark.slow),
+        pytest.param({"low_memory": True}, id="disk", marks=pytest.mark.slow),
+    ],
+)
+
 
 def sound(model: audioldm2.AudioLDM2, request: dict, **named) -> Tensor:
     settings = dict(audio_length_in_s=0.64, num_inference_steps=3) | request | named
@@ -22,9 +31,7 @@ def sound(model: audioldm2.AudioLDM2, request: dict, **named) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    "placement", [{}, {"offload": True}, {"low_memory": True}], ids=["device", "offload", "disk"]
-)
+@PLACEMENTS
 def test_four_threads_get_the_sounds_that_they_get_alone(tiny_folder, dtype: str, placement: dict):
     model = audioldm2.load(tiny_folder, device="cpu", dtype=dtype, **placement)
     alone = [sound(model, request) for request in REQUESTS]
@@ -39,9 +46,7 @@ class Broken(RuntimeError):
 
 
 @pytest.mark.parametrize("error", [Broken, KeyboardInterrupt])
-@pytest.mark.parametrize(
-    "placement", [{}, {"offload": True}, {"low_memory": True}], ids=["device", "offload", "disk"]
-)
+@PLACEMENTS
 def test_request_that_fails_leaves_the_others_alone(tiny_folder, error: type[BaseException], placement: dict):
     model = audioldm2.load(tiny_folder, device="cpu", dtype="bfloat16", **placement)
     alone = [sound(model, request) for request in REQUESTS]

@@ -132,6 +132,7 @@ def in_windows(network: VAE, z: Tensor, *, digest: int = 40, frames: int = 7) ->
         return tiling.decode(network, z, whole_up_to=digest * larger, frames=frames * larger)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     levels=st.integers(1, 4), time=st.integers(41, 100), frames=st.integers(1, 30), batch=st.integers(1, 2)
@@ -195,6 +196,7 @@ def test_row_is_the_same_in_any_batch(time: int):
     assert torch.equal(wave[1:2], vocode(vocoder, mel[1:2, 0, :, :3], frames=30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 2), (torch.bfloat16, 3)])
 def test_window_of_the_vocoder_is_ten_seconds_or_five_in_bfloat16(dtype: torch.dtype, count: int):
     vocoder, lengths = HiFiGAN(HiFiGANConfig(mels=3, channels=32)).to(dtype), []
@@ -265,6 +267,7 @@ def test_any_length_has_the_right_shape(levels: int):
         assert mel.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [751, 1502, 4000])
 def test_defaults_at_the_published_lengths(time: int):
     network = vae()
