@@ -28,10 +28,11 @@ from audioldm2.checkpoints.load import demand_converter
 from audioldm2.cli.arguments import FLAG_OF, generate_parser
 from audioldm2.files import atomic_write, safe_name
 from audioldm2.options import GenerationOptions
-from audioldm2.request import Request, SoundShape
+from audioldm2.request import Request
 from audioldm2.result import Result
 from audioldm2.sampling.samplers import SAMPLERS
 from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.sound_shape import SoundShape
 
 BAR = "{desc:<20} |{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 
