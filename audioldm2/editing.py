@@ -286,7 +286,7 @@ def _remade(
         kept_from = before + 1 if before else 0
         kept_to = before + (length - fade) // shape.frame_samples if tail else frames
         if kept_from >= kept_to:
-            least = ((before > 0) + (tail > 0)) * shape.frame_samples + fade + shape.frame_samples
+            least = (1 + (before > 0)) * shape.frame_samples + (fade if tail else 0)
             allowed = f"be used with a sound of at least {least / shape.sample_rate:g} s"
             given = f"is {options.extend_seconds} for a sound of {sound.seconds:g} s"
             raise ArgumentError("extend_seconds", options.extend_seconds, allowed, given=given)
