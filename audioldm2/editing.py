@@ -6,30 +6,24 @@ the vocoder chooses its own phase, so decoded samples differ everywhere, even wh
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from audioldm2.audio import mel_edges, read, vae_front_end
+from audioldm2.audio import read
 from audioldm2.errors import ArgumentError
 from audioldm2.input_sound import InputSound, log_mel
+from audioldm2.latent_cells import PARTS, RANGES, band_bounds, fade_samples, remade_cells, runs
 from audioldm2.options import GenerationOptions
 from audioldm2.sampling.repainting import Walk, repaint
 from audioldm2.sampling.samplers import Denoiser, Noise, OnStep
 from audioldm2.sampling.schedule import NoiseSchedule
 from audioldm2.sound_shape import SoundShape
 
-FADE_SECONDS = 0.02  # between kept and remade samples
-RANGES = ("mask_start_seconds", "mask_end_seconds", "mask_start_hz", "mask_end_hz")
-PARTS = (*RANGES, "repaint_mask", "extend_seconds")  # options that say which part is remade
 EDITING_OPTIONS = ("audio", "audio_sample_rate", "strength", *PARTS, "resample_times")
-
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +71,7 @@ class Edit:
         cell = shape.frame_samples
         before = math.ceil(lead / cell)
         frames = before + math.ceil((len(sound.wave) + tail) / cell)
-        remake = _remade(options, sound, shape, frames, before, tail, batch)
+        remake = remade_cells(options, sound, shape, frames, before, tail, batch)
         if options.resample_times > 1 and (remake is None or remake.all()):
             allowed = "be 1 where nothing of the sound is kept"
             raise ArgumentError("resample_times", options.resample_times, allowed)
@@ -151,7 +145,7 @@ class Edit:
         if self.remake is None:
             return wave[:, part]
         cell = self.shape.frame_samples
-        fade = min(_fade_samples(self.shape), cell // 2)
+        fade = min(fade_samples(self.shape), cell // 2)
         share = torch.stack([_share(row, cell, fade) for row in self.remake.any(dim=3)[:, 0]])  # (rows, time)
         own = torch.zeros(self.frames * cell, dtype=torch.float32, device="cpu")
         start = self.before * cell
@@ -177,26 +171,14 @@ class Edit:
         about |= {name: None if each is None else list(each) for name, each in self.asked.items()}
         if self.remake is not None:
             frame, bounds = self.shape.seconds(1), band_bounds(self.shape)
-            times = _runs(self.remake.any(dim=3).any(dim=0).flatten())
-            bands = _runs(self.remake.any(dim=2).any(dim=0).flatten())
+            times = runs(self.remake.any(dim=3).any(dim=0).flatten())
+            bands = runs(self.remake.any(dim=2).any(dim=0).flatten())
             about["remade_seconds"] = [
                 [round((end - self.before) * frame, 6) for end in each] for each in times
             ]
             about["remade_hz"] = [[round(bounds[end], 1) for end in each] for each in bands]
             about["remade_share"] = round(self.remake.float().mean().item(), 6)
         return about
-
-
-def band_bounds(shape: SoundShape) -> list[float]:
-    """The frequencies between latent bands, Hz: one more than there are bands.
-
-    Each lies midway between the centres of the last mel band below it and of the first above. For the
-    published model: ..., 3633, 4400, 5328, 6452, 8000.
-    """
-    settings = vae_front_end(shape.sample_rate, shape.hop, shape.mels)
-    edges = mel_edges(settings).tolist()
-    inner = [(edges[i] + edges[i + 1]) / 2 for i in range(shape.downsampling, shape.mels, shape.downsampling)]
-    return [settings.f_min, *inner, settings.f_max]
 
 
 def _check_combinations(options: GenerationOptions) -> None:
@@ -240,100 +222,12 @@ def _first_step(walk: Walk, strength: float) -> int:
     return walk.first_of(walk.steps - left) if left else walk.steps
 
 
-def _fade_samples(shape: SoundShape) -> int:
-    return round(FADE_SECONDS * shape.sample_rate)
-
-
-def _remade(
-    options: GenerationOptions,
-    sound: InputSound,
-    shape: SoundShape,
-    frames: int,
-    before: int,
-    tail: int,
-    batch: int,
-) -> Tensor | None:
-    """Which latent cells are remade: bool (1 or batch, 1, time, mel); None for all, by no mask."""
-    bands = shape.mels // shape.downsampling
-    if options.repaint_mask is not None:
-        mask = options.repaint_mask.cpu()
-        mask = mask[None, None] if mask.ndim == 2 else mask
-        if mask.shape[0] not in (1, batch) or mask.shape[2:] != (frames, bands):
-            allowed = f"have shape ({frames}, {bands}) or ({batch}, 1, {frames}, {bands}) for this sound"
-            given = f"has shape {tuple(options.repaint_mask.shape)}"
-            raise ArgumentError("repaint_mask", mask, allowed, given=given)
-        return mask
-    if all(getattr(options, name) is None for name in PARTS):
-        return None
-    remake = torch.zeros(1, 1, frames, bands, dtype=torch.bool, device="cpu")
-    if any(getattr(options, name) is not None for name in RANGES):
-        cell, cells = shape.seconds(1), math.ceil(len(sound.wave) / shape.frame_samples)
-        times = _ranges("mask_start_seconds", "mask_end_seconds", options, sound.seconds, cells * cell, "s")
-        bounds = band_bounds(shape)
-        pitches = _ranges("mask_start_hz", "mask_end_hz", options, bounds[-1], bounds[-1], "Hz")
-        rows = torch.zeros(frames, dtype=torch.bool, device="cpu")
-        columns = torch.zeros(bands, dtype=torch.bool, device="cpu")
-        for start, end in times:
-            first, last = math.floor(start / cell + 1e-6), math.ceil(end / cell - 1e-6)
-            rows[before + first : before + max(last, first + 1)] = True
-        for start, end in pitches:
-            for band, (low, high) in enumerate(pairwise(bounds)):
-                columns[band] |= low < end and start < high
-        remake[0, 0] = rows[:, None] & columns
-    if options.extend_seconds is not None:
-        # The fade needs samples of the sound inside the remade part: its outermost cells are remade too.
-        fade, length = min(_fade_samples(shape), shape.frame_samples // 2), len(sound.wave)
-        kept_from = before + 1 if before else 0
-        kept_to = before + (length - fade) // shape.frame_samples if tail else frames
-        if kept_from >= kept_to:
-            least = (1 + (before > 0)) * shape.frame_samples + (fade if tail else 0)
-            allowed = f"be used with a sound of at least {least / shape.sample_rate:g} s"
-            given = f"is {options.extend_seconds} for a sound of {sound.seconds:g} s"
-            raise ArgumentError("extend_seconds", options.extend_seconds, allowed, given=given)
-        remake[:, :, :kept_from] = True
-        remake[:, :, kept_to:] = True
-    return remake
-
-
-def _ranges(
-    start_name: str, end_name: str, options: GenerationOptions, whole: float, most: float, unit: str
-) -> list[Range]:
-    """Pairs of starts and ends; an absent start is 0, an absent end that of the whole.
-
-    most: the largest end that is allowed, which may lie behind the whole by less than a cell.
-    """
-    starts: Sequence[float] | None = getattr(options, start_name)
-    ends: Sequence[float] | None = getattr(options, end_name)
-    if starts is None and ends is None:
-        return [(0.0, whole)]
-    starts = [0.0] * len(ends or ()) if starts is None else starts
-    ends = [whole] * len(starts) if ends is None else ends
-    if len(starts) != len(ends):
-        given = f"has {len(ends)} entries for {len(starts)} of {start_name}"
-        raise ArgumentError(end_name, ends, "have one for each start", given=given)
-    for start, end in zip(starts, ends, strict=True):
-        if start >= whole:
-            raise ArgumentError(start_name, start, f"be below {whole:g} {unit}, where the sound ends")
-        if end > most + 1e-9:
-            raise ArgumentError(end_name, end, f"be at most {whole:g} {unit}, where the sound ends")
-        if start >= end:
-            raise ArgumentError(end_name, end, f"be above {start_name}, which is {start:g}")
-    return list(zip(starts, ends, strict=True))
-
-
-def _runs(marked: Tensor) -> list[tuple[int, int]]:
-    """The first and, exclusive, the last place of each run of True."""
-    edges = torch.diff(torch.nn.functional.pad(marked.int(), (1, 1)))
-    starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
-    return list(zip(starts, ends, strict=True))
-
-
 def _share(remade: Tensor, cell: int, fade: int) -> Tensor:
     """How much of each sample is remade, 0 to 1, from the latent frames that are: (frames * cell,)."""
     share = remade.to(torch.float32).repeat_interleave(cell)
     angles = torch.linspace(0, math.pi / 2, fade + 2, dtype=torch.float32, device="cpu")[1:-1]
     ramp = angles.sin().square()
-    for start, end in _runs(remade):
+    for start, end in runs(remade):
         if start > 0:
             share[start * cell : start * cell + fade] = ramp
         if end < len(remade):
