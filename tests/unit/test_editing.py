@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -523,3 +524,12 @@ def test_distance_to_the_source_falls_with_strength():
         assert distances[0] == 0
         falling += distances == sorted(distances)
     assert falling >= 2
+
+
+@pytest.mark.slow
+def test_lines_of_the_readme_run():
+    text = (Path(audioldm2.__file__).parent / "sampling" / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    names: dict[str, object] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    assert isinstance(names["z"], Tensor) and names["z"].isfinite().all()
