@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from audioldm2 import editing_rules
 from audioldm2.audio import MAX_SECONDS
 from audioldm2.errors import (
     ArgumentError,
@@ -188,6 +190,44 @@ class GenerationOptions(SamplingOptions):
         require_float_tensor,
         "starting noise (prompts * waveforms, channels, time, mel) in place of the seed's",
     )
+    audio: Path | Tensor | None = option(
+        None, editing_rules.sound,
+        "a sound to begin with: a file, or floats (samples,); the result is as long",
+        flag="--audio", metavar="FILE", parse=Path, common=True,
+    )  # fmt: skip
+    audio_sample_rate: int | None = option(
+        None, editing_rules.sample_rate, "of `audio` where it is not a file, Hz; by default the model's"
+    )
+    strength: float | None = option(
+        None, editing_rules.strength,
+        "how far to leave the audio, from 0 to 1 (default: 0.5; 1 where only a part is remade)",
+        flag="--strength", metavar="X", parse=float, common=True,
+    )  # fmt: skip
+    mask_start_seconds: tuple[float, ...] | None = option(
+        None, editing_rules.positions, "where the part of the audio that is remade begins; a number or a list"
+    )
+    mask_end_seconds: tuple[float, ...] | None = option(
+        None, editing_rules.positions, "where the part of the audio that is remade ends; a number or a list"
+    )
+    mask_start_hz: tuple[float, ...] | None = option(
+        None, editing_rules.positions, "the lowest frequency that is remade; a number or a list"
+    )
+    mask_end_hz: tuple[float, ...] | None = option(
+        None, editing_rules.positions, "the highest frequency that is remade; a number or a list"
+    )
+    repaint_mask: Tensor | None = option(
+        None, editing_rules.repaint_mask,
+        "latent cells that are remade: bool (time, mel) or (batch, 1, time, mel), True where to remake",
+    )  # fmt: skip
+    resample_times: int = option(
+        1, partial(require_whole, least=1),
+        "take each step so often, so that the remade part fits the kept one (Lugmayr et al. 2022)",
+        flag="--resample-times", metavar="N",
+    )  # fmt: skip
+    extend_seconds: tuple[float, float] | None = option(
+        None, editing_rules.extension, "seconds to add to the audio: at its end, or (before, after)",
+        flag="--extend", metavar="S", parse=float,
+    )  # fmt: skip
 
 
 Options = TypeVar("Options", bound=SamplingOptions)

@@ -1,5 +1,6 @@
-"""A prompt to a waveform: five stages, each a method, and `generate`, which calls them in order.
+"""A prompt to a waveform: stages, each a method, and `generate`, which calls them in order.
 
+encode_audio    waveform -> latent                    VAE encoder, for a sound to begin with   (editing.py)
 encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (prompt/encode.py)
 denoise         noise    -> latent                    UNet under a sampler          (sampling/)
 decode          latent   -> log-mel spectrogram       VAE decoder                   (runtime/tiling.py)
@@ -9,6 +10,7 @@ score           waveform -> how well it fits          CLAP                      
 
 import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,19 +18,21 @@ from torch import Tensor
 
 from audioldm2 import clap_score
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
+from audioldm2.denoiser import make_denoiser
 from audioldm2.errors import ArgumentError, require_texts
-from audioldm2.models.unet import GPT2, T5, UNet
+from audioldm2.input_sound import log_mels
+from audioldm2.models.unet import GPT2, T5
 from audioldm2.options import GenerationOptions, SamplingOptions, from_keywords, negatives, takes_options
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
-from audioldm2.request import Request, SoundShape
+from audioldm2.request import Request
 from audioldm2.result import Result
 from audioldm2.runtime import dtypes, memory, tiling
 from audioldm2.runtime.placement import Networks
-from audioldm2.sampling.guidance import guided
-from audioldm2.sampling.samplers import SAMPLERS, Denoiser, Generators, Noise, generator_noise
+from audioldm2.sampling.samplers import SAMPLERS, Generators, Noise, generator_noise
 from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.sound_shape import SoundShape
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
 OnStep = Callable[[int, float, Tensor], object]
@@ -112,37 +116,31 @@ class AudioLDM2:
 
         Raises:
             ArgumentError: an argument is not allowed; raised before any network runs.
+            OSError: the file of `audio` cannot be opened.
         """
         chosen = from_keywords(GenerationOptions, options, keywords)
         request = Request.resolve(prompt, chosen, self.sound, self.schedule)
         if request.candidates > 1:
             self._require_clap()
-        at_once = self._sounds_at_once(request)
 
         def begin(stage: str) -> None:
             memory.trim_heap()  # what the stage before has left
             if on_stage is not None:
                 on_stage(stage)
 
-        begin("encoding the prompt")
-        against = request.negative_prompts if chosen.guided else None
-        conditioning = self.encode_prompt(request.prompts, against, guided=chosen.guided)
-        conditioning = conditioning.repeat(request.candidates)
-        generators = request.generators()
-        noise = chosen.latents if chosen.latents is not None else self._noise(request, generators)
-
-        denoised = []
-        for first in range(0, len(noise), at_once):
-            begin("denoising")
-            rows = slice(first, first + at_once)
-            drawn = generator_noise(generators[rows])
-            z = self._denoise(conditioning[rows], noise[rows], chosen, drawn, None, on_step)
-            denoised.append(z)
-        z = torch.cat(denoised)
+        edit, given = request.edit, None
+        if edit is not None:
+            begin("encoding the sound")
+            given = self._encode(edit.log_mel())
+        if given is not None and not edit.denoises:
+            z = given.repeat(len(request.generators()), 1, 1, 1)
+        else:
+            z = self._denoise_request(request, given, begin, on_step)
         begin("decoding")
         mel = self.decode(z)
         begin("vocoding")
-        audio = self.vocode(mel)[:, : self.sound.samples(request.seconds)].float().cpu()
+        audio = self.vocode(mel).float().cpu()
+        audio = edit.finish(audio) if edit else audio[:, : self.sound.samples(request.seconds)]
 
         scores = None
         if request.candidates > 1:
@@ -152,6 +150,57 @@ class AudioLDM2:
                 self.networks, self._require_clap(), self.clap_mel, texts, audio, self.sample_rate
             )
         return Result.ranked(audio, z, mel, scores, self.sample_rate, request, self.describe())
+
+    def _denoise_request(
+        self,
+        request: Request,
+        given: Tensor | None,
+        begin: Callable[[str], None],
+        on_step: OnStep | None,
+    ) -> Tensor:
+        """The latents of a request, from noise or from the latent (1, ...) of a given sound, in slices."""
+        options, edit, at_once = request.options, request.edit, self._sounds_at_once(request)
+        begin("encoding the prompt")
+        against = request.negative_prompts if options.guided else None
+        conditioning = self.encode_prompt(request.prompts, against, guided=options.guided)
+        conditioning = conditioning.repeat(request.candidates)
+        generators = request.generators()
+        noise = options.latents if options.latents is not None else self._noise(request, generators)
+        denoised = []
+        for first in range(0, len(noise), at_once):
+            begin("denoising")
+            rows = slice(first, first + at_once)
+            drawn = generator_noise(generators[rows])
+            edited = partial(edit.denoise, given=given, rows=rows) if edit else None
+            z = self._denoise(conditioning[rows], noise[rows], options, drawn, None, on_step, edited)
+            denoised.append(z)
+        return torch.cat(denoised)
+
+    @inference
+    def encode_audio(self, wave: Any, sample_rate: int | None = None) -> Tensor:
+        """Encode sounds as latents: what `decode` and `vocode` turn into sounds again.
+
+        Each sound loses its mean and is scaled to a peak of 0.5, as in training. Silence fills the last
+        latent frame. The latent is the mean of the posterior, so the same sound gives the same latent. The
+        encoder sees each sound whole, in memory that grows with its length.
+
+        Args:
+            wave: floats (samples,) or (sounds, samples), a tensor or an array, at any level.
+            sample_rate: of the wave, Hz; by default the model's own. Other rates are resampled.
+
+        Returns:
+            float32 (sounds, channels, time, mel), on the model's device.
+
+        Raises:
+            ArgumentError: a sound is silent, empty or not finite, or the wave has another shape.
+        """
+        return self._encode(log_mels(wave, sample_rate, self.sound))
+
+    def _encode(self, mel: Tensor) -> Tensor:
+        """Latents of log-mel spectrograms (batch, 1, time, mels), one row after the other."""
+        with self.networks.running("vae") as vae:
+            mel = mel.to(self.device, self.networks.dtypes["vae"])
+            return torch.cat([vae.encode(row)[0].float() for row in mel.split(1)])
 
     @inference
     def encode_prompt(
@@ -224,12 +273,17 @@ class AudioLDM2:
         noise: Noise | None,
         t_start: float | None,
         on_step: OnStep | None,
+        edited: Callable[..., Tensor] | None = None,
     ) -> Tensor:
         with self.networks.running("unet") as unet:
             conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
+            denoiser = make_denoiser(unet, conditioning, self.schedule, options)
+            latents = latents.to(self.device, torch.float32)
+            if edited is not None:
+                return edited(denoiser, latents, step_noise=noise, on_step=on_step)
             return SAMPLERS[options.sampler](
-                make_denoiser(unet, conditioning, self.schedule, options),
-                latents.to(self.device, torch.float32),
+                denoiser,
+                latents,
                 self.schedule,
                 options.num_inference_steps,
                 eta=options.eta,
@@ -329,48 +383,6 @@ class AudioLDM2:
             self.networks.dtypes["unet"],
         )
         return memory.sounds_at_once(needed, self.device, request.seconds)
-
-
-def make_denoiser(
-    unet: UNet, conditioning: Conditioning, schedule: NoiseSchedule, options: SamplingOptions
-) -> Denoiser:
-    """The noise that the network predicts for these prompts, guided where the options say so.
-
-    With guidance, one call of the network predicts by the negative prompt and by the prompt; what both share
-    is computed once. The sampler's x stays float32; the network runs in the dtype of the conditioning.
-    """
-    if not options.guided:
-        return _predictor(unet, conditioning)
-    assert conditioning.negative is not None, "guidance needs the negative part"
-    both = _predictor(unet, Conditioning.cat([conditioning.negative, conditioning]))
-
-    def predict_both(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        eps_negative, eps_prompt = both(x, t).chunk(2)
-        return eps_negative, eps_prompt
-
-    return guided(
-        _predictor(unet, conditioning) if options.guidance_interval else None,
-        predict_both,
-        schedule,
-        options.guidance_scale,
-        options.guidance_interval,
-        options.guidance_rescale,
-    )
-
-
-def _predictor(unet: UNet, conditioning: Conditioning) -> Denoiser:
-    """x and t -> noise, float32. The keys and values of the contexts are computed here, once."""
-    tensors: dict[str, Any] = dict(conditioning.tensors)
-    tensors["keys_values"] = unet.context_keys_values(
-        tensors.pop("gpt2_context", None), tensors.pop("text_context", None)
-    )
-
-    def predict(x: Tensor, t: float) -> Tensor:
-        # `full` does not wait for the device, as a copy would.
-        time = torch.full((), t, dtype=torch.float32, device=x.device)
-        return unet(x.to(conditioning.dtype), time, **tensors).float()
-
-    return predict
 
 
 def _widths(dims: dict[str, int]) -> str:

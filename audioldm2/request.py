@@ -1,58 +1,17 @@
 """A request: options and prompts, resolved against one model."""
 
-import math
 import secrets
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from audioldm2.audio import DEFAULT_SECONDS, MAX_SECONDS
+from audioldm2.audio import MAX_SECONDS
+from audioldm2.editing import EDITING_OPTIONS, Edit
 from audioldm2.errors import ArgumentError, require_texts
-from audioldm2.options import LARGEST_SEED, GenerationOptions, negatives, require_float_tensor
+from audioldm2.options import LARGEST_SEED, GenerationOptions, negatives
 from audioldm2.sampling.schedule import NoiseSchedule
-
-
-@dataclass(frozen=True)
-class SoundShape:
-    """How seconds become latent frames and samples in a model."""
-
-    sample_rate: int  # Hz
-    hop: int  # samples to one mel frame
-    downsampling: int  # mel frames, and bands, to one latent frame or band
-    latent_channels: int
-    mels: int
-    default_seconds: float = DEFAULT_SECONDS  # of a sound, where nobody says
-
-    def latent_frames(self, seconds: float) -> int:
-        """Whole mel frames in so many seconds, raised to whole latent frames; rounded as in the reference."""
-        return math.ceil(int(seconds / (self.hop / self.sample_rate)) / self.downsampling)
-
-    def samples(self, seconds: float) -> int:
-        return int(seconds * self.sample_rate)
-
-    def seconds(self, latent_frames: int) -> float:
-        return latent_frames * self.downsampling * self.hop / self.sample_rate
-
-    def latents(self, batch: int, latent_frames: int) -> tuple[int, int, int, int]:
-        """(batch, channels, time, mel) of a batch of latents."""
-        return (batch, self.latent_channels, latent_frames, self.mels // self.downsampling)
-
-    def require_latents(self, latents: Any, prompts: int) -> Tensor:
-        """Latents that `denoise` can start from, for so many encoded prompts; ArgumentError for others."""
-        require_float_tensor("latents", latents)
-        _, channels, _, mel = self.latents(1, 1)
-        shape = tuple(latents.shape)
-        if len(shape) != 4 or shape[1] != channels or shape[3] != mel or shape[2] < 1:
-            wanted = f"have shape (batch, {channels}, time, {mel}) for this model"
-            raise ArgumentError("latents", latents, wanted, given=f"has shape {shape}")
-        if prompts < 1:
-            raise ArgumentError("conditioning", prompts, "have one for each prompt", given="has no rows")
-        if shape[0] < 1 or shape[0] % prompts:
-            wanted = f"have a multiple of {prompts}, the rows of the conditioning"
-            raise ArgumentError("latents", latents, wanted, given=f"has {shape[0]} rows")
-        return latents
+from audioldm2.sound_shape import SoundShape
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +24,7 @@ class Request:
     latent_frames: int
     seeds: list[int]  # one per prompt; candidate i of a prompt is drawn from its seed + i
     options: GenerationOptions
+    edit: Edit | None = None  # what happens to a given sound
 
     @property
     def candidates(self) -> int:
@@ -79,11 +39,13 @@ class Request:
 
         Raises:
             ArgumentError: the model cannot meet these options.
+            OSError: the file of `audio` cannot be opened.
         """
         prompts = require_texts("prompt", prompt)
         options.check_schedule(schedule)
-        seconds = _length(options, sound)
-        frames = sound.latent_frames(seconds)
+        edit = Edit.resolve(options, sound, schedule, len(prompts) * options.num_waveforms_per_prompt)
+        seconds = edit.seconds if edit else _length(options, sound)
+        frames = edit.frames if edit else sound.latent_frames(seconds)
         if options.latents is not None:
             given = tuple(options.latents.shape)
             shape = sound.latents(len(prompts) * options.num_waveforms_per_prompt, frames)
@@ -97,6 +59,7 @@ class Request:
             latent_frames=frames,
             seeds=_seeds(options, len(prompts)),
             options=options,
+            edit=edit,
         )
 
     def generators(self) -> list[torch.Generator]:
@@ -111,7 +74,10 @@ class Request:
         """The options as plain values, for JSON; what was resolved replaces what was asked."""
         options = {each.name: getattr(self.options, each.name) for each in fields(self.options)}
         given = options.pop("latents") is not None
-        return options | {"audio_length_in_s": self.seconds, "starting_latents_given": given}
+        options |= {"audio_length_in_s": self.seconds, "starting_latents_given": given}
+        for name in EDITING_OPTIONS:
+            del options[name]
+        return options | (self.edit.record() if self.edit else {})
 
 
 def _length(options: GenerationOptions, sound: SoundShape) -> float:

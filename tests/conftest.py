@@ -14,6 +14,10 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; deselect with -m 'not slow'")
+
+
 @pytest.fixture(autouse=True)
 def same_randomness_each_time():
     """Tests draw from the global generator; each starts from the same seed, alone or in any order."""

@@ -13,11 +13,13 @@ from audioldm2.audio.mel import (
     SAMPLE_RATE,
     VAE_FLOOR,
     VAE_MEL,
+    VAE_MEL_48K,
     MelSettings,
     clap_crops,
     clap_log_mel,
     mel_edges,
     mel_filters,
+    vae_front_end,
     vae_log_mel,
 )
 from audioldm2.audio.resampling import FASTEST_RATE, PASS_BAND, STOP_DB, resample
@@ -47,6 +49,7 @@ __all__ = [
     "STOP_DB",
     "VAE_FLOOR",
     "VAE_MEL",
+    "VAE_MEL_48K",
     "MelSettings",
     "clap_crops",
     "clap_log_mel",
@@ -56,6 +59,7 @@ __all__ = [
     "read",
     "require_waves",
     "resample",
+    "vae_front_end",
     "vae_log_mel",
     "write_wav",
 ]

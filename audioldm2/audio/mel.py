@@ -4,7 +4,7 @@ Waves are float tensors (batch, samples), full scale at ±1; spectrograms are (b
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -46,12 +46,34 @@ class MelSettings:
 
 # The front end of the VAE and HiFi-GAN: 100 frames a second, all frequencies up to half the sample rate.
 VAE_MEL = MelSettings(SAMPLE_RATE, n_fft=1024, hop=160, mels=64, f_min=0.0, f_max=8000.0)
+VAE_MEL_48K = MelSettings(48_000, n_fft=2048, hop=480, mels=256, f_min=20.0, f_max=24_000.0)
 VAE_FLOOR = 1e-5  # smallest magnitude; silence is log(1e-5) = -11.5
 
 # The front end of CLAP's audio branch: also 100 frames a second.
 CLAP_MEL = MelSettings(CLAP_SAMPLE_RATE, n_fft=1024, hop=480, mels=64, f_min=50.0, f_max=14_000.0)
 CLAP_FLOOR = 1e-10  # smallest power; silence is -100 dB
 CLAP_WINDOW = 10 * CLAP_SAMPLE_RATE  # samples; CLAP reads 10 s, which are 480,000 / 480 + 1 = 1,001 frames
+
+
+def vae_front_end(sample_rate: int, hop: int, mels: int) -> MelSettings:
+    """Return AudioLDM's log-mel front end for a vocoder; checkpoints do not store it.
+
+    Args:
+        sample_rate: of the vocoder, Hz.
+        hop:         samples to a mel frame.
+        mels:        bands.
+
+    Raises:
+        ValueError: there is no front end for that sample rate.
+
+    Source: the preprocessing in upstream's configs, `audioldm2-full` at 16 kHz and `audioldm_48k` at 48 kHz.
+    """
+    for settings in (VAE_MEL, VAE_MEL_48K):
+        if sample_rate == settings.sample_rate:
+            return replace(settings, hop=hop, mels=mels)
+    raise ValueError(
+        f"the vocoder runs at {sample_rate} Hz; the log-mel front end is known at 16000 and 48000 Hz."
+    )
 
 
 def vae_log_mel(wave: Tensor, settings: MelSettings = VAE_MEL) -> Tensor:

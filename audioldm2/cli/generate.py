@@ -17,10 +17,11 @@ from audioldm2.cli.arguments import Parser, add_options, new_parser
 from audioldm2.cli.output_files import plan_jobs, require_places, write
 from audioldm2.cli.streams import one_line, print_path, print_result, report
 from audioldm2.options import GenerationOptions
-from audioldm2.request import Request, SoundShape
+from audioldm2.request import Request
 from audioldm2.result import package_version
 from audioldm2.sampling.samplers import SAMPLERS
 from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.sound_shape import SoundShape
 
 OUT_OF_MEMORY = (
     "Ask for a shorter sound (--duration) or fewer --candidates, or try --low-memory, --offload or "

@@ -8,17 +8,15 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from audioldm2.audio import VAE_MEL, MelSettings, vae_log_mel
+from audioldm2.audio import vae_front_end, vae_log_mel
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import some
-from audioldm2.models.hifigan import HiFiGANConfig
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.runtime.placement import Networks
 from audioldm2.training.optimizer import EMA, Optimizer
 from audioldm2.training.randomness import forked_rng, generator
 from audioldm2.training.recipe import Recipe
 
-VAE_MEL_48K = MelSettings(48_000, n_fft=2048, hop=480, mels=256, f_min=20.0, f_max=24_000.0)
 # Keys of state.pt in version 0.1, which `load_state_dict` still reads.
 OLD_KEYS = {"ema": "averages", "optimizer": "descent", "adversary_optimizer": "adversary_descent"}
 
@@ -61,7 +59,8 @@ class Stage(Generic[SomeRecipe]):
             raise ValueError(
                 f"{checkpoint.source} has no {some(missing)}, which the stage '{self.name}' needs."
             )
-        self.front_end = front_end(checkpoint.configs["hifigan"])
+        vocoder = checkpoint.configs["hifigan"]
+        self.front_end = vae_front_end(vocoder.sample_rate, vocoder.hop, vocoder.mels)
         self.downsampling = checkpoint.configs["vae"].downsampling
         configs = {name: checkpoint.configs[name] for name in needed}
         self.networks = Networks(
@@ -194,20 +193,6 @@ class Stage(Generic[SomeRecipe]):
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
             self.adversary_optimizer.load_state_dict(state["adversary_optimizer"])
-
-
-def front_end(vocoder: HiFiGANConfig) -> MelSettings:
-    """Returns AudioLDM's log-mel front end for the vocoder's sample rate; checkpoints do not store it.
-
-    Raises:
-        ValueError: there is no front end for that sample rate.
-
-    Source: the preprocessing in upstream's configs, `audioldm2-full` at 16 kHz and `audioldm_48k` at 48 kHz.
-    """
-    for settings in (VAE_MEL, VAE_MEL_48K):
-        if vocoder.sample_rate == settings.sample_rate:
-            return replace(settings, hop=vocoder.hop, mels=vocoder.mels)
-    raise ValueError(f"the vocoder runs at {vocoder.sample_rate} Hz; training supports 16000 and 48000 Hz.")
 
 
 def _make_trainable(network: nn.Module) -> None:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from audioldm2.errors import ArgumentError, require_number, require_texts, require_whole
 from audioldm2.options import LARGEST_SEED, GenerationOptions, SamplingOptions, from_keywords, negatives
-from audioldm2.request import Request, SoundShape
+from audioldm2.request import Request
 from audioldm2.sampling.samplers import SAMPLERS
 from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.sound_shape import SoundShape
 
 SHAPE = SoundShape(sample_rate=16000, hop=160, downsampling=4, latent_channels=8, mels=64)  # as published
 SCHEDULE = NoiseSchedule()

@@ -14,10 +14,12 @@ from audioldm2.audio import (
     CLAP_WINDOW,
     VAE_FLOOR,
     VAE_MEL,
+    VAE_MEL_48K,
     clap_crops,
     clap_log_mel,
     mel_edges,
     mel_filters,
+    vae_front_end,
     vae_log_mel,
 )
 from audioldm2.errors import ArgumentError
@@ -140,3 +142,10 @@ def test_front_ends_ignore_the_default_device_and_dtype(front_end):
             assert torch.equal(front_end(wave), expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_front_end_follows_the_sample_rate():
+    assert vae_front_end(16_000, 160, 64) == VAE_MEL
+    assert vae_front_end(48_000, 480, 256) == VAE_MEL_48K
+    with pytest.raises(ValueError, match="the vocoder runs at 24000 Hz"):
+        vae_front_end(24_000, 160, 64)

@@ -1,17 +1,13 @@
-"""What all stages share: what is trained and what is frozen, averages, checkpoints, the front end."""
+"""What all stages share: what is trained and what is frozen, averages, checkpoints."""
 
-import re
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 
-from audioldm2.audio import VAE_MEL
 from audioldm2.checkpoints.storage import Checkpoint
-from audioldm2.models.hifigan import HiFiGANConfig
 from audioldm2.training import STAGES
-from audioldm2.training.stage import VAE_MEL_48K, front_end
 from tests.support.training import QUICK, clips, parameter_copies, stage_of
 
 
@@ -112,11 +108,3 @@ def test_missing_network_is_reported(random_weights: Checkpoint):
     configs = {name: config for name, config in random_weights.configs.items() if name != "clap_audio"}
     with pytest.raises(ValueError, match="has no 'clap_audio', which the stage 'clap' needs"):
         stage_of("clap", replace(random_weights, configs=configs))
-
-
-def test_front_end_follows_the_sample_rate():
-    assert front_end(HiFiGANConfig()) == VAE_MEL
-    wide = HiFiGANConfig(mels=256, sample_rate=48_000, upsample_rates=(6, 5, 4, 2, 2))
-    assert front_end(wide) == VAE_MEL_48K
-    with pytest.raises(ValueError, match=re.escape("the vocoder runs at 24000 Hz")):
-        front_end(HiFiGANConfig(sample_rate=24_000))

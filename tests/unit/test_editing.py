@@ -1,0 +1,535 @@
+"""Sounds from sounds: encoding, strength, what is kept and what is remade, seeds, records, mistakes."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import audioldm2
+from audioldm2 import SAMPLERS, AudioLDM2, Result
+from audioldm2.audio import VAE_FLOOR
+from audioldm2.editing import Edit
+from audioldm2.errors import ArgumentError
+from audioldm2.input_sound import InputSound, log_mel
+from audioldm2.latent_cells import band_bounds
+from audioldm2.options import GenerationOptions
+from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.sound_shape import SoundShape
+
+SHAPE = SoundShape(sample_rate=16000, hop=160, downsampling=4, latent_channels=8, mels=64)  # as published
+SCHEDULE = NoiseSchedule()
+RATE, CELL, FADE = 16_000, 640, 320  # samples of a latent frame and of a fade
+FRAMES = 8
+CLOSE = 1e-4  # relative: batches of other sizes are added up in another order
+NAMES = list(SAMPLERS)
+STEPS = 5
+
+
+def tone(samples: int = FRAMES * CELL, level: float = 0.2, rate: int = RATE) -> Tensor:
+    """A rising tone with an offset: (samples,)."""
+    time = torch.arange(samples) / rate
+    return level * torch.sin(2 * math.pi * (300 + 800 * time) * time) + 0.05
+
+
+def broadband() -> Tensor:
+    """The tone in noise, so that no band is near the floor, where rounding errors are large: (samples,)."""
+    noise = torch.randn(FRAMES * CELL, generator=torch.Generator().manual_seed(1))
+    return tone() + 0.05 * noise
+
+
+def edit(model: AudioLDM2, prompt: str | list[str] = "a dog", **arguments) -> Result:
+    return model.generate(prompt, **(dict(audio=tone(), num_inference_steps=STEPS) | arguments))
+
+
+def resolved(audio: object = None, **arguments) -> Edit:
+    audio = tone() if audio is None else audio
+    found = Edit.resolve(GenerationOptions(audio=audio, **arguments), SHAPE, SCHEDULE, 1)
+    assert found is not None
+    return found
+
+
+def refused(**arguments) -> str:
+    with pytest.raises(ArgumentError) as caught:
+        resolved(**arguments)
+    return str(caught.value)
+
+
+# Encoding.
+
+
+def test_encoding_is_deterministic_float32_and_in_whole_latent_frames(tiny_model):
+    for samples, frames in ((40, 1), (CELL, 1), (CELL + 1, 2), (8 * CELL, 8)):
+        z = tiny_model.encode_audio(tone(samples), RATE)
+        assert z.shape == (1, 8, frames, 16) and z.dtype == torch.float32
+        assert torch.equal(z, tiny_model.encode_audio(tone(samples)))
+
+
+def test_encoding_ignores_level_and_offset(tiny_model):
+    expected = tiny_model.encode_audio(broadband())
+    for other in (0.01 * broadband(), 2 * broadband() - 0.3):
+        found = tiny_model.encode_audio(other)
+        assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_encoding_takes_arrays_batches_and_other_rates(tiny_model):
+    expected = tiny_model.encode_audio(tone())
+    assert torch.equal(tiny_model.encode_audio(tone().numpy()), expected)
+    other = tone() * torch.linspace(0, 1, FRAMES * CELL)
+    both = tiny_model.encode_audio(torch.stack([tone(), other]))
+    assert torch.equal(both, torch.cat([expected, tiny_model.encode_audio(other)]))
+    fast = tiny_model.encode_audio(tone(3 * FRAMES * CELL, rate=3 * RATE), 3 * RATE)
+    assert (fast - expected).norm() < 0.05 * expected.norm()
+
+
+def test_encoding_is_the_posterior_mean_of_the_normalized_sound(tiny_model):
+    wave = broadband() - broadband().mean()
+    mel = audioldm2.audio.vae_log_mel(0.5 * (wave / wave.abs().max())[None])[:, None]
+    with tiny_model.networks.running("vae") as vae, torch.no_grad():
+        mean, _ = vae.encode(mel)
+    assert (tiny_model.encode_audio(broadband()) - mean).norm() < 1e-5 * mean.norm()
+
+
+def test_padding_is_silent():
+    """Frames after the end, beyond what the window sees, are at the floor of the log-mel, and never 0."""
+    sound = InputSound.prepare(tone(CELL), RATE, RATE, "audio")
+    mel = log_mel(sound, SHAPE, frames=10, before=4)
+    assert mel.shape == (1, 1, 40, 64)
+    assert (mel[0, 0, :13] == math.log(VAE_FLOOR)).all() and (mel[0, 0, 23:] == math.log(VAE_FLOOR)).all()
+    assert mel[0, 0, 17].max() > -3
+
+
+@pytest.mark.parametrize(
+    ("wave", "sentence"),
+    [
+        (torch.zeros(1000), "wave is silent; it has to be louder than -120 dB."),
+        (torch.full((1000,), 0.3), "wave is silent; it has to be louder than -120 dB."),
+        (torch.zeros(0), "wave has no samples; it has to have at least one."),
+        (torch.zeros(0, 9), "wave has no sounds; it has to have at least one."),
+        (torch.tensor([0.1, math.nan, math.inf]),
+         "wave has 2 samples of 3 that are NaN or infinite; it has to be finite."),
+        (torch.stack([tone(1000), torch.zeros(1000)]),
+         "wave[1] is silent; it has to be louder than -120 dB."),
+        (torch.zeros(9, dtype=torch.int16),
+         "wave is int16 (9,); it has to be floats in [-1, 1], (samples,) or (sounds, samples), with one "
+         "sample or more."),
+    ],
+)  # fmt: skip
+def test_sounds_that_cannot_be_encoded(tiny_model, wave, sentence):
+    with pytest.raises(ArgumentError) as caught:
+        tiny_model.encode_audio(wave)
+    assert str(caught.value) == sentence
+
+
+# Strength.
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+def test_strength_0_is_the_reconstruction_without_a_call_of_the_denoiser(tiny_model, sampler, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("the denoiser ran")
+
+    monkeypatch.setattr("audioldm2.pipeline.make_denoiser", refuse)
+    result = edit(tiny_model, strength=0.0, sampler=sampler)
+    z = tiny_model.encode_audio(tone())
+    assert torch.equal(result.latents, z)
+    assert torch.equal(result.mel, tiny_model.decode(z))
+    sound = InputSound.prepare(tone(), RATE, RATE, "audio")
+    expected = sound.at_own_level(tiny_model.vocode(tiny_model.decode(z)))[:, : FRAMES * CELL]
+    assert torch.equal(result.audio[0], expected)
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("mask", [{}, {"mask_start_seconds": 0.0}, {"mask_start_hz": 0.0}])
+def test_strength_1_is_generate(tiny_model, sampler, mask):
+    arguments = dict(sampler=sampler, eta=0.7 if sampler == "ddim" else 0.0, seed=3)
+    expected = tiny_model.generate(
+        "a dog", audio_length_in_s=FRAMES * CELL / RATE, num_inference_steps=STEPS, **arguments
+    )
+    found = edit(tiny_model, strength=1.0, **mask, **arguments)
+    for name in ("latents", "mel", "audio"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+def test_strength_is_the_share_of_steps_that_run(tiny_model, sampler):
+    steps: list[int] = []
+    result = edit(
+        tiny_model, strength=0.6, sampler=sampler, num_inference_steps=10,
+        on_step=lambda step, t, x0: steps.append(step),
+    )  # fmt: skip
+    assert steps == [5, 6, 7, 8, 9, 10]
+    assert result.record()["steps_taken"] == 6
+
+
+def test_strength_is_a_half_unless_a_part_is_remade():
+    assert resolved().strength == 0.5
+    for part in (dict(mask_start_seconds=0.1), dict(mask_end_hz=4000), dict(extend_seconds=1)):
+        assert resolved(**part).strength == 1.0
+        assert resolved(**part, strength=0.7).strength == 0.7
+
+
+def test_strength_counts_steps_without_rounding_errors():
+    for steps in range(1, 101):
+        for taken in range(1, steps + 1):
+            found = resolved(strength=taken / steps, num_inference_steps=steps)
+            assert found.walk.steps - found.first == taken
+
+
+# What is kept.
+
+
+def remade_frames(start: int, end: int) -> dict:
+    """A mask of latent frames, from whose times it widens back."""
+    return dict(mask_start_seconds=(start + 0.3) * 0.04, mask_end_seconds=(end - 0.3) * 0.04)
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("resample_times", [1, 2])
+def test_kept_latents_and_samples_are_the_sounds_own(tiny_model, sampler, resample_times):
+    eta = 0.7 if sampler == "ddim" else 0.0
+    result = edit(tiny_model, sampler=sampler, eta=eta, resample_times=resample_times, **remade_frames(3, 5))
+    z, audio = tiny_model.encode_audio(tone()), result.audio[0, 0]
+    kept = [0, 1, 2, 5, 6, 7]
+    assert torch.equal(result.latents[:, :, kept], z[:, :, kept])
+    assert (result.latents - z)[:, :, 3:5].norm() > 0.1 * z[:, :, 3:5].norm()
+    assert torch.equal(audio[: 3 * CELL], tone()[: 3 * CELL])
+    assert torch.equal(audio[5 * CELL :], tone()[5 * CELL :])
+    middle = slice(3 * CELL + FADE, 5 * CELL - FADE)
+    own_level = InputSound.prepare(tone(), RATE, RATE, "audio").at_own_level(tiny_model.vocode(result.mel))
+    assert torch.equal(audio[middle], own_level[0, middle])
+    assert (audio[middle] - tone()[middle]).norm() > 0.1 * tone()[middle].norm()
+
+
+def test_fade_is_between_the_two():
+    found = resolved(**remade_frames(3, 5))
+    made = torch.full((1, FRAMES * CELL + 32), 0.1)
+    audio, level = found.finish(made)[0], found.sound.at_own_level(made)[0, 0]
+    share = (audio - tone()) / (level - tone())
+    up, down = share[3 * CELL : 3 * CELL + FADE], share[5 * CELL - FADE : 5 * CELL]
+    assert ((up > -1e-4) & (up < 1 + 1e-4)).all() and up[0] < 1e-3 and up[-1] > 1 - 1e-3
+    torch.testing.assert_close(up, down.flip(0), rtol=0, atol=2e-2)
+
+
+def test_masks_at_the_ends_fade_inside_only():
+    found = resolved(mask_end_seconds=0.08)
+    audio = found.finish(torch.zeros(1, FRAMES * CELL))[0]
+    assert (audio[: 2 * CELL - FADE] == found.sound.mean).all()
+    assert torch.equal(audio[2 * CELL :], tone()[2 * CELL :])
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+def test_kept_bands_are_the_sounds_own(tiny_model, sampler):
+    result = edit(tiny_model, sampler=sampler, mask_start_hz=4000)
+    z = tiny_model.encode_audio(tone())
+    assert torch.equal(result.latents[..., :12], z[..., :12])
+    assert not torch.equal(result.latents[..., 12:], z[..., 12:])
+    assert result.record()["remade_hz"] == [[3633.1, 8000.0]]
+
+
+def test_time_and_frequency_remake_where_both_hold():
+    mask = resolved(mask_start_seconds=[0.0, 0.2], mask_end_seconds=[0.05, 0.3], mask_start_hz=6000).remake
+    expected = torch.zeros(1, 1, FRAMES, 16, dtype=torch.bool)
+    expected[:, :, [0, 1, 5, 6, 7], 14:] = True
+    assert torch.equal(mask, expected)
+
+
+def test_repaint_mask_marks_cells_and_rows(tiny_model):
+    cells = torch.zeros(FRAMES, 16, dtype=torch.bool)
+    cells[2:4, 5:] = True
+    z = tiny_model.encode_audio(tone())
+    result = edit(tiny_model, repaint_mask=cells)
+    assert torch.equal(result.latents[0, :, ~cells], z[0, :, ~cells])
+    rows = torch.stack([cells, torch.zeros_like(cells)])[:, None]
+    both = edit(tiny_model, ["a dog", "a dog"], repaint_mask=rows)
+    assert (both.latents[0] - result.latents[0]).norm() <= CLOSE * result.latents[0].norm()
+    assert torch.equal(both.latents[1], z[0]), "nothing remade is the input"
+    assert torch.equal(both.audio[1, 0], tone())
+
+
+def test_masked_edit_may_start_midway(tiny_model):
+    result = edit(tiny_model, strength=0.4, **remade_frames(3, 5))
+    z = tiny_model.encode_audio(tone())
+    full = edit(tiny_model, **remade_frames(3, 5))
+    assert torch.equal(result.latents[:, :, :3], z[:, :, :3])
+    changed = [(each.latents - z)[:, :, 3:5].norm() for each in (result, full)]
+    assert 0 < changed[0] < changed[1]
+
+
+def test_length_and_level_follow_the_sound(tiny_model):
+    for samples in (CELL - 1, 3 * CELL + 1, 4163):
+        result = edit(tiny_model, audio=tone(samples))
+        assert result.audio.shape == (1, 1, samples)
+        assert result.record()["audio_length_in_s"] == samples / RATE
+    quiet, loud = (edit(tiny_model, audio=level * (tone() - 0.05)).audio for level in (0.01, 1.0))
+    assert (100 * quiet - loud).norm() < 1e-2 * loud.norm()
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples=st.integers(3 * CELL + FADE, 6 * CELL), before=st.floats(0, 0.3), after=st.floats(0.001, 0.3))
+def test_extension_adds_what_was_asked_and_keeps_the_sound(samples: int, before: float, after: float):
+    sound = tone(samples)
+    found = resolved(sound, extend_seconds=(before, after))
+    audio = found.finish(torch.full((1, found.frames * CELL + 32), 0.9))[0]
+    lead = int(before * RATE)
+    assert len(audio) == lead + samples + int(after * RATE)
+    # At most a latent frame of the sound, and the part of one, are remade beside the fade.
+    head, end = lead + (CELL if lead else 0), lead + samples - (FADE + CELL)
+    assert torch.equal(audio[head:end], sound[head - lead : end - lead])
+    outside = torch.cat([audio[:lead], audio[lead + samples :]])
+    assert (outside == found.sound.at_own_level(torch.tensor(0.9))).all()
+
+
+@pytest.mark.parametrize("extension", [0.1, (0.1, 0), (0.06, 0.11)])
+def test_continuation_keeps_the_latents_inside(tiny_model, extension):
+    found = edit(tiny_model, extend_seconds=extension)
+    frames = found.request.edit
+    z = tiny_model._encode(frames.log_mel())
+    inside = ~frames.remake[0, 0].any(dim=1)
+    assert torch.equal(found.latents[:, :, inside], z[:, :, inside])
+    assert inside.sum() >= FRAMES - 2
+
+
+# Batches, seeds and the record.
+
+
+SAMPLINGS = [{"sampler": "dpmpp_2m"}, {"sampler": "dpmpp_2m_sde"}, {"sampler": "ddim", "eta": 1.0}]
+EDITS = [{"strength": 0.6}, remade_frames(3, 5), remade_frames(3, 5) | {"resample_times": 2}]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: s["sampler"])
+@pytest.mark.parametrize("how", EDITS, ids=["strength", "mask", "resampled"])
+def test_a_batch_changes_no_edited_sound(tiny_model, sampling, how, monkeypatch):
+    prompts, seeds = ["a dog", "low hum", ""], [5, 60, 700]
+    alone = [
+        edit(tiny_model, prompt, seed=seed, **sampling, **how).audio[0]
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    together = edit(tiny_model, prompts, seed=seeds, **sampling, **how)
+    monkeypatch.setattr("audioldm2.runtime.memory.sounds_at_once", lambda *_: 2)
+    sliced = edit(tiny_model, prompts, seed=seeds, **sampling, **how)
+    for row, expected in enumerate(alone):
+        for found in (together, sliced):
+            assert (found.audio[row] - expected).norm() <= CLOSE * expected.norm()
+
+
+def test_candidates_are_the_sounds_of_the_next_seeds(tiny_model):
+    result = edit(tiny_model, seed=5, num_waveforms_per_prompt=2, **remade_frames(3, 5))
+    for place, seed in enumerate(result.seeds[0]):
+        expected = edit(tiny_model, seed=seed, **remade_frames(3, 5)).audio[0, 0]
+        assert (result.audio[0, place] - expected).norm() <= CLOSE * expected.norm()
+
+
+@pytest.mark.parametrize("how", [{"strength": 0.6}, remade_frames(3, 5)], ids=["strength", "mask"])
+def test_seeds_decide_what_is_new(tiny_model, how):
+    first, again, other = (edit(tiny_model, seed=seed, **how) for seed in (1, 1, 2))
+    assert torch.equal(first.audio, again.audio)
+    assert (first.latents - other.latents).norm() > 0.05 * first.latents.norm()
+
+
+def test_record_names_the_sound_and_what_was_used(tiny_model, tmp_path):
+    path = tmp_path / "street.wav"
+    soundfile.write(path, tone().numpy(), RATE, subtype="FLOAT")
+    result = edit(tiny_model, audio=path, mask_start_seconds=0.09, mask_end_seconds=0.2, extend_seconds=0.1)
+    record = json.loads(json.dumps(result.record(), allow_nan=False))
+    sound = record["audio"]
+    assert (sound["file"], sound["sample_rate"], sound["seconds"]) == (
+        "street.wav",
+        RATE,
+        FRAMES * CELL / RATE,
+    )
+    assert sound["sha256"] == InputSound.prepare(tone(), RATE, RATE, "audio").sha256
+    assert (record["mask_start_seconds"], record["mask_end_seconds"]) == ([0.09], [0.2])
+    assert record["remade_seconds"] == [[0.08, 0.2], [0.28, 0.44]]
+    assert record["strength"] == 1.0 and record["extend_seconds"] == [0.0, 0.1]
+    assert "audio" not in tiny_model.generate("a dog", audio_length_in_s=0.1, num_inference_steps=2).record()
+
+
+# Cells.
+
+
+def test_bands_of_the_published_model():
+    bounds = band_bounds(SHAPE)
+    assert [round(each) for each in bounds[-5:]] == [3633, 4400, 5328, 6452, 8000]
+    assert bounds[0] == 0 and len(bounds) == 17 and bounds == sorted(bounds)
+
+
+@given(st.integers(0, FRAMES - 1), st.integers(1, FRAMES))
+def test_whole_cells_stay_as_they_are(first: int, count: int):
+    last = min(first + count, FRAMES)
+    found = resolved(mask_start_seconds=first * 0.04, mask_end_seconds=last * 0.04).remake
+    rows = found[0, 0].all(dim=1).nonzero().flatten().tolist()
+    assert rows == list(range(first, last))
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (dict(strength=1.5), "strength is 1.5; it has to be a number from 0 to 1."),
+        (dict(strength=0.05, num_inference_steps=10),
+         "strength is 0.05; it has to be 0, or at least 0.1: one of 10 steps."),
+        (dict(mask_start_seconds=0.2, mask_end_seconds=0.2),
+         "mask_end_seconds is 0.2; it has to be above mask_start_seconds, which is 0.2."),
+        (dict(mask_start_seconds=0.4),
+         "mask_start_seconds is 0.4; it has to be below 0.32 s, where the sound ends."),
+        (dict(mask_end_seconds=0.4),
+         "mask_end_seconds is 0.4; it has to be at most 0.32 s, where the sound ends."),
+        (dict(mask_end_seconds=-1), "mask_end_seconds is -1; it has to be a finite number of at least 0."),
+        (dict(mask_start_seconds=[]),
+         "mask_start_seconds is []; it has to be a number or a list of at least one."),
+        (dict(mask_start_seconds=[0, 0.1], mask_end_seconds=[0.05]),
+         "mask_end_seconds has 1 entries for 2 of mask_start_seconds; it has to have one for each start."),
+        (dict(mask_start_hz=9000),
+         "mask_start_hz is 9000.0; it has to be below 8000 Hz, where the sound ends."),
+        (dict(mask_start_hz=500, mask_end_hz=400),
+         "mask_end_hz is 400.0; it has to be above mask_start_hz, which is 500."),
+        (dict(repaint_mask=torch.zeros(FRAMES, 16, dtype=torch.bool)),
+         "repaint_mask marks nothing to remake; it has to mark at least one cell as True."),
+        (dict(repaint_mask=torch.ones(FRAMES, 16)),
+         "repaint_mask is a torch.float32; it has to be a bool tensor (time, mel) or (batch, 1, time, mel) "
+         "of latent cells, True where to remake."),
+        (dict(repaint_mask=torch.ones(3, 16, dtype=torch.bool)),
+         "repaint_mask has shape (3, 16); it has to have shape (8, 16) or (1, 1, 8, 16) for this sound."),
+        (dict(repaint_mask=torch.ones(FRAMES, 16, dtype=torch.bool), mask_start_hz=0),
+         "mask_start_hz is (0.0,); it has to be left out with repaint_mask."),
+        (dict(repaint_mask=torch.ones(FRAMES, 16, dtype=torch.bool), resample_times=2),
+         "resample_times is 2; it has to be 1 where nothing of the sound is kept."),
+        (dict(resample_times=2), "resample_times is 2; it has to be 1 where nothing of the sound is kept."),
+        (dict(extend_seconds=(0, 0)),
+         "extend_seconds is (0, 0); it has to be the seconds to add at the end, or two numbers (before, "
+         "after), one of them above 0."),
+        (dict(audio=tone(500), extend_seconds=1),
+         "extend_seconds is (0.0, 1.0) for a sound of 0.03125 s; it has to be used with a sound of at least "
+         "0.06 s."),
+        (dict(latents=torch.zeros(1, 8, FRAMES, 16)),
+         "latents is set; it has to be left out with audio, as the latent comes from the sound."),
+        (dict(audio_length_in_s=3),
+         "audio_length_in_s is 3.0; it has to be left out with audio, as the length follows the sound."),
+        (dict(audio=torch.zeros(2, 900)),
+         "audio has shape (2, 900); it has to be one sound, (samples,): average the channels of a stereo "
+         "sound."),
+        (dict(audio=torch.zeros(900)), "audio is silent; it has to be louder than -120 dB."),
+        (dict(audio=torch.zeros(0)), "audio has no samples; it has to have at least one."),
+        (dict(audio=torch.full((9,), math.nan)),
+         "audio has 9 samples of 9 that are NaN or infinite; it has to be finite."),
+        (dict(audio="x.wav", audio_sample_rate=9),
+         "audio_sample_rate is 9; it has to be left out for a file, which has its own."),
+    ],
+)  # fmt: skip
+def test_sentences_of_mistakes(arguments: dict, sentence: str):
+    assert refused(**arguments) == sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("strength", 0.5), ("mask_start_seconds", 1), ("mask_end_hz", 1), ("extend_seconds", 1),
+     ("resample_times", 2), ("audio_sample_rate", 16000),
+     ("repaint_mask", torch.ones(2, 2, dtype=torch.bool))],
+)  # fmt: skip
+def test_editing_options_need_a_sound(name: str, value: object):
+    with pytest.raises(ArgumentError, match=rf"{name} is .*; it has to be left out without audio\."):
+        Edit.resolve(GenerationOptions(**{name: value}), SHAPE, SCHEDULE, 1)
+
+
+def test_mistakes_come_before_any_network(tiny_model, monkeypatch):
+    monkeypatch.setattr(type(tiny_model.networks), "running", lambda *_: pytest.fail("a network ran"))
+    with pytest.raises(ArgumentError):
+        edit(tiny_model, mask_start_seconds=9)
+    with pytest.raises(FileNotFoundError):
+        edit(tiny_model, audio="no such file.wav")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    name=st.sampled_from(["audio", "audio_sample_rate", "strength", "mask_start_seconds", "mask_end_hz",
+                          "repaint_mask", "resample_times", "extend_seconds"]),
+    value=st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.binary(), st.lists(st.floats(), max_size=3),
+        st.sampled_from([np.zeros(3), torch.zeros(2, 3), torch.zeros(1, device="meta"),
+                         torch.zeros(2).to_sparse(), torch.ones(2, dtype=torch.bool),
+                         np.ones((2, 2), bool), {}, object()]),
+    ),
+)  # fmt: skip
+def test_anything_is_accepted_or_refused_by_name(name: str, value: object):
+    try:
+        GenerationOptions(**{name: value})
+    except ArgumentError as error:
+        assert error.name.startswith(name)
+
+
+# Files.
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 96_000])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("encoding", ["PCM_U8", "PCM_16", "FLOAT"])
+def test_files_of_any_rate_channels_and_depth(tmp_path: Path, rate: int, channels: int, encoding: str):
+    path = tmp_path / "sound.wav"
+    wave = tone(rate // 2, rate=rate).numpy()
+    soundfile.write(path, np.stack([wave] * channels, axis=1), rate, subtype=encoding)
+    found = resolved(str(path))
+    assert found.samples == RATE // 2 and found.sound.given_rate == rate
+    expected = tone(RATE // 2)
+    assert (found.sound.wave - expected)[200:-200].norm() < 0.1 * expected.norm()
+
+
+def test_files_that_are_no_sound(tmp_path: Path):
+    broken = np.full(900, np.nan, dtype=np.float32)
+    files = {name: tmp_path / f"{name}.wav" for name in ("empty", "nan", "text", "nothing", "silent")}
+    soundfile.write(files["empty"], np.zeros(0), RATE)
+    soundfile.write(files["nan"], broken, RATE, subtype="FLOAT")
+    soundfile.write(files["silent"], np.zeros(900), RATE)
+    files["text"].write_text("hello")
+    files["nothing"].write_bytes(b"")
+    sentences = {name: refused(audio=path) for name, path in files.items()}
+    assert all(sentence.startswith(str(files[name])) for name, sentence in sentences.items())
+    assert "has no samples; it has to have at least one." in sentences["empty"]
+    assert "has 900 samples of 900 that are NaN or infinite" in sentences["nan"]
+    assert "is silent; it has to be louder than -120 dB." in sentences["silent"]
+    assert "is not a sound file that can be read" in sentences["text"]
+    assert "is a folder; it has to be a sound file." in refused(audio=tmp_path)
+
+
+def test_sound_longer_than_memory(tiny_model, monkeypatch):
+    monkeypatch.setattr("audioldm2.runtime.memory.available_bytes", lambda *_: 10_000)
+    with pytest.raises(ValueError, match=r"audio_length_in_s is 0\.32, which needs about"):
+        edit(tiny_model)
+
+
+# The model in the box.
+
+
+@pytest.mark.slow
+def test_distance_to_the_source_falls_with_strength():
+    model, falling = audioldm2.load("demo", device="cpu"), 0
+    for seed in range(3):
+        source = model.generate("a high beep", num_inference_steps=10, seed=seed).audio[0, 0]
+        z = model.encode_audio(source)
+        distances = []
+        for strength in (0.0, 0.3, 0.6, 0.9):
+            result = model.generate(
+                "rain", audio=source, strength=strength, num_inference_steps=10, seed=seed
+            )
+            distances.append((result.latents - z).norm().item())
+        assert distances[0] == 0
+        falling += distances == sorted(distances)
+    assert falling >= 2
+
+
+@pytest.mark.slow
+def test_lines_of_the_readme_run():
+    text = (Path(audioldm2.__file__).parent / "sampling" / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    names: dict[str, object] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    assert isinstance(names["z"], Tensor) and names["z"].isfinite().all()
