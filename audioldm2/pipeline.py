@@ -132,7 +132,7 @@ class AudioLDM2:
         if edit is not None:
             begin("encoding the sound")
             given = self._encode(edit.log_mel())
-        if given is not None and not edit.denoises:
+        if edit is not None and given is not None and not edit.denoises:
             z = given.repeat(len(request.generators()), 1, 1, 1)
         else:
             z = self._denoise_request(request, given, begin, on_step)
@@ -171,7 +171,7 @@ class AudioLDM2:
             begin("denoising")
             rows = slice(first, first + at_once)
             drawn = generator_noise(generators[rows])
-            edited = partial(edit.denoise, given=given, rows=rows) if edit else None
+            edited = partial(edit.denoise, given=given, rows=rows) if edit and given is not None else None
             z = self._denoise(conditioning[rows], noise[rows], options, drawn, None, on_step, edited)
             denoised.append(z)
         return torch.cat(denoised)

@@ -84,7 +84,8 @@ def read_diffusers(
         require_value(read_json(index), "_class_name", "AudioLDM2Pipeline")
 
     is_speech = read_config(folder / "text_encoder_2", "text_encoder_2").get("model_type") == "vits"
-    configs, states = {}, {}
+    configs: dict[str, Any] = {}
+    states: dict[str, Callable[[], dict[str, Tensor]]] = {}
     for name, part in PARTS.items():
         if name == ("t5" if is_speech else "phonemes"):
             continue

@@ -118,7 +118,7 @@ def config_to(config: HiFiGANConfig) -> dict:
 # The original files -----------------------------------------------------------------------------------------
 
 # Rates and sample rate leave no trace in the weights; upstream chose them with the kernels.
-PUBLISHED_RATES = {
+PUBLISHED_RATES: dict[tuple[int, ...], tuple[tuple[int, ...] | None, int | None]] = {
     (16, 16, 8, 4, 4): ((5, 4, 2, 2, 2), 16000),
     (12, 10, 8, 4, 4): ((6, 5, 4, 2, 2), 48000),
 }

@@ -117,7 +117,8 @@ def plan(keys: Iterable[str], rows: list[Row], where: str = "the checkpoint") ->
     for row in rows:
         table.setdefault(tuple(row.source.split(".")), []).append(row)
 
-    moves, unmatched, used, origin = [], [], set(), {}
+    moves, unmatched, used = [], [], set()
+    origin: dict[str | None, str] = {}
     for key in keys:
         pattern = _most_specific(key, table)
         if pattern is None:

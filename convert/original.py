@@ -17,7 +17,7 @@ Traps
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -100,7 +100,7 @@ def read_original(
     if heads == "config":
         configs["unet"] = replace(configs["unet"], heads=(8,) * len(configs["unet"].channels))
     moves = keymap.plan(tensors, _rows(configs, found, ema), str(path))
-    states = {}
+    states: dict[str, Callable[[], dict[str, Tensor]]] = {}
     for name in configs:
         own = [_moved_up(move, name) for move in moves if (move.target or "").startswith(f"{name}.")]
         finish = hifigan.with_mean_and_scale if name == "hifigan" else unchanged
@@ -270,7 +270,12 @@ def _schedule(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     betas = noise.double() if stored[0] == "betas" else _betas(noise.double())
     ends = {"beta_start": round(float(betas[0]), 7), "beta_end": round(float(betas[-1]), 7)}
     near = max(1e-4, 2 * torch.finfo(noise.dtype).eps) if noise.is_floating_point() else 0.0
-    for fields in ({}, {"kind": "scaled_linear", **ends}, {"kind": "linear", **ends}):
+    candidates: tuple[dict[str, Any], ...] = (
+        {},
+        {"kind": "scaled_linear", **ends},
+        {"kind": "linear", **ends},
+    )
+    for fields in candidates:
         with suppress(ValueError):  # ends that no schedule can have
             schedule = NoiseSchedule(**fields, steps=len(noise))
             expected = _betas(schedule.alpha_bar) if stored[0] == "betas" else schedule.alpha_bar

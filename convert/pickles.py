@@ -99,7 +99,7 @@ def _globals(content: bytes) -> Iterator[tuple[str, str]]:
         memo: list[str] = []  # what was pushed when each entry was stored; "" for what is not a text
         pushed, end = "", start
         for opcode, argument, position in pickletools.genops(content[start:]):
-            end = start + position + 1
+            end = start + (position or 0) + 1
             if opcode.name == "MEMOIZE":
                 memo.append(pushed)
                 continue
@@ -109,8 +109,8 @@ def _globals(content: bytes) -> Iterator[tuple[str, str]]:
                 yield module, name
             elif opcode.name == "STACK_GLOBAL":
                 yield texts[-2], texts[-1]
-            elif opcode.name in ("BINGET", "LONG_BINGET") and int(argument) < len(memo):
-                pushed = memo[int(argument)]
+            elif opcode.name in ("BINGET", "LONG_BINGET") and int(argument or 0) < len(memo):
+                pushed = memo[int(argument or 0)]
             texts += [pushed] if pushed else []
         start = end
         if content[start : start + 1] != b"\x80":  # in old files, four pickles precede the tensors' bytes

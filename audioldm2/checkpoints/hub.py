@@ -116,7 +116,7 @@ def is_original(name: str) -> bool:
 
 def tokenizers_in(folder: Path) -> dict[str, Path]:
     """Return the tokenizers in a folder: those of TOKENIZERS that it has a sub-folder for."""
-    found = {}
+    found: dict[str, Path] = {}
     for tokenizer, names in TOKENIZERS.items():
         present = [folder / name for name in names if (folder / name).is_dir()]
         found |= {tokenizer: present[0]} if present else {}
@@ -175,7 +175,7 @@ def _snapshot(repository: str, revision: str | None, choose: Callable[[list[str]
         ) from error
     # The hub's library has changed its HTTP client (requests, httpx). Without a network each raises an
     # OSError, or an error that shares the first base of the hub's own HTTP error.
-    except (OSError, HfHubHTTPError.__bases__[0]) as error:
+    except (OSError, HfHubHTTPError.__bases__[0]) as error:  # type: ignore[misc]
         if getattr(error, "errno", None) in DISK_ERRORS:
             raise
         cached = _cached(repository, revision)

@@ -95,6 +95,13 @@ def required_networks(unet: UNetConfig) -> set[str]:
     return names
 
 
+def _lacking(where: str, networks: list[str]) -> WeightsError:
+    return WeightsError(
+        f"{where} lacks the networks {some(networks)}, without which there is no sound. "
+        "Download or convert the checkpoint again."
+    )
+
+
 def check_together(configs: Mapping[str, Any], where: str) -> None:
     """Check that all required networks are there and that one's output fits the next one's input.
 
@@ -105,15 +112,14 @@ def check_together(configs: Mapping[str, Any], where: str) -> None:
     Raises:
         WeightsError: a network is missing, or two sizes differ.
     """
-    unet = configs.get("unet")
-    missing = sorted(required_networks(unet) - set(configs)) if unet else ["unet"]
+    if "unet" not in configs:
+        raise _lacking(where, ["unet"])
+    unet = configs["unet"]
+    missing = sorted(required_networks(unet) - set(configs))
     if not missing and GPT2 in unet.roles and not {"t5", "phonemes"} & set(configs):
         missing = ["t5"]
     if missing:
-        raise WeightsError(
-            f"{where} lacks the networks {some(missing)}, without which there is no sound. "
-            "Download or convert the checkpoint again."
-        )
+        raise _lacking(where, missing)
     second = "phonemes" if "phonemes" in configs else "t5"
     pairs = [  # (network, its output size), (network, its input size), whether the one feeds the other
         (("clap_text", "projection_dim"), ("projection", "clap_dim"), True),

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 import audioldm2
-from audioldm2.audio import VAE_MEL, MelSettings
+from audioldm2.audio import VAE_MEL, MelSettings, vae_front_end
 from audioldm2.checkpoints import hub
 from audioldm2.cli.arguments import Parser, add_options, new_parser
 from audioldm2.cli.output_files import plan_jobs, require_places, write
@@ -159,10 +159,9 @@ def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
 
 def front_end_of(model: audioldm2.AudioLDM2) -> MelSettings:
     """The settings of the model's spectrograms, for the frequencies of a picture."""
-    from audioldm2.training.stage import front_end
-
+    vocoder = model.networks.configs["hifigan"]
     try:
-        return front_end(model.networks.configs["hifigan"])
+        return vae_front_end(vocoder.sample_rate, vocoder.hop, vocoder.mels)
     except ValueError as error:
         raise ValueError(f"--plot does not know the frequencies of {model.source}; leave it out.") from error
 

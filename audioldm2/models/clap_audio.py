@@ -56,7 +56,7 @@ class ClapAudioConfig:
         require_sizes(self, "mels", "spec_size", "in_channels", "patch_stride", "dim", "window")
         require_sizes(self, "projection_dim")
         require_sizes(self, "patch_size", least=self.patch_stride, most=self.spec_size)
-        require_multiple("spec_size", self.spec_size, "mels", self.mels)
+        require_sizes(self, "spec_size", least=self.mels)  # the mel axis is stretched to it
         require_size_tuples(self, "depths", most=MOST_BLOCKS)
         require_size_tuples(self, "heads")
         require_same_length(self, "depths", "heads", each="stage")
