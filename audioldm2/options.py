@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from audioldm2 import editing_rules
+from audioldm2 import option_rules
 from audioldm2.audio import MAX_SECONDS
 from audioldm2.errors import (
     ArgumentError,
@@ -45,6 +45,7 @@ def option(
     metavar: str | None = None,
     parse: Callable[[str], Any] | None = None,
     values: int | None = None,
+    second: str | None = None,
     common: bool = False,
 ) -> Any:
     """A field of an options class.
@@ -57,10 +58,11 @@ def option(
         metavar: the placeholder for its value in `--help`.
         parse: text to value; by default that of the field's type.
         values: how many values the flag takes, where more than one.
+        second: the option that the second value of the flag sets, where two options share the flag.
         common: whether a first-time user needs it, so that `--help` lists it among the first.
     """
     about = {"rule": rule, "help": help, "flag": flag, "metavar": metavar, "parse": parse}
-    return field(default=default, metadata=about | {"values": values, "common": common})
+    return field(default=default, metadata=about | {"values": values, "second": second, "common": common})
 
 
 def _negative_prompt(name: str, value: Any) -> str | list[str] | None:
@@ -191,32 +193,36 @@ class GenerationOptions(SamplingOptions):
         "starting noise (prompts * waveforms, channels, time, mel) in place of the seed's",
     )
     audio: Path | Tensor | None = option(
-        None, editing_rules.sound,
+        None, option_rules.sound,
         "a sound to begin with: a file, or floats (samples,); the result is as long",
         flag="--audio", metavar="FILE", parse=Path, common=True,
     )  # fmt: skip
     audio_sample_rate: int | None = option(
-        None, editing_rules.sample_rate, "of `audio` where it is not a file, Hz; by default the model's"
+        None, option_rules.sample_rate, "of `audio` where it is not a file, Hz; by default the model's"
     )
     strength: float | None = option(
-        None, editing_rules.strength,
+        None, option_rules.strength,
         "how far to leave the audio, from 0 to 1 (default: 0.5; 1 where only a part is remade)",
         flag="--strength", metavar="X", parse=float, common=True,
     )  # fmt: skip
     mask_start_seconds: tuple[float, ...] | None = option(
-        None, editing_rules.positions, "where the part of the audio that is remade begins; a number or a list"
-    )
+        None, option_rules.positions,
+        "the part of the audio that is remade, in seconds; from Python a number or a list for each end",
+        flag="--mask", metavar="START END", parse=float, values=2, second="mask_end_seconds",
+    )  # fmt: skip
     mask_end_seconds: tuple[float, ...] | None = option(
-        None, editing_rules.positions, "where the part of the audio that is remade ends; a number or a list"
+        None, option_rules.positions, "where the part that is remade ends, seconds"
     )
     mask_start_hz: tuple[float, ...] | None = option(
-        None, editing_rules.positions, "the lowest frequency that is remade; a number or a list"
-    )
+        None, option_rules.positions,
+        "the frequencies that are remade, in Hz; from Python a number or a list for each end",
+        flag="--mask-hz", metavar="LOW HIGH", parse=float, values=2, second="mask_end_hz",
+    )  # fmt: skip
     mask_end_hz: tuple[float, ...] | None = option(
-        None, editing_rules.positions, "the highest frequency that is remade; a number or a list"
+        None, option_rules.positions, "the highest frequency that is remade; a number or a list"
     )
     repaint_mask: Tensor | None = option(
-        None, editing_rules.repaint_mask,
+        None, option_rules.repaint_mask,
         "latent cells that are remade: bool (time, mel) or (batch, 1, time, mel), True where to remake",
     )  # fmt: skip
     resample_times: int = option(
@@ -225,8 +231,9 @@ class GenerationOptions(SamplingOptions):
         flag="--resample-times", metavar="N",
     )  # fmt: skip
     extend_seconds: tuple[float, float] | None = option(
-        None, editing_rules.extension, "seconds to add to the audio: at its end, or (before, after)",
-        flag="--extend", metavar="S", parse=float,
+        None, option_rules.extension,
+        "seconds to add before and after the audio; one number from Python is after it",
+        flag="--extend", metavar="BEFORE AFTER", parse=float, values=2,
     )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from audioldm2 import clap_score
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
 from audioldm2.denoiser import make_denoiser
+from audioldm2.editing.input_sound import log_mels
 from audioldm2.errors import ArgumentError, require_texts
-from audioldm2.input_sound import log_mels
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.options import GenerationOptions, SamplingOptions, from_keywords, negatives, takes_options
 from audioldm2.prompt.conditioning import Conditioning

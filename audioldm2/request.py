@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from audioldm2.audio import MAX_SECONDS
-from audioldm2.editing import EDITING_OPTIONS, Edit
+from audioldm2.editing.edit import EDITING_OPTIONS, Edit
 from audioldm2.errors import ArgumentError, require_texts
 from audioldm2.options import LARGEST_SEED, GenerationOptions, negatives
 from audioldm2.sampling.schedule import NoiseSchedule

@@ -15,6 +15,10 @@ DASH_HINT = "a text that begins with '-' is given as --negative-prompt='-...', o
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaint is one sentence in a ValueError, without the usage in front of it."""
 
+    def __init__(self, *args: Any, **named: Any):
+        super().__init__(*args, **named)
+        self.second: dict[str, str] = {}  # option -> the option that the second value of its flag sets
+
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
             message += f"; {self._hint(message.split()[2])}"
@@ -42,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         base, bracket, entry = name.partition("[")
         for action in self._actions:
             flags = [flag for flag in action.option_strings if flag.startswith("--")]
-            if action.dest == base and flags:
+            if flags and base in (action.dest, self.second.get(action.dest)):
                 return flags[0] + bracket + entry
         return name
 
@@ -75,6 +79,17 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def values_of(given: argparse.Namespace, options: Iterable[Field]) -> dict[str, Any]:
+    """The values of option fields; a flag that two options share sets both."""
+    found = {}
+    for option in options:
+        value, second = getattr(given, option.name), option.metadata["second"]
+        if second is not None and value is not None:
+            value, found[second] = value
+        found[option.name] = value
+    return found
 
 
 def add_options(group: Any, options: Iterable[Field]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 import audioldm2
 from audioldm2.audio import VAE_MEL, MelSettings, vae_front_end
 from audioldm2.checkpoints import hub
-from audioldm2.cli.arguments import Parser, add_options, new_parser
+from audioldm2.cli.arguments import Parser, add_options, new_parser, values_of
 from audioldm2.cli.output_files import plan_jobs, require_places, write
 from audioldm2.cli.streams import one_line, print_path, print_result, report
 from audioldm2.options import GenerationOptions
@@ -83,6 +83,8 @@ def parser() -> Parser:
     add("--no-clobber", dest="replace", action="store_false", help="stop if one of the files exists already")
     add("--quiet", action="store_true", help="no progress, only notes and errors")
 
+    made.second = {each.name: each.metadata["second"] for each in OPTIONS if each.metadata["second"]}
+
     add_model_options(made.add_argument_group("more about the model"))
     add = made.add_argument
     add("--version", action="version", version=f"audioldm2 {package_version()}",
@@ -122,7 +124,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     jobs = plan_jobs(given.prompt, given.prompts, given.output)
     require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
-    options = GenerationOptions(**{each.name: getattr(given, each.name) for each in OPTIONS})
+    options = GenerationOptions(**values_of(given, OPTIONS))
     Request.resolve([job.prompt for job in jobs], options, PUBLISHED, NoiseSchedule())
     if given.plot:
         require_matplotlib()

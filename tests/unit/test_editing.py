@@ -16,10 +16,10 @@ from torch import Tensor
 import audioldm2
 from audioldm2 import SAMPLERS, AudioLDM2, Result
 from audioldm2.audio import VAE_FLOOR
-from audioldm2.editing import Edit
+from audioldm2.editing.edit import Edit
+from audioldm2.editing.input_sound import InputSound, log_mel
+from audioldm2.editing.latent_cells import band_bounds
 from audioldm2.errors import ArgumentError
-from audioldm2.input_sound import InputSound, log_mel
-from audioldm2.latent_cells import band_bounds
 from audioldm2.options import GenerationOptions
 from audioldm2.sampling.schedule import NoiseSchedule
 from audioldm2.sound_shape import SoundShape

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from audioldm2.cli import generate, main
-from audioldm2.cli.arguments import Parser, add_options
+from audioldm2.cli.arguments import Parser, add_options, values_of
 from audioldm2.errors import require_number, require_whole
 from audioldm2.options import GenerationOptions, option
 
@@ -113,3 +113,30 @@ def test_help_shows_the_default_of_every_value():
     for action in generate.parser()._actions:
         if action.option_strings and action.nargs != 0 and action.dest != "prompts":
             assert "default" in action.help, action.option_strings
+
+
+def test_flag_of_two_options_sets_both():
+    words = [
+        "a",
+        "--audio",
+        "dog.wav",
+        "--mask",
+        "1",
+        "2.5",
+        "--mask-hz",
+        "400",
+        "1000",
+        "--extend",
+        "0",
+        "3",
+    ]
+    found = values_of(generate.parser().parse_args(words), flag_fields())
+    assert (found["mask_start_seconds"], found["mask_end_seconds"]) == (1.0, 2.5)
+    assert (found["mask_start_hz"], found["mask_end_hz"]) == (400.0, 1000.0)
+    assert found["extend_seconds"] == [0.0, 3.0]
+    assert "mask_end_seconds" not in values_of(generate.parser().parse_args(["a"]), flag_fields())
+
+
+def test_error_of_the_second_option_names_their_flag():
+    assert generate.parser().flag_of("mask_end_seconds") == "--mask"
+    assert generate.parser().flag_of("mask_start_hz[0]") == "--mask-hz[0]"

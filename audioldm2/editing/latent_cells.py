@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from audioldm2.audio import mel_edges, vae_front_end
+from audioldm2.editing.input_sound import InputSound
 from audioldm2.errors import ArgumentError
-from audioldm2.input_sound import InputSound
 from audioldm2.options import GenerationOptions
 from audioldm2.sound_shape import SoundShape
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from audioldm2.audio import read
+from audioldm2.editing.input_sound import InputSound, log_mel
+from audioldm2.editing.latent_cells import PARTS, RANGES, band_bounds, fade_samples, remade_cells, runs
 from audioldm2.errors import ArgumentError
-from audioldm2.input_sound import InputSound, log_mel
-from audioldm2.latent_cells import PARTS, RANGES, band_bounds, fade_samples, remade_cells, runs
 from audioldm2.options import GenerationOptions
 from audioldm2.sampling.repainting import Walk, repaint
 from audioldm2.sampling.samplers import Denoiser, Noise, OnStep
