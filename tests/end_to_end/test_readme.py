@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from audioldm2.audio import write_wav
 from audioldm2.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
@@ -90,17 +92,18 @@ def test_each_command_is_shown():
 
 
 def test_commands_of_generation_run(tmp_path, monkeypatch, tiny_folder):
-    """Those that need nothing but a folder ./base and a file of prompts."""
+    """Those that need nothing but a folder ./base, a file of prompts and a sound."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_folder, "base")
     Path("prompts.txt").write_text("heavy rain\na dog barks\n", encoding="utf-8")
+    write_wav("dog.wav", 0.3 * torch.sin(torch.arange(16000) / 6), 16000)
     for line in commands():
         arguments = shlex.split(line, comments=True)[1:]
         if arguments[0] in {"convert", "train", "evaluate"}:  # of another model, or minutes long
             continue
         assert main(arguments) == 0, line
     written = {path.name for path in tmp_path.glob("*.wav")}
-    assert written == {"rain.wav", "heavy_rain.wav", "best.wav"}
+    assert written == {"rain.wav", "heavy_rain.wav", "best.wav", "a_cat.wav", "dog.wav"}
     assert Path("rain.wav.json").exists() and len(list(Path("sounds").glob("*.wav"))) == 2
 
 
