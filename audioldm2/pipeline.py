@@ -1,6 +1,6 @@
 """A prompt to a waveform: stages, each a method, and `generate`, which calls them in order.
 
-encode_audio    waveform -> latent                    VAE encoder, for a sound to begin with   (editing.py)
+encode_audio    waveform -> latent                    VAE encoder                   (editing/)
 encode_prompt   prompt   -> Conditioning              CLAP, T5, projection, GPT-2   (prompt/encode.py)
 denoise         noise    -> latent                    UNet under a sampler          (sampling/)
 decode          latent   -> log-mel spectrogram       VAE decoder                   (runtime/tiling.py)
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioldm2 import clap_score
+from audioldm2 import clap_score, ops
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
 from audioldm2.denoiser import make_denoiser
 from audioldm2.editing.input_sound import log_mels
@@ -336,6 +336,7 @@ class AudioLDM2:
             "device": str(self.device),
             "dtype": dtypes.describe(self.networks.dtypes),
             "dtype_chosen_because": self.dtype_comparison and str(self.dtype_comparison),
+            "ops": self.networks.ops or ops.mode(),
         }
 
     def __repr__(self) -> str:

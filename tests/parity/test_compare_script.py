@@ -70,7 +70,7 @@ def test_without_guidance(folder, capsys):
     assert table.keys() == {stage for stage in STAGES if "negative" not in stage}
 
 
-def test_a_damaged_weight_shows_in_its_line(folder, tmp_path, capsys):
+def test_damaged_weight_shows_in_its_line(folder, tmp_path, capsys):
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     file = damaged / "vae" / "diffusion_pytorch_model.safetensors"
     state = load_file(file)
@@ -97,7 +97,7 @@ def test_published_language_model_and_pickles(tmp_path, capsys):
     assert decibels(capsys.readouterr().out).keys() == STAGES
 
 
-def test_a_long_negative_prompt_is_cut(folder, capsys):
+def test_long_negative_prompt_is_cut_like_the_reference(folder, capsys):
     prompt, negative = "a dog", "Low quality, average quality; noise"
     arguments = [str(folder), *SHORT, "--prompt", prompt, "--negative-prompt", negative]
     assert compare_with_reference.main(arguments) == 0
@@ -110,7 +110,7 @@ def test_a_long_negative_prompt_is_cut(folder, capsys):
 
 @pytest.mark.parametrize("prompt", ["", "a dog", "a church bell and a violin"])
 @pytest.mark.parametrize("negative", ["", "noise, hiss and hum", "\u65e5\u672c x", "  two  spaces"])
-def test_where_the_reference_cuts(folder, prompt, negative):
+def test_negative_prompt_is_cut_where_the_reference_cuts(folder, prompt, negative):
     """T5 gets from the cut text what the reference's tokenizer leaves of the whole."""
     ours = T5Tokenizer.from_folder(folder / "tokenizer_2")
     reference = make_reference_checkpoint.T5TokenizerFast.from_pretrained(folder / "tokenizer_2")

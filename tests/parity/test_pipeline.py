@@ -226,7 +226,7 @@ def test_long_negative_prompt_is_not_cut(pipe, model):
 
 
 @pytest.mark.slow
-def test_a_batch_changes_no_sound(pipe, model):
+def test_sound_is_independent_of_its_batch(pipe, model):
     """In the reference, padding to the longest prompt of a batch changes the sounds of the others."""
     prompts = ["a dog", PROMPT, "noise, hiss and hum; low quality"]
     latents = torch.randn(3, 3, 25, 4)

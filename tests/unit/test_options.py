@@ -59,13 +59,13 @@ def test_guidance_is_off_up_to_one(scale: float, guided: bool):
     assert request(guidance_scale=scale).options.guided == guided
 
 
-def test_one_text_or_one_for_each_prompt():
+def test_negative_prompt_serves_all_or_one_prompt_each():
     assert request(prompt=("a", "b"), negative_prompt="noise").negative_prompts == ["noise", "noise"]
     assert request(prompt=["a", "b"], negative_prompt=["x", ""]).negative_prompts == ["x", ""]
     assert request(prompt=["", "b"]).prompts == ["", "b"]
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_accepts_numpy_numbers():
     found = request(
         num_inference_steps=np.int64(7), guidance_scale=np.float32(2.5), seed=np.uint8(3), eta=np.float16(0),
         audio_length_in_s=np.float64(2), num_waveforms_per_prompt=np.int32(2),
@@ -97,20 +97,20 @@ def frames_of_the_reference(seconds: float) -> tuple[int, int]:
 @example(10.24)
 @example(0.29)  # 0.29 / 0.01 is 28.999..., so the sound is 8 ms short, there as here
 @example(81952 / 16000)
-def test_a_duration_becomes_the_reference_s_frames_and_samples(seconds: float):
+def test_duration_gives_the_frames_and_samples_of_the_reference(seconds: float):
     found = request(audio_length_in_s=seconds)
     assert (found.latent_frames * 4, SHAPE.samples(found.seconds)) == frames_of_the_reference(seconds)
     assert found.latent_frames == math.ceil(int(seconds / 0.01) / 4)
 
 
-def test_latents_bring_their_own_duration():
+def test_latents_set_the_duration():
     for frames in range(1, 600):
         found = request(latents=torch.zeros(1, 8, frames, 16))
         assert found.latent_frames == frames
         assert found.seconds == pytest.approx(frames * 0.04)
 
 
-def test_the_shortest_sound():
+def test_rejects_durations_out_of_range():
     assert request(audio_length_in_s=0.01).latent_frames == 1
     for seconds in (0, -1, 0.0099, 1e-300, 86_401, 1e300):
         assert refused(audio_length_in_s=seconds).startswith(
@@ -121,7 +121,7 @@ def test_the_shortest_sound():
 # ---- seeds
 
 
-def test_a_sound_is_drawn_from_its_prompt_s_seed_and_its_place():
+def test_generators_follow_seed_and_candidate():
     found = request(prompt=["a", "b"], seed=[3, 100], num_waveforms_per_prompt=2)
     assert [generator.initial_seed() for generator in found.generators()] == [3, 4, 100, 101]
     assert all(generator.device.type == "cpu" for generator in found.generators())
@@ -129,20 +129,20 @@ def test_a_sound_is_drawn_from_its_prompt_s_seed_and_its_place():
     assert torch.equal(torch.randn(5, generator=alone), torch.randn(5, generator=found.generators()[3]))
 
 
-def test_one_seed_serves_all_prompts_and_none_draws_one():
+def test_seed_serves_all_prompts_and_none_draws_one():
     assert request(prompt=["a", "b"], seed=7).seeds == [7, 7]
     drawn = [request(seed=None).seeds[0] for _ in range(50)]
     assert len(set(drawn)) == 50 and all(0 <= seed < 2**31 for seed in drawn)
 
 
-def test_drawing_a_seed_leaves_the_global_generator_alone():
+def test_random_seed_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     for generator in request(seed=None).generators():
         torch.randn(3, generator=generator)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_largest_seed_has_a_successor():
+def test_largest_seed_is_followed_by_zero():
     found = request(seed=LARGEST_SEED, num_waveforms_per_prompt=2)
     assert [generator.initial_seed() for generator in found.generators()] == [LARGEST_SEED, 0]
 
@@ -249,19 +249,19 @@ def test_sentences_of_argument_errors(changes: dict, sentence: str):
 
 
 @pytest.mark.parametrize("interval", [3, "ab", (), (1,), (1, 2, 3), (2, 1), (1, 1), (-1, 2), {0: 1, 1: 2}])
-def test_an_interval_is_two_rising_numbers(interval: object):
+def test_rejects_intervals_that_are_not_two_rising_numbers(interval: object):
     assert refused(guidance_interval=interval) == (
         f"guidance_interval is {interval!r}; it has to be two numbers (lo, hi) with 0 <= lo < hi: "
         "guidance is on where lo < noise / signal <= hi."
     )
 
 
-def test_an_interval_without_an_upper_end_is_finite_in_the_record():
+def test_infinite_interval_end_becomes_the_largest_float():
     lo, hi = request(guidance_interval=[0, math.inf]).options.guidance_interval
     assert (lo, hi) == (0.0, sys.float_info.max)
 
 
-def test_a_value_of_any_length_is_shown_shortly():
+def test_messages_shorten_long_values():
     digits = 10**5000  # of more digits than Python writes
     assert refused(seed=digits).startswith("seed is a int too long to show; it has to be a whole number")
     assert refused(audio_length_in_s=digits).startswith(
@@ -320,7 +320,7 @@ ANYTHING = st.recursive(
 @example({"audio_length_in_s": 1.7e308})
 @example({"guidance_interval": [0, torch.zeros(2)]})
 @example({"guidance_interval": (np.zeros(2), 1)})
-def test_anything_gives_a_request_or_a_sentence_that_names_an_argument(changes: dict):
+def test_any_value_gives_a_request_or_names_an_argument(changes: dict):
     try:
         found = request(**changes)
     except ValueError as error:

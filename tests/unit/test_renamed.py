@@ -60,7 +60,7 @@ def test_old_module_can_be_imported_in_a_fresh_interpreter():
     assert run.stdout.split() == ["audioldm2.pieces", "is_converted", "ddim"]
 
 
-def test_what_is_gone_is_an_attribute_error_that_names_the_new_module():
+def test_removed_name_raises_attribute_error_with_the_new_module():
     with pytest.raises(AttributeError, match=r"vocode_in_pieces .* audioldm2\.runtime\.tiling"):
         _ = audioldm2.pieces.vocode_in_pieces
     assert callable(tiling.vocode)

@@ -47,7 +47,7 @@ def by_seed(result: Result, prompt: int = 0) -> dict[int, Tensor]:
 
 
 @SAMPLINGS
-def test_seeds_make_different_sounds(tiny_model, sampling):
+def test_seeds_generate_different_sounds(tiny_model, sampling):
     sounds = [generate(tiny_model, PROMPTS[0], seed=seed, **sampling).audio for seed in (0, 1)]
     assert (sounds[0] - sounds[1]).norm() > 0.1 * sounds[0].norm()
 
@@ -64,7 +64,7 @@ def test_seeds_decide_the_noise_of_the_steps_too(tiny_model, sampling):
 
 @SAMPLINGS
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-def test_a_batch_changes_no_sound(tiny_model, sampling, size):
+def test_sound_is_independent_of_its_batch(tiny_model, sampling, size):
     """Of any size, in any order, with one seed a prompt or one for all."""
     places = random.Random(size).sample(range(5), size)
     prompts, seeds = [PROMPTS[place] for place in places], [10 * place for place in places]
@@ -78,7 +78,7 @@ def test_a_batch_changes_no_sound(tiny_model, sampling, size):
 
 
 @SAMPLINGS
-def test_candidates_are_the_sounds_of_the_next_seeds(tiny_model, sampling):
+def test_candidate_i_is_the_sound_of_seed_plus_i(tiny_model, sampling):
     prompts = PROMPTS[:2]
     most = generate(tiny_model, prompts, seed=[3, 40], num_waveforms_per_prompt=4, **sampling)
     assert [sorted(row) for row in most.seeds] == [[3, 4, 5, 6], [40, 41, 42, 43]]
@@ -91,7 +91,7 @@ def test_candidates_are_the_sounds_of_the_next_seeds(tiny_model, sampling):
 
 
 @SAMPLINGS
-def test_slices_change_no_sound(tiny_model, sampling, monkeypatch):
+def test_sound_is_independent_of_slices(tiny_model, sampling, monkeypatch):
     """More sounds than fit into memory are denoised a few at a time."""
     arguments = dict(seed=[3, 40, 500], num_waveforms_per_prompt=2, **sampling)
     expected = generate(tiny_model, PROMPTS[:3], **arguments)
@@ -102,7 +102,7 @@ def test_slices_change_no_sound(tiny_model, sampling, monkeypatch):
             assert_same_sound(sound, by_seed(expected, prompt)[seed])
 
 
-def test_no_seed_draws_one_and_tells_it(tiny_model):
+def test_random_seed_is_recorded(tiny_model):
     drawn = [generate(tiny_model, PROMPTS[0], seed=None, num_waveforms_per_prompt=2) for _ in range(2)]
     assert set(drawn[0].seeds[0]).isdisjoint(drawn[1].seeds[0])
     for result in drawn:
@@ -113,7 +113,7 @@ def test_no_seed_draws_one_and_tells_it(tiny_model):
             assert_same_sound(sound[None], generate(tiny_model, PROMPTS[0], seed=seed).audio[0])
 
 
-def test_the_last_seed_is_told_so_that_it_makes_the_sound_again(tiny_model):
+def test_seed_after_the_largest_is_recorded_as_drawn(tiny_model):
     result = generate(tiny_model, PROMPTS[0], seed=LARGEST_SEED, num_waveforms_per_prompt=2)
     for seed, sound in by_seed(result).items():
         assert_same_sound(sound[None], generate(tiny_model, PROMPTS[0], seed=seed).audio[0])
@@ -121,7 +121,7 @@ def test_the_last_seed_is_told_so_that_it_makes_the_sound_again(tiny_model):
 
 @SAMPLINGS
 @pytest.mark.parametrize("seed", [0, None])
-def test_no_global_random_state_is_read_or_changed(tiny_model, sampling, seed):
+def test_global_random_state_is_neither_read_nor_changed(tiny_model, sampling, seed):
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     first = generate(tiny_model, PROMPTS[0], seed=seed, num_waveforms_per_prompt=2, **sampling)
@@ -138,7 +138,7 @@ def test_no_global_random_state_is_read_or_changed(tiny_model, sampling, seed):
     candidates=st.integers(1, 3),
 )
 @settings(deadline=None, max_examples=30)
-def test_noise_is_drawn_on_the_cpu_one_generator_a_sound(tiny_model, seeds, candidates):
+def test_noise_has_one_cpu_generator_per_sound(tiny_model, seeds, candidates):
     """So that a seed means the same on every device."""
     options = GenerationOptions(audio_length_in_s=SECONDS, num_waveforms_per_prompt=candidates, seed=seeds)
     request = Request.resolve(["a dog"] * len(seeds), options, tiny_model.sound, tiny_model.schedule)

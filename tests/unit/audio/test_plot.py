@@ -86,7 +86,7 @@ def test_spectrogram_alone_counts_bands(tmp_path, figures):
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
-def test_a_plot_without_matplotlib_is_an_import_error(tmp_path, monkeypatch):
+def test_plot_without_matplotlib_raises_import_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError):
         save_spectrogram(torch.zeros(100, 64), "", tmp_path / "x.png", 0.01)

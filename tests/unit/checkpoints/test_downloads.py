@@ -116,7 +116,7 @@ def test_safetensors_suffix_in_capitals_is_an_original_file(tmp_path):
     assert_same_states(found, originals.make("t5").states)
 
 
-def test_a_hub_id_may_name_a_file_in_capitals():
+def test_hub_id_may_name_a_file_in_capitals():
     assert hub.HUB_ID.fullmatch("owner/name/MODEL.CKPT").groups() == ("owner/name", "MODEL.CKPT")
 
 

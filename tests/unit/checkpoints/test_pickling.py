@@ -51,7 +51,7 @@ def by_torch(model: audioldm2.AudioLDM2) -> audioldm2.AudioLDM2:
 
 @pytest.mark.parametrize("transport", [by_pickle, by_torch, copy.deepcopy])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_copy_generates_the_same_sound(
+def test_copy_generates_the_same_sound(
     sources, kind: str, transport: Callable[[audioldm2.AudioLDM2], audioldm2.AudioLDM2]
 ):
     model = audioldm2.load(sources[kind], device="cpu")
@@ -60,13 +60,13 @@ def test_a_copy_generates_the_same_sound(
 
 @pytest.mark.parametrize("residence", ["offload", "low_memory"])
 @pytest.mark.parametrize("kind", ["converted", "diffusers", "original"])
-def test_a_copy_whose_weights_wait_elsewhere_generates_the_same_sound(sources, kind: str, residence: str):
+def test_copy_with_offloaded_weights_generates_the_same_sound(sources, kind: str, residence: str):
     model = audioldm2.load(sources[kind], device="cpu", **{residence: True})
     assert torch.equal(generate(by_pickle(model)), generate(model))
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "original"])
-def test_the_source_is_not_pickled_with_the_model(sources, kind: str):
+def test_source_file_is_not_pickled(sources, kind: str):
     """Only the weights are; the file also holds second copies, an average and more."""
     model = audioldm2.load(sources[kind], device="cpu")
     weights = sum(
@@ -83,7 +83,7 @@ def send_back(model: audioldm2.AudioLDM2, queue: multiprocessing.Queue) -> None:
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "original"])
-def test_a_spawned_process_generates_the_same_sound(sources, kind: str):
+def test_spawned_process_generates_the_same_sound(sources, kind: str):
     model = audioldm2.load(sources[kind], device="cpu")
     expected = generate(model)
     context = multiprocessing.get_context("spawn")

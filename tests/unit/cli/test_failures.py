@@ -45,7 +45,7 @@ def test_out_of_memory_says_what_to_try(error):
     assert words(error) == "not enough memory. Try less."
 
 
-def test_a_real_allocation_that_is_too_large():
+def test_real_allocation_that_is_too_large():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55)
     assert words(caught.value) == "not enough memory. Try less."

@@ -82,7 +82,7 @@ def test_names_of_module_wrappers_are_removed(tmp_path, kind, wrapping):
     assert_converts_alike(originals.save(tmp_path / "a.pth", table), kind)
 
 
-def test_the_average_of_a_compiled_denoiser_is_found(tmp_path):
+def test_ema_of_a_compiled_denoiser_is_found(tmp_path):
     made = originals.make("48k")
     table = {
         key.replace("model_ema.diffusion", "model_ema._orig_moddiffusion"): tensor
@@ -93,7 +93,7 @@ def test_the_average_of_a_compiled_denoiser_is_found(tmp_path):
     assert_same_states(originals.convert_file(file, ema=True), made.states | {"unet": made.average})
 
 
-def test_a_tensor_with_and_without_a_wrapper_is_an_error(tmp_path):
+def test_rejects_tensor_with_and_without_wrapper(tmp_path):
     key = "model.diffusion_model.out.2.bias"
     table = originals.table_of("48k")
     message = originals.table_error(tmp_path, table | {f"module.{key}": table[key]})
@@ -154,7 +154,7 @@ def test_weight_norm_is_folded_in_every_dtype(tmp_path, dtype):
     )
 
 
-def test_a_direction_without_its_length_is_an_error(tmp_path):
+def test_rejects_weight_norm_without_its_magnitude(tmp_path):
     table = with_weight_norm(originals.table_of("48k"), nn.utils.parametrizations.weight_norm, torch.float32)
     key = f"{VOCODER}.ups.0.parametrizations.weight.original0"
     message = originals.table_error(tmp_path, {name: each for name, each in table.items() if name != key})
@@ -192,14 +192,14 @@ def trainer_state(table: State) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_state_of_the_trainer_is_ignored(tmp_path, kind):
+def test_trainer_state_is_ignored(tmp_path, kind):
     torch.save(trainer_state(originals.table_of(kind)), tmp_path / "last.ckpt")
     assert_converts_alike(tmp_path / "last.ckpt", kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_file_of_one_dtype_keeps_it(tmp_path, kind, dtype):
+def test_dtype_of_the_file_is_kept(tmp_path, kind, dtype):
     """Buffers are cast too, as `module.half()` does; float64 is written as float32."""
     table = {
         key: tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -39,7 +39,7 @@ def test_offload_keeps_the_same_tensors_at_home(tiny_folder):
 
 
 @pytest.mark.parametrize("dtype, times", [(torch.bfloat16, 10), (torch.float32, 1)])
-def test_what_is_converted_is_opened_anew_now_and_then(dtype, times: int, tiny_folder, monkeypatch):
+def test_file_is_reopened_while_tensors_are_cast(dtype, times: int, tiny_folder, monkeypatch):
     """So that a network's file is never resident whole beside what is made of it."""
     checkpoint, opened = open_checkpoint(tiny_folder), []
     expected = checkpoint.states["unet"]()
@@ -59,7 +59,7 @@ def test_offload_and_low_memory_exclude_each_other(tiny_folder):
         audioldm2.load(tiny_folder, device="cpu", offload=True, low_memory=True)
 
 
-def test_in_bfloat16_every_convolution_of_the_denoiser_reads_channels_innermost(tiny_folder):
+def test_bfloat16_convolutions_read_channels_last(tiny_folder):
     """One map in another layout is copied, and its norm is slow: a twentieth of a step, at full size."""
     model, seen = audioldm2.load(tiny_folder, device="cpu", dtype="bfloat16"), {}
     with model.networks.running("unet") as unet:

@@ -54,7 +54,7 @@ def predictions(model: AudioLDM2, conditioning: Conditioning, x: Tensor, t: floa
 
 
 @pytest.mark.parametrize("scale", [1.001, 2.0, 7.5])
-def test_guidance_leads_from_the_negative_answer_past_the_prompts(tiny_model, conditioning, noise, scale):
+def test_guidance_extrapolates_from_negative_to_prompt(tiny_model, conditioning, noise, scale):
     eps, eps_negative = predictions(tiny_model, conditioning, noise, 700.0)
     assert (eps - eps_negative).norm() > 1e-2 * eps.norm(), "the answers are too much alike to judge"
     found = denoiser(tiny_model, conditioning, scale=scale)(noise, 700.0)
@@ -62,7 +62,7 @@ def test_guidance_leads_from_the_negative_answer_past_the_prompts(tiny_model, co
 
 
 @pytest.mark.parametrize("scale", [-1.0, 0.0, 0.5, 1.0])
-def test_guidance_is_off_up_to_1(tiny_model, conditioning, noise, scale):
+def test_guidance_is_off_at_scales_up_to_1(tiny_model, conditioning, noise, scale):
     with watched(tiny_model) as calls:
         found = tiny_model.denoise(conditioning, noise, num_inference_steps=4, guidance_scale=scale)
     assert [rows for rows, _ in calls] == [ROWS] * 4
@@ -114,7 +114,7 @@ def test_only_calls_inside_the_interval_are_doubled(
     assert False in inside
 
 
-def test_the_edges_of_an_interval(tiny_model, conditioning, noise):
+def test_interval_excludes_its_lower_and_includes_its_upper_end(tiny_model, conditioning, noise):
     """lo is outside, hi inside."""
     sigma = tiny_model.schedule.sigma_of(500.0)
     for interval, rows in (((0.0, sigma), 2 * ROWS), ((sigma, math.inf), ROWS)):
@@ -123,7 +123,7 @@ def test_the_edges_of_an_interval(tiny_model, conditioning, noise):
         assert calls == [(rows, 500.0)]
 
 
-def test_an_interval_without_ends_is_none(tiny_model, conditioning, noise):
+def test_interval_without_ends_guides_everywhere(tiny_model, conditioning, noise):
     found, expected = (
         tiny_model.denoise(conditioning, noise, num_inference_steps=4, guidance_interval=interval)
         for interval in ((0, math.inf), None)
@@ -140,7 +140,7 @@ def test_outside_of_the_interval_the_prompt_is_followed_as_with_scale_1(tiny_mod
 # The rescaling ----------------------------------------------------------------------------------------------
 
 
-def test_no_rescaling_is_plain(tiny_model, conditioning, noise):
+def test_rescale_zero_changes_nothing(tiny_model, conditioning, noise):
     plain, found = (
         denoiser(tiny_model, conditioning, scale=3.5, **more)(noise, 700.0) for more in ({}, {"rescale": 0.0})
     )
@@ -179,7 +179,7 @@ def test_stopping_early_keeps_the_estimate_of_the_clean_latent(tiny_model, condi
     assert torch.equal(kept, seen[-1][2])
 
 
-def test_a_stopped_request_is_decoded_from_there(tiny_model):
+def test_stopped_request_decodes_the_current_estimate(tiny_model):
     estimates: list[Tensor] = []
 
     def on_step(step: int, t: float, x0: Tensor) -> bool:
@@ -209,9 +209,7 @@ def test_only_false_stops(tiny_model, conditioning, noise):
 
 @torch.no_grad()
 @pytest.mark.parametrize("t", [torch.tensor(700.0), torch.tensor([700.0, 20.0])])
-def test_a_latent_for_several_prompts_is_answered_as_if_it_stood_there_for_each(
-    tiny_model, conditioning, noise, t
-):
+def test_latent_shared_by_prompts_is_predicted_once_per_prompt(tiny_model, conditioning, noise, t):
     both = Conditioning.cat([conditioning.negative, conditioning]).tensors
     with tiny_model.networks.running("unet") as unet:
         shared = unet(noise, t, **both)

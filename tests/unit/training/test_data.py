@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return write_sounds(tmp_path / "sounds")
 
 
-def test_a_batch_is_a_function_of_seed_step_and_size(folder: Path):
+def test_batch_is_a_function_of_seed_step_and_size(folder: Path):
     one, other = (Folder(folder, 0.4, SAMPLE_RATE, seed=3) for _ in range(2))
     other.batch(5, 4)  # earlier calls must not matter
     wave, captions = one.batch(2, 4)

@@ -1,11 +1,10 @@
-"""Sounds from sounds: encoding, strength, what is kept and what is remade, seeds, records, mistakes."""
+"""Sounds from sounds: encoding, strength, what is kept and what is remade, seeds, records."""
 
 import json
 import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 import torch
@@ -14,53 +13,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import audioldm2
-from audioldm2 import SAMPLERS, AudioLDM2, Result
 from audioldm2.audio import VAE_FLOOR
-from audioldm2.editing.edit import Edit
 from audioldm2.editing.input_sound import InputSound, log_mel
 from audioldm2.editing.latent_cells import band_bounds
 from audioldm2.errors import ArgumentError
-from audioldm2.options import GenerationOptions
-from audioldm2.sampling.schedule import NoiseSchedule
-from audioldm2.sound_shape import SoundShape
-
-SHAPE = SoundShape(sample_rate=16000, hop=160, downsampling=4, latent_channels=8, mels=64)  # as published
-SCHEDULE = NoiseSchedule()
-RATE, CELL, FADE = 16_000, 640, 320  # samples of a latent frame and of a fade
-FRAMES = 8
-CLOSE = 1e-4  # relative: batches of other sizes are added up in another order
-NAMES = list(SAMPLERS)
-STEPS = 5
-
-
-def tone(samples: int = FRAMES * CELL, level: float = 0.2, rate: int = RATE) -> Tensor:
-    """A rising tone with an offset: (samples,)."""
-    time = torch.arange(samples) / rate
-    return level * torch.sin(2 * math.pi * (300 + 800 * time) * time) + 0.05
-
-
-def broadband() -> Tensor:
-    """The tone in noise, so that no band is near the floor, where rounding errors are large: (samples,)."""
-    noise = torch.randn(FRAMES * CELL, generator=torch.Generator().manual_seed(1))
-    return tone() + 0.05 * noise
-
-
-def edit(model: AudioLDM2, prompt: str | list[str] = "a dog", **arguments) -> Result:
-    return model.generate(prompt, **(dict(audio=tone(), num_inference_steps=STEPS) | arguments))
-
-
-def resolved(audio: object = None, **arguments) -> Edit:
-    audio = tone() if audio is None else audio
-    found = Edit.resolve(GenerationOptions(audio=audio, **arguments), SHAPE, SCHEDULE, 1)
-    assert found is not None
-    return found
-
-
-def refused(**arguments) -> str:
-    with pytest.raises(ArgumentError) as caught:
-        resolved(**arguments)
-    return str(caught.value)
-
+from tests.support.editing import (
+    CELL,
+    CLOSE,
+    FADE,
+    FRAMES,
+    NAMES,
+    RATE,
+    SHAPE,
+    STEPS,
+    broadband,
+    edit,
+    resolved,
+    tone,
+)
 
 # Encoding.
 
@@ -306,7 +276,7 @@ EDITS = [{"strength": 0.6}, remade_frames(3, 5), remade_frames(3, 5) | {"resampl
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: s["sampler"])
 @pytest.mark.parametrize("how", EDITS, ids=["strength", "mask", "resampled"])
-def test_a_batch_changes_no_edited_sound(tiny_model, sampling, how, monkeypatch):
+def test_edited_sound_is_independent_of_its_batch(tiny_model, sampling, how, monkeypatch):
     prompts, seeds = ["a dog", "low hum", ""], [5, 60, 700]
     alone = [
         edit(tiny_model, prompt, seed=seed, **sampling, **how).audio[0]
@@ -367,143 +337,6 @@ def test_whole_cells_stay_as_they_are(first: int, count: int):
     found = resolved(mask_start_seconds=first * 0.04, mask_end_seconds=last * 0.04).remake
     rows = found[0, 0].all(dim=1).nonzero().flatten().tolist()
     assert rows == list(range(first, last))
-
-
-# Mistakes.
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (dict(strength=1.5), "strength is 1.5; it has to be a number from 0 to 1."),
-        (dict(strength=0.05, num_inference_steps=10),
-         "strength is 0.05; it has to be 0, or at least 0.1: one of 10 steps."),
-        (dict(mask_start_seconds=0.2, mask_end_seconds=0.2),
-         "mask_end_seconds is 0.2; it has to be above mask_start_seconds, which is 0.2."),
-        (dict(mask_start_seconds=0.4),
-         "mask_start_seconds is 0.4; it has to be below 0.32 s, where the sound ends."),
-        (dict(mask_end_seconds=0.4),
-         "mask_end_seconds is 0.4; it has to be at most 0.32 s, where the sound ends."),
-        (dict(mask_end_seconds=-1), "mask_end_seconds is -1; it has to be a finite number of at least 0."),
-        (dict(mask_start_seconds=[]),
-         "mask_start_seconds is []; it has to be a number or a list of at least one."),
-        (dict(mask_start_seconds=[0, 0.1], mask_end_seconds=[0.05]),
-         "mask_end_seconds has 1 entries for 2 of mask_start_seconds; it has to have one for each start."),
-        (dict(mask_start_hz=9000),
-         "mask_start_hz is 9000.0; it has to be below 8000 Hz, where the sound ends."),
-        (dict(mask_start_hz=500, mask_end_hz=400),
-         "mask_end_hz is 400.0; it has to be above mask_start_hz, which is 500."),
-        (dict(repaint_mask=torch.zeros(FRAMES, 16, dtype=torch.bool)),
-         "repaint_mask marks nothing to remake; it has to mark at least one cell as True."),
-        (dict(repaint_mask=torch.ones(FRAMES, 16)),
-         "repaint_mask is a torch.float32; it has to be a bool tensor (time, mel) or (batch, 1, time, mel) "
-         "of latent cells, True where to remake."),
-        (dict(repaint_mask=torch.ones(3, 16, dtype=torch.bool)),
-         "repaint_mask has shape (3, 16); it has to have shape (8, 16) or (1, 1, 8, 16) for this sound."),
-        (dict(repaint_mask=torch.ones(FRAMES, 16, dtype=torch.bool), mask_start_hz=0),
-         "mask_start_hz is (0.0,); it has to be left out with repaint_mask."),
-        (dict(repaint_mask=torch.ones(FRAMES, 16, dtype=torch.bool), resample_times=2),
-         "resample_times is 2; it has to be 1 where nothing of the sound is kept."),
-        (dict(resample_times=2), "resample_times is 2; it has to be 1 where nothing of the sound is kept."),
-        (dict(extend_seconds=(0, 0)),
-         "extend_seconds is (0, 0); it has to be the seconds to add at the end, or two numbers (before, "
-         "after), one of them above 0."),
-        (dict(audio=tone(500), extend_seconds=1),
-         "extend_seconds is (0.0, 1.0) for a sound of 0.03125 s; it has to be used with a sound of at least "
-         "0.06 s."),
-        (dict(latents=torch.zeros(1, 8, FRAMES, 16)),
-         "latents is set; it has to be left out with audio, as the latent comes from the sound."),
-        (dict(audio_length_in_s=3),
-         "audio_length_in_s is 3.0; it has to be left out with audio, as the length follows the sound."),
-        (dict(audio=torch.zeros(2, 900)),
-         "audio has shape (2, 900); it has to be one sound, (samples,): average the channels of a stereo "
-         "sound."),
-        (dict(audio=torch.zeros(900)), "audio is silent; it has to be louder than -120 dB."),
-        (dict(audio=torch.zeros(0)), "audio has no samples; it has to have at least one."),
-        (dict(audio=torch.full((9,), math.nan)),
-         "audio has 9 samples of 9 that are NaN or infinite; it has to be finite."),
-        (dict(audio="x.wav", audio_sample_rate=9),
-         "audio_sample_rate is 9; it has to be left out for a file, which has its own."),
-    ],
-)  # fmt: skip
-def test_sentences_of_mistakes(arguments: dict, sentence: str):
-    assert refused(**arguments) == sentence
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("strength", 0.5), ("mask_start_seconds", 1), ("mask_end_hz", 1), ("extend_seconds", 1),
-     ("resample_times", 2), ("audio_sample_rate", 16000),
-     ("repaint_mask", torch.ones(2, 2, dtype=torch.bool))],
-)  # fmt: skip
-def test_editing_options_need_a_sound(name: str, value: object):
-    with pytest.raises(ArgumentError, match=rf"{name} is .*; it has to be left out without audio\."):
-        Edit.resolve(GenerationOptions(**{name: value}), SHAPE, SCHEDULE, 1)
-
-
-def test_mistakes_come_before_any_network(tiny_model, monkeypatch):
-    monkeypatch.setattr(type(tiny_model.networks), "running", lambda *_: pytest.fail("a network ran"))
-    with pytest.raises(ArgumentError):
-        edit(tiny_model, mask_start_seconds=9)
-    with pytest.raises(FileNotFoundError):
-        edit(tiny_model, audio="no such file.wav")
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    name=st.sampled_from(["audio", "audio_sample_rate", "strength", "mask_start_seconds", "mask_end_hz",
-                          "repaint_mask", "resample_times", "extend_seconds"]),
-    value=st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(), st.binary(), st.lists(st.floats(), max_size=3),
-        st.sampled_from([np.zeros(3), torch.zeros(2, 3), torch.zeros(1, device="meta"),
-                         torch.zeros(2).to_sparse(), torch.ones(2, dtype=torch.bool),
-                         np.ones((2, 2), bool), {}, object()]),
-    ),
-)  # fmt: skip
-def test_anything_is_accepted_or_refused_by_name(name: str, value: object):
-    try:
-        GenerationOptions(**{name: value})
-    except ArgumentError as error:
-        assert error.name.startswith(name)
-
-
-# Files.
-
-
-@pytest.mark.parametrize("rate", [8_000, 44_100, 96_000])
-@pytest.mark.parametrize("channels", [1, 2, 6])
-@pytest.mark.parametrize("encoding", ["PCM_U8", "PCM_16", "FLOAT"])
-def test_files_of_any_rate_channels_and_depth(tmp_path: Path, rate: int, channels: int, encoding: str):
-    path = tmp_path / "sound.wav"
-    wave = tone(rate // 2, rate=rate).numpy()
-    soundfile.write(path, np.stack([wave] * channels, axis=1), rate, subtype=encoding)
-    found = resolved(str(path))
-    assert found.samples == RATE // 2 and found.sound.given_rate == rate
-    expected = tone(RATE // 2)
-    assert (found.sound.wave - expected)[200:-200].norm() < 0.1 * expected.norm()
-
-
-def test_files_that_are_no_sound(tmp_path: Path):
-    broken = np.full(900, np.nan, dtype=np.float32)
-    files = {name: tmp_path / f"{name}.wav" for name in ("empty", "nan", "text", "nothing", "silent")}
-    soundfile.write(files["empty"], np.zeros(0), RATE)
-    soundfile.write(files["nan"], broken, RATE, subtype="FLOAT")
-    soundfile.write(files["silent"], np.zeros(900), RATE)
-    files["text"].write_text("hello")
-    files["nothing"].write_bytes(b"")
-    sentences = {name: refused(audio=path) for name, path in files.items()}
-    assert all(sentence.startswith(str(files[name])) for name, sentence in sentences.items())
-    assert "has no samples; it has to have at least one." in sentences["empty"]
-    assert "has 900 samples of 900 that are NaN or infinite" in sentences["nan"]
-    assert "is silent; it has to be louder than -120 dB." in sentences["silent"]
-    assert "is not a sound file that can be read" in sentences["text"]
-    assert "is a folder; it has to be a sound file." in refused(audio=tmp_path)
-
-
-def test_sound_longer_than_memory(tiny_model, monkeypatch):
-    monkeypatch.setattr("audioldm2.runtime.memory.available_bytes", lambda *_: 10_000)
-    with pytest.raises(ValueError, match=r"audio_length_in_s is 0\.32, which needs about"):
-        edit(tiny_model)
 
 
 # The model in the box.
