@@ -210,7 +210,7 @@ def stages_of_vae(pipe: AudioLDM2Pipeline, z: Tensor, note: str = "") -> list[St
 
 
 def stage_of_clap_audio(pipe: AudioLDM2Pipeline, sound: Tensor) -> Stage:
-    """CLAP's ear with its front end. Longer sounds than it hears are cut: the reference crops at random."""
+    """CLAP's audio branch with its front end. Clips over 10 s are cut; the reference crops at random."""
     rate = pipe.feature_extractor.sampling_rate
     wave = resample(sound, pipe.vocoder.config.sampling_rate, rate)[:, : 10 * rate]
     heard = pipe.feature_extractor(list(wave.numpy()), sampling_rate=rate, return_tensors="pt").input_features
