@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 import audioldm2
+from audioldm2.editing.edit import EDITING_OPTIONS
 from audioldm2.files import safe_name
 from audioldm2.options import GenerationOptions
 from tests.support.command_line import (
@@ -79,7 +80,7 @@ def test_record_reproduces_its_sound(sound, tiny_model, ending):
 def test_record_has_every_option(sound):
     sound("dog", "-o", "a.wav")
     record = json.loads(Path("a.wav.json").read_text())
-    assert {each.name for each in fields(GenerationOptions)} - {"latents"} <= set(record)
+    assert {each.name for each in fields(GenerationOptions)} - {"latents", *EDITING_OPTIONS} <= set(record)
     assert record["starting_latents_given"] is False
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audioldm2.checkpoints import storage
+from audioldm2.checkpoints import tensor_files
 from audioldm2.models import NETWORKS
 from tests.support.checkpoints import write_diffusers
 from tests.support.command_line import CODE, QUICK, assert_refused, assert_same_sound, fail_at
@@ -66,7 +66,7 @@ def test_broken_source_leaves_nothing(run, folder, diffusers_folder):
 
 
 def test_interrupted_conversion_leaves_nothing(run, folder, diffusers_folder, monkeypatch):
-    fail_at(monkeypatch, storage, "save_file", 3, KeyboardInterrupt())
+    fail_at(monkeypatch, tensor_files, "save_file", 3, KeyboardInterrupt())
     code, out, _ = run("convert", diffusers_folder, "out")
     assert (code, out) == (130, "")
     assert list(folder.iterdir()) == []

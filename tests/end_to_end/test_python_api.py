@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 import audioldm2
+from audioldm2.editing.edit import EDITING_OPTIONS
 from audioldm2.options import GenerationOptions
 
 QUICK = dict(audio_length_in_s=0.2, num_inference_steps=3)  # 20 mel frames, 5 latent frames, 3,200 samples
@@ -304,7 +305,9 @@ def test_record_has_every_option_as_plain_values(tiny_model):
     result = tiny_model.generate(["dog", "cat"], **settings)
     for prompt, (seed, negative) in enumerate(((5, "a"), (6, "b"))):
         record = json.loads(json.dumps(result.record(prompt), allow_nan=False))
-        assert {each.name for each in fields(GenerationOptions)} - {"latents"} <= set(record)
+        assert {each.name for each in fields(GenerationOptions)} - {"latents", *EDITING_OPTIONS} <= set(
+            record
+        )
         assert (record["seed"], record["negative_prompt"]) == (seed, negative)
         assert (record["audio_length_in_s"], record["num_inference_steps"]) == (0.2, 3)
         assert {"audioldm2", "model", "device", "dtype", "prompt", "sample_rate", "score"} <= set(record)
