@@ -16,7 +16,7 @@ from torch import nn
 import audioldm2
 from audioldm2.models import build_on_meta
 from scripts.benchmark import arithmetic, benchmark, report, runs, sides, worker
-from scripts.make_random_checkpoint import BASE, TINY
+from scripts.make_random_checkpoint import BASE
 
 SMALL = ["--device", "cpu", "--duration", "0.64", "--steps", "2", "--runs", "1", "--threads", "1"]
 CONSECUTIVE = ("prompt", "denoise", "decode", "vocode")
@@ -57,15 +57,11 @@ def test_every_case_has_both_sides(both):
 
 
 def test_arithmetic_of_both_sides_agrees(both):
-    """Ours may need 4/9 of the products for convolutions of upsampled maps."""
+    """Decoding and vocoding take the same products on both sides."""
     short, long, two = both.found["cases"]
-    size, saved = 16 * 16, 0.0  # latent positions of 0.64 s
-    for channels in TINY["vae"].channels[:0:-1]:  # of each upsampled map, from coarse to fine
-        size *= 4
-        saved += 5 / 9 * 2 * size * 9 * channels**2 / 1e9
-    for stage, savings in (("decode", (0.0, saved)), ("vocode", (0.0,))):
+    for stage in ("decode", "vocode"):
         ours, peer = (short[role]["stages"][stage]["GFLOP"] for role in ("ours", "peer"))
-        assert any(ours + fewer == pytest.approx(peer, rel=0.02) for fewer in savings)
+        assert ours == pytest.approx(peer, rel=0.02)
     for role in ("ours", "peer"):
         for more in (long, two):
             ratio = more[role]["stages"]["step"]["GFLOP"] / short[role]["stages"]["step"]["GFLOP"]
@@ -181,7 +177,10 @@ def test_operations_of_compiled_code_are_counted_in_eager_mode():
         (["--json", "nowhere/found.json"], "the folder nowhere does not exist"),
         (["--device", "abacus"], "device is 'abacus', which is not on this machine"),
         (["--model", "./nowhere"], "nowhere"),
-        (["--model", "TINY", "--no-peer", "--dtype", "int8"], "dtype='int8' is not supported"),
+        (
+            ["--model", "TINY", "--no-peer", "--dtype", "int8"],
+            "dtype is 'int8'; it has to be one of auto, float32, float16, bfloat16",
+        ),
     ],
 )
 def test_mistake_is_reported_in_one_sentence(arguments, message, tiny_folder, tmp_path, capsys, monkeypatch):

@@ -30,7 +30,7 @@ def timed(monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("taken", "expected"), [(0.5, "fast"), (0.94, "fast"), (0.96, "reference"), (2.0, "reference")]
+    ("taken", "expected"), [(0.5, "fast"), (0.89, "fast"), (0.91, "reference"), (2.0, "reference")]
 )
 def test_kernel_is_taken_only_where_it_is_faster_by_the_margin(timed, taken: float, expected: str):
     timed["fast"] = taken
@@ -154,7 +154,7 @@ def test_report_lists_what_was_chosen(timed):
     ops.linear.choices.clear()
     ops.linear(torch.randn(100, 6), torch.randn(5, 6))
     assert "(5, 6, False, 'many rows')" in ops.report()
-    assert "reference 1000.000" in ops.report().splitlines()[-1]
+    assert any("reference 1000.000" in line for line in ops.report().splitlines())
     [choice] = [each for each in ops.choices() if each.operation == "linear"]
     assert choice.dtype == torch.float32
     ops.linear.choices.clear()

@@ -28,7 +28,7 @@ def test_every_network_has_a_row(tiny_folder, capsys):
     ("flags", "message"),
     [
         (["--dtype", "auto"], "--dtype is auto; it has to be the dtype to compare with float32"),
-        (["--dtype", "float8"], "choose 'auto' or one of float32, float16, bfloat16"),
+        (["--dtype", "float8"], "it has to be one of auto, float32, float16, bfloat16"),
         (["--seconds", "0"], "--seconds has to be from 0.1 to 30"),
         (["--model", "nowhere/at/all"], "nowhere/at/all"),
     ],

@@ -34,14 +34,14 @@ def test_vocoder_schedule_restarts_after_the_additive_phase():
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"batch": 0}, "batch is 0; it has to be at least 1"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0; it has to be above 0"),
-        ({"pad": "mirror"}, "pad is 'mirror'; it has to be one of silence, repeat"),
-        ({"betas": [0.9]}, "betas is"),
-        ({"optimizer": "sgd"}, "optimizer is 'sgd'; it has to be one of adamw, muon"),
+        ({"batch": 0}, "batch of the recipe is 0; it has to be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate of the recipe is -1.0; it has to be above 0"),
+        ({"pad": "mirror"}, "pad of the recipe is 'mirror'; it has to be one of silence, repeat"),
+        ({"betas": [0.9]}, "betas of the recipe is"),
+        ({"optimizer": "sgd"}, "optimizer of the recipe is 'sgd'; it has to be one of adamw, muon"),
         ({"steps": "many"}, "steps of the recipe is 'many'; it has to be a whole number"),
         ({"adversary": 3}, "has 'adversary'; the fields of this recipe are batch, "),
-        ({"prompt_dropout": 2}, "prompt_dropout is 2; it has to be from 0 to 1"),
+        ({"prompt_dropout": 2}, "prompt_dropout of the recipe is 2; it has to be from 0 to 1"),
     ],
 )
 def test_rejects_values_that_are_not_allowed(values: dict, message: str):
@@ -50,7 +50,7 @@ def test_rejects_values_that_are_not_allowed(values: dict, message: str):
 
 
 def test_rejects_clips_longer_than_clap_input():
-    with pytest.raises(WeightsError, match=r"seconds is 12\.0; it has to be at most 10"):
+    with pytest.raises(WeightsError, match=r"seconds of the recipe is 12\.0; it has to be at most 10"):
         override(STAGES["clap"].recipes["small"], {"seconds": 12.0}, "the recipe")
 
 

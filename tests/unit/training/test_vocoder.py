@@ -90,5 +90,5 @@ def test_steps_train_on_random_windows(initial: Checkpoint):
 
 
 def test_rejects_negative_window(initial: Checkpoint):
-    with pytest.raises(WeightsError, match=r"window is -1\.0; it has to be at least 0"):
+    with pytest.raises(WeightsError, match=r"window of the test\'s recipe is -1\.0; it has to be at least 0"):
         stage_of("vocoder", initial, window=-1.0)
