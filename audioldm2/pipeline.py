@@ -6,6 +6,8 @@ denoise         noise    -> latent                    UNet under a sampler      
 decode          latent   -> log-mel spectrogram       VAE decoder                   (runtime/tiling.py)
 vocode          log-mel  -> waveform                  HiFi-GAN                      (runtime/tiling.py)
 score           waveform -> how well it fits          CLAP                          (clap_score.py)
+
+More than a third of the file is docstrings: these methods are the public face.
 """
 
 import functools

@@ -17,6 +17,8 @@ Traps
 - Odd time sizes lose half a frame on the way down: the way up resizes to the skip, not by two.
 - The published configs state another number of heads than the weights were trained with: see
   `UNetConfig.heads`.
+
+The file is long because the whole network, with its config and the config's rules, is read in one sitting.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,8 @@
 """An encoded prompt as plain tensors: the denoiser's conditioning, to keep, join, mix, weight and save.
 
 `encode` computes it from texts.
+
+The file is a little long because all that can be done with a conditioning is a method of its one class.
 """
 
 import functools
