@@ -5,10 +5,10 @@ Take a path of noisy latents, each with noise of its own,
 
     x_i = sqrt(alpha_bar_i) z + sqrt(1 - alpha_bar_i) e_i,     e_i independent,
 
-and find, for each step of a sampler under the source prompt, the noise that leads from the mean of the step to
-the next latent of the path: (x_next - mean) / std. With this noise the sampler walks the same path again under
-the same prompt, and another path under another prompt. A sampler takes its noise from a callable, so its own
-code computes the means.
+and find, for each step of a sampler under the source prompt, the noise that leads from the mean of the step
+to the next latent of the path: (x_next - mean) / std. With this noise the sampler walks the same path again
+under the same prompt, and another path under another prompt. A sampler takes its noise from a callable, so
+its own code computes the means.
 
 **The inversion-free edit** (FlowEdit, Kulikov et al. 2024; for audio DirectAudioEdit) starts from the clean
 latent and integrates the difference of two predictions that see the same noise.
