@@ -142,9 +142,11 @@ class AudioLDM2:
     ) -> Result:
         """Edit a sound by text: what the source prompt says of it becomes what the prompt says.
 
-        The result is as long and as loud as the sound. What both prompts share, and what neither mentions,
-        stays: the closer to the sound the source prompt is, the better. With the method 'direct', the same
-        prompt and scale on both sides, and no negative prompt, return the latent of the sound, bit for bit.
+        The result is as long and as loud as the sound. It keeps what the prompts share and what neither of
+        them mentions. With equal prompts, equal scales and no negative prompt, the latent of the sound comes
+        back: bit for bit with the method 'direct', up to rounding errors with 'ddpm'.
+
+        Methods and their sources: `sampling.inversion`.
 
         Args:
             audio: a file, or floats (samples,).

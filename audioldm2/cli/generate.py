@@ -131,8 +131,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     jobs = plan_jobs(given.prompt, given.prompts, given.output)
     require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
-    edits = given.source_prompt is not None
-    options = edit_options_of(arguments) if edits else options_of(given)
+    options = options_of(given) if given.source_prompt is None else edit_options_of(arguments)
     prompts = [job.prompt for job in jobs]
     if isinstance(options, EditOptions):
         Request.resolve_edit(given.audio, prompts, options, PUBLISHED, NoiseSchedule())
@@ -175,9 +174,8 @@ def edit_options_of(arguments: Sequence[str]) -> EditOptions:
     made.set_defaults(**{each.name: each.default for each in fields(EditOptions)})
     given = made.parse_args(arguments)
     if given.audio is None:
-        raise ArgumentError(
-            "source_prompt", given.source_prompt, "be left out without --audio, which it edits"
-        )
+        allowed = "be left out without --audio, the sound that it describes"
+        raise ArgumentError("source_prompt", given.source_prompt, allowed)
     for each in OPTIONS:
         value = getattr(given, each.name)
         if each.name not in {*SHARED, "audio"} and value != each.default:
