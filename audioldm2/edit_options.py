@@ -13,8 +13,8 @@ from audioldm2.sampling.inversion import INVERTIBLE
 from audioldm2.sampling.repainting import Walk
 from audioldm2.sampling.schedule import NoiseSchedule
 
-# Method -> samplers, the default first. On the model in the box, ddpm follows the text more surely than direct
-# while it keeps as much of the sound, and dpmpp_2m_sde needs fewer steps for it than ddim.
+# Method -> samplers, the default first. On the model in the box ddpm follows the text more surely than direct
+# and keeps as much of the sound; dpmpp_2m_sde needs fewer steps for it than ddim.
 METHODS = {"ddpm": ["dpmpp_2m_sde", "ddim", "euler_ancestral"], "direct": ["euler"]}
 AUTO = "auto"  # the default sampler of a method
 
