@@ -75,3 +75,16 @@ def repaint_mask(name: str, value: Any) -> Tensor | None:
     if not value.any():
         raise ArgumentError(name, value, "mark at least one cell as True", given="marks nothing to remake")
     return value
+
+
+def skip(name: str, value: Any) -> float:
+    found = require_number(name, value, 0)
+    if found >= 1:
+        raise ArgumentError(name, value, "be below 1, so that a step is left")
+    return found
+
+
+def source_prompt(name: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ArgumentError(name, value, "be one text, which describes the sound")
+    return value

@@ -22,7 +22,9 @@ from torch import Tensor
 from audioldm2 import clap_score, ops
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
 from audioldm2.denoiser import make_denoiser
+from audioldm2.edit_options import EditOptions, InversionOptions, edit_options
 from audioldm2.editing.input_sound import log_mels
+from audioldm2.editing.text_edit import TextEdit, first_step_left
 from audioldm2.errors import ArgumentError, require_texts
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.options import (
@@ -40,8 +42,10 @@ from audioldm2.request import Request
 from audioldm2.result import Result
 from audioldm2.runtime import dtypes, memory, tiling
 from audioldm2.runtime.placement import Networks
+from audioldm2.sampling.inversion import Inversion, invert, require_invertible
 from audioldm2.sampling.samplers import SAMPLERS, Generators, Noise, generator_noise
 from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.sampling.walk import fresh_noise
 from audioldm2.sound_shape import SoundShape
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
@@ -131,8 +135,51 @@ class AudioLDM2:
             OSError: the file of `audio` cannot be opened.
         """
         chosen = from_keywords(GenerationOptions, options, keywords)
-        chosen = replace(chosen, unconditional=chosen.unconditional or self.unconditional)
         request = Request.resolve(prompt, chosen, self.sound, self.schedule)
+        return self._sounds(request, on_step, on_stage)
+
+    @inference
+    @takes_options(EditOptions)
+    def edit(
+        self,
+        audio: Any,
+        prompt: str | Sequence[str],
+        *,
+        options: EditOptions | None = None,
+        on_step: OnStep | None = None,
+        on_stage: Callable[[str], object] | None = None,
+        **keywords: Any,
+    ) -> Result:
+        """Edit a sound by text: what the source prompt says of it becomes what the prompt says.
+
+        The result is as long and as loud as the sound. It keeps what the prompts share and what neither of
+        them mentions. With equal prompts, equal scales and no negative prompt, the latent of the sound comes
+        back: bit for bit with the method 'direct', up to rounding errors with 'ddpm'.
+
+        Methods and their sources: `sampling.inversion`.
+
+        Args:
+            audio: a file, or floats (samples,).
+            prompt: what the sound becomes: a text or a list of texts.
+            options: the options below in one object; keywords replace some of them.
+            on_step: as in `generate`, for the steps of the edit; inverting the sound (ddpm) reports none.
+            on_stage: as in `generate`.
+            {options}
+
+        Raises:
+            ArgumentError: an argument is not allowed; raised before any network runs.
+            OSError: the file of `audio` cannot be opened.
+        """
+        chosen = edit_options(options, keywords)
+        request = Request.resolve_edit(audio, prompt, chosen, self.sound, self.schedule)
+        return self._sounds(request, on_step, on_stage)
+
+    def _sounds(
+        self, request: Request, on_step: OnStep | None, on_stage: Callable[[str], object] | None
+    ) -> Result:
+        """The stages of a request, in order."""
+        own = request.options.unconditional or self.unconditional
+        request = replace(request, options=replace(request.options, unconditional=own))
         if request.candidates > 1:
             self._require_clap()
 
@@ -174,10 +221,16 @@ class AudioLDM2:
         """The latents of a request, from noise or from the latent (1, ...) of a given sound, in slices."""
         options, edit, at_once = request.options, request.edit, self._sounds_at_once(request)
         begin("encoding the prompt")
-        against = request.negative_prompts if options.guided else None
-        conditioning = self.encode_prompt(
-            request.prompts, against, guided=options.guided, unconditional=options.unconditional
-        )
+        if isinstance(edit, TextEdit):
+            conditioning, source = self._encode_edit(request, edit)
+        else:
+            against = request.negative_prompts if options.guided else None
+            conditioning, source = (
+                self.encode_prompt(
+                    request.prompts, against, guided=options.guided, unconditional=options.unconditional
+                ),
+                None,
+            )
         conditioning = conditioning.repeat(request.candidates)
         generators = request.generators()
         noise = options.latents if options.latents is not None else self._noise(request, generators)
@@ -187,9 +240,25 @@ class AudioLDM2:
             rows = slice(first, first + at_once)
             drawn = generator_noise(generators[rows])
             edited = partial(edit.denoise, given=given, rows=rows) if edit and given is not None else None
-            z = self._denoise(conditioning[rows], noise[rows], options, drawn, None, on_step, edited)
+            z = self._denoise(conditioning[rows], noise[rows], options, drawn, None, on_step, edited, source)
             denoised.append(z)
         return torch.cat(denoised)
+
+    def _encode_edit(
+        self, request: Request, edit: TextEdit
+    ) -> tuple[Conditioning, tuple[Conditioning, SamplingOptions]]:
+        """The prompts of an edit, and its source prompt with how it guides.
+
+        They are encoded together, so that equal texts have equal tensors. The negative prompt belongs to the
+        result: the source prompt is guided away from "".
+        """
+        source = edit.options.source()
+        guided = request.options.guided or source.guided
+        texts, against = [*request.prompts, edit.source_prompt], [*request.negative_prompts, ""]
+        both = self.encode_prompt(
+            texts, against if guided else None, guided=guided, unconditional=request.options.unconditional
+        )
+        return both[: len(request.prompts)], (both[len(request.prompts) :], source)
 
     @inference
     def encode_audio(self, wave: Any, sample_rate: int | None = None) -> Tensor:
@@ -280,15 +349,56 @@ class AudioLDM2:
             ArgumentError: an argument is not allowed; raised before the network runs.
         """
         chosen = from_keywords(SamplingOptions, options, keywords)
-        chosen.check_schedule(self.schedule)
-        self.sound.require_latents(latents, len(conditioning))
-        self._require_widths(conditioning)
-        if chosen.guided and conditioning.negative is None:
-            wanted = "have one for a guidance_scale above 1: make it with encode_prompt(..., guided=True)"
-            raise ArgumentError("conditioning", conditioning, wanted, given="has no negative part")
-        conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
+        conditioning = self._fitting(conditioning, latents, chosen)
         noise = generator_noise(generator) if noise is None and generator is not None else noise
         return self._denoise(conditioning, latents, chosen, noise, t_start, on_step)
+
+    @inference
+    @takes_options(InversionOptions)
+    def invert(
+        self,
+        latents: Tensor,
+        conditioning: Conditioning,
+        *,
+        options: InversionOptions | None = None,
+        generator: Generators | None = None,
+        noise: Noise | None = None,
+        **keywords: Any,
+    ) -> Inversion:
+        """Recover the noise with which `denoise` ends at given latents (edit-friendly DDPM inversion).
+
+        With the same sampler, steps and eta, this is an edit under another prompt, and the latents again
+        under the same prompt and scale:
+
+            model.denoise(conditioning, inversion.x, t_start=inversion.t_start, noise=inversion.noise, ...)
+            + inversion.residual
+
+        Args:
+            latents: clean latents (batch, channels, time, mel), as `encode_audio` returns them; the batch is
+                a multiple of the conditioning's, and the rows of each prompt stand together.
+            conditioning: the encoded source prompts.
+            options: the options below in one object; keywords replace some of them.
+            generator: draws the noise of the path: one for the batch, or one per row.
+            noise: a callable noise(z, step) in place of the generator.
+            {options}
+
+        Returns:
+            See `sampling.inversion.Inversion`.
+
+        Raises:
+            ArgumentError: an argument is not allowed; raised before the network runs.
+        """
+        chosen = from_keywords(InversionOptions, options, keywords)
+        conditioning = self._fitting(conditioning, latents, chosen)
+        walk = chosen.walk(self.schedule)
+        first = first_step_left(walk, chosen.skip)
+        require_invertible(walk)
+        noise = generator_noise(generator) if noise is None and generator is not None else noise
+        with self.networks.running("unet") as unet:
+            conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
+            denoiser = make_denoiser(unet, conditioning, self.schedule, chosen)
+            latents = latents.to(self.device, torch.float32)
+            return invert(denoiser, latents, walk, noise or fresh_noise(), first=first)
 
     @inference
     def _denoise(
@@ -300,11 +410,15 @@ class AudioLDM2:
         t_start: float | None,
         on_step: OnStep | None,
         edited: Callable[..., Tensor] | None = None,
+        source: tuple[Conditioning, SamplingOptions] | None = None,
     ) -> Tensor:
         with self.networks.running("unet") as unet:
             conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
             denoiser = make_denoiser(unet, conditioning, self.schedule, options)
             latents = latents.to(self.device, torch.float32)
+            if edited is not None and source is not None:
+                rows = source[0].repeat(len(latents)).to(self.device, self.networks.dtypes["unet"])
+                edited = partial(edited, source=make_denoiser(unet, rows, self.schedule, source[1]))
             if edited is not None:
                 return edited(denoiser, latents, step_noise=noise, on_step=on_step)
             return SAMPLERS[options.sampler](
@@ -374,6 +488,16 @@ class AudioLDM2:
         shape = self.sound.latents(1, request.latent_frames)
         draws = [torch.randn(shape, generator=g, device="cpu", dtype=torch.float32) for g in generators]
         return torch.cat(draws)
+
+    def _fitting(self, conditioning: Conditioning, latents: Tensor, options: SamplingOptions) -> Conditioning:
+        """The conditioning with a row for each latent; raises ArgumentError where arguments do not fit."""
+        options.check_schedule(self.schedule)
+        self.sound.require_latents(latents, len(conditioning))
+        self._require_widths(conditioning)
+        if options.guided and conditioning.negative is None:
+            wanted = "have one for a guidance_scale above 1: make it with encode_prompt(..., guided=True)"
+            raise ArgumentError("conditioning", conditioning, wanted, given="has no negative part")
+        return conditioning.repeat(latents.shape[0] // len(conditioning))
 
     def _require_widths(self, conditioning: Conditioning) -> None:
         """Conditioning may come from a file, and so from another model."""

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from audioldm2.audio import MAX_SECONDS
+from audioldm2.edit_options import EditOptions
 from audioldm2.editing.edit import EDITING_OPTIONS, Edit
+from audioldm2.editing.text_edit import TextEdit
 from audioldm2.errors import ArgumentError, require_texts
 from audioldm2.options import LARGEST_SEED, GenerationOptions, negatives
 from audioldm2.sampling.schedule import NoiseSchedule
@@ -24,7 +26,7 @@ class Request:
     latent_frames: int
     seeds: list[int]  # one per prompt; candidate i of a prompt is drawn from its seed + i
     options: GenerationOptions
-    edit: Edit | None = None  # what happens to a given sound
+    edit: Edit | TextEdit | None = None  # what happens to a given sound
 
     @property
     def candidates(self) -> int:
@@ -59,6 +61,24 @@ class Request:
             latent_frames=frames,
             seeds=_seeds(options, len(prompts)),
             options=options,
+            edit=edit,
+        )
+
+    @staticmethod
+    def resolve_edit(
+        audio: Any, prompt: Any, options: EditOptions, sound: SoundShape, schedule: NoiseSchedule
+    ) -> "Request":
+        """The same for an edit by text; see `TextEdit.resolve`."""
+        prompts = require_texts("prompt", prompt)
+        target = options.target()
+        edit = TextEdit.resolve(audio, options, sound, schedule)
+        return Request(
+            prompts=prompts,
+            negative_prompts=negatives(target.negative_prompt, len(prompts)),
+            seconds=edit.seconds,
+            latent_frames=edit.frames,
+            seeds=_seeds(target, len(prompts)),
+            options=target,
             edit=edit,
         )
 

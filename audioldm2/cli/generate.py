@@ -16,6 +16,8 @@ from audioldm2.checkpoints import hub
 from audioldm2.cli.arguments import Parser, add_options, new_parser, values_of
 from audioldm2.cli.output_files import plan_jobs, require_places, write
 from audioldm2.cli.streams import one_line, print_path, print_result, report
+from audioldm2.edit_options import EditOptions, refuse
+from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
 from audioldm2.request import Request
 from audioldm2.result import package_version
@@ -37,6 +39,7 @@ EPILOG = """\
 examples:
   audioldm2 "Techno music with a strong beat" --model cvssp/audioldm2 -o techno.wav
   audioldm2 "rain on a tin roof" --model ./base --negative-prompt "music" --candidates 3 -o rain.flac
+  audioldm2 "a cat meows" --audio dog.wav --source "a dog barks" -o cat.wav
   audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
 
 Standard output lists the sound files. Beside x.wav stands its record x.wav.json, with every setting. A sound
@@ -53,9 +56,12 @@ BAR = "{desc:<20} |{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 # The published models' shape, to find mistakes before gigabytes are fetched and read.
 PUBLISHED = SoundShape(VAE_MEL.sample_rate, VAE_MEL.hop, downsampling=4, latent_channels=8, mels=VAE_MEL.mels)
 OPTIONS = [each for each in fields(GenerationOptions) if each.metadata["flag"]]
+SHARED = {each.name for each in fields(EditOptions)} & {each.name for each in OPTIONS}
+EDIT_ONLY = [each for each in fields(EditOptions) if each.metadata["flag"] and each.name not in SHARED]
 
 
 def parser() -> Parser:
+    """The parser of `generate`; without --source the options of an edit alone are None."""
     made = new_parser(
         "audioldm2",
         "Generate sound effects and music from text with AudioLDM 2.",
@@ -70,12 +76,13 @@ def parser() -> Parser:
         help="sound file (.wav, .flac, .ogg) or folder (default: here, named after the prompt)")
     add("--model", metavar="NAME",
         help=f"folder, .pth file or hub id (default: {hub.DEMO}, which is in the package)")
-    add_options(group, [each for each in OPTIONS if each.metadata["common"]])
+    add_options(group, [each for each in (*OPTIONS, *EDIT_ONLY) if each.metadata["common"]])
     add("--prompts", type=Path, metavar="FILE",
         help="text file with a prompt a line, in place of PROMPT; -o is then a folder")
 
     add_options(made.add_argument_group("more about the sound"),
-                [each for each in OPTIONS if not each.metadata["common"]])
+                [each for each in (*OPTIONS, *EDIT_ONLY) if not each.metadata["common"]])
+    made.set_defaults(**{each.name: None for each in EDIT_ONLY})
 
     add = made.add_argument_group("more about the files").add_argument
     add("--plot", action="store_true", help="also save a picture (x.wav.png); needs matplotlib")
@@ -124,8 +131,12 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     jobs = plan_jobs(given.prompt, given.prompts, given.output)
     require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
-    options = GenerationOptions(**values_of(given, OPTIONS))
-    Request.resolve([job.prompt for job in jobs], options, PUBLISHED, NoiseSchedule())
+    options = options_of(given) if given.source_prompt is None else edit_options_of(arguments)
+    prompts = [job.prompt for job in jobs]
+    if isinstance(options, EditOptions):
+        Request.resolve_edit(given.audio, prompts, options, PUBLISHED, NoiseSchedule())
+    else:
+        Request.resolve(prompts, options, PUBLISHED, NoiseSchedule())
     if given.plot:
         require_matplotlib()
     model = load(given)
@@ -139,10 +150,37 @@ def run(arguments: Sequence[str]) -> int:
         if len(jobs) > 1 and not given.quiet:
             report(f"{place} of {len(jobs)}: {job.prompt}")
         with progress(options.num_inference_steps, quiet=given.quiet) as (on_stage, on_step):
-            result = model.generate(job.prompt, options=options, on_stage=on_stage, on_step=on_step)
+            follow = {"on_stage": on_stage, "on_step": on_step}
+            if isinstance(options, EditOptions):
+                result = model.edit(given.audio, job.prompt, options=options, **follow)
+            else:
+                result = model.generate(job.prompt, options=options, **follow)
         write(result, job, with_record=given.json, front_end=front_end)
         print_path(job.sound)
     return 0
+
+
+def options_of(given: argparse.Namespace) -> GenerationOptions:
+    for each in EDIT_ONLY:
+        value = getattr(given, each.name)
+        if value is not None:
+            raise ArgumentError(each.name, value, "be left out without --source, which edits the audio")
+    return GenerationOptions(**values_of(given, OPTIONS))
+
+
+def edit_options_of(arguments: Sequence[str]) -> EditOptions:
+    """The options of an edit, whose defaults differ in part."""
+    made = parser()
+    made.set_defaults(**{each.name: each.default for each in fields(EditOptions)})
+    given = made.parse_args(arguments)
+    if given.audio is None:
+        allowed = "be left out without --audio, the sound that it describes"
+        raise ArgumentError("source_prompt", given.source_prompt, allowed)
+    for each in OPTIONS:
+        value = getattr(given, each.name)
+        if each.name not in {*SHARED, "audio"} and value != each.default:
+            refuse(each.name, value)
+    return EditOptions(**values_of(given, [each for each in OPTIONS if each.name in SHARED] + EDIT_ONLY))
 
 
 def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:

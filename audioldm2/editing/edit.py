@@ -62,7 +62,7 @@ class Edit:
         _check_combinations(options)
         if options.audio is None:
             return None
-        sound = _read(options, shape)
+        sound = read_sound(options.audio, options.audio_sample_rate, shape)
         parts = any(getattr(options, name) is not None for name in PARTS)
         strength = options.strength if options.strength is not None else (1.0 if parts else 0.5)
         walk = Walk(options.sampler, schedule, options.num_inference_steps, options.eta, options.karras)
@@ -158,12 +158,7 @@ class Edit:
         """Plain values for JSON: the sound, what was asked, and what was remade, in seconds of the sound."""
         sound = self.sound
         about: dict[str, Any] = {
-            "audio": {
-                "file": sound.name,
-                "sha256": sound.sha256,
-                "sample_rate": sound.given_rate,
-                "seconds": sound.seconds,
-            },
+            "audio": sound.record(),
             "strength": self.strength,
             "steps_taken": self.walk.steps - self.first,
             "resample_times": self.resample_times,
@@ -195,22 +190,25 @@ def _check_combinations(options: GenerationOptions) -> None:
             given = "is set" if isinstance(value, Tensor) else None
             why = "length follows" if name == "audio_length_in_s" else "latent comes from"
             raise ArgumentError(name, value, f"be left out with audio, as the {why} the sound", given=given)
-    if options.audio_sample_rate is not None and isinstance(options.audio, Path):
-        allowed = "be left out for a file, which has its own"
-        raise ArgumentError("audio_sample_rate", options.audio_sample_rate, allowed)
     if options.repaint_mask is not None:
         for name in (*RANGES, "extend_seconds"):
             if getattr(options, name) is not None:
                 raise ArgumentError(name, getattr(options, name), "be left out with repaint_mask")
 
 
-def _read(options: GenerationOptions, shape: SoundShape) -> InputSound:
-    if isinstance(options.audio, Tensor):
-        rate = options.audio_sample_rate or shape.sample_rate
-        return InputSound.prepare(options.audio, rate, shape.sample_rate, "audio")
-    path = Path(options.audio or "")
-    wave, rate = read(path)
-    return InputSound.prepare(wave, rate, shape.sample_rate, str(path), path.name)
+def read_sound(audio: Path | Tensor, sample_rate: int | None, shape: SoundShape) -> InputSound:
+    """A sound from a file, or from samples at a rate in Hz, by default the model's.
+
+    Raises:
+        ArgumentError: it cannot be used, or a rate is given for a file.
+        OSError: the file cannot be opened.
+    """
+    if isinstance(audio, Tensor):
+        return InputSound.prepare(audio, sample_rate or shape.sample_rate, shape.sample_rate, "audio")
+    if sample_rate is not None:
+        raise ArgumentError("audio_sample_rate", sample_rate, "be left out for a file, which has its own")
+    wave, rate = read(audio)
+    return InputSound.prepare(wave, rate, shape.sample_rate, str(audio), audio.name)
 
 
 def _first_step(walk: Walk, strength: float) -> int:
