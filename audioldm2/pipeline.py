@@ -20,20 +20,22 @@ from torch import Tensor
 
 from audioldm2 import clap_score, ops
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
-from audioldm2.denoiser import make_denoiser
+from audioldm2.denoiser import InWindows, make_denoiser, make_windowed_denoiser
 from audioldm2.editing.input_sound import log_mels
 from audioldm2.errors import ArgumentError, require_texts
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.options import GenerationOptions, SamplingOptions, from_keywords, negatives, takes_options
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
+from audioldm2.prompt.timeline import parts
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from audioldm2.request import Request
 from audioldm2.result import Result
-from audioldm2.runtime import dtypes, memory, tiling
+from audioldm2.runtime import dtypes, looping, memory, tiling
 from audioldm2.runtime.placement import Networks
 from audioldm2.sampling.samplers import SAMPLERS, Generators, Noise, generator_noise
 from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.sampling.windows import Windows, anchors
 from audioldm2.sound_shape import SoundShape
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
@@ -99,7 +101,7 @@ class AudioLDM2:
     @takes_options(GenerationOptions)
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[Any],
         *,
         options: GenerationOptions | None = None,
         on_step: OnStep | None = None,
@@ -109,7 +111,8 @@ class AudioLDM2:
         """Generate sounds from prompts.
 
         Args:
-            prompt: a text or a list of texts.
+            prompt: a text or a list of texts. Or a timeline, a list of (text, start, end) in seconds, which
+                is one sound; or a list of timelines that end together.
             options: the options below in one object; keywords replace some of them.
             on_step: called as on_step(step, t, x0) after each step; returning False stops and keeps x0.
             on_stage: called with the name of each stage as it begins. Sounds that do not fit into memory
@@ -139,18 +142,21 @@ class AudioLDM2:
         else:
             z = self._denoise_request(request, given, begin, on_step)
         begin("decoding")
-        mel = self.decode(z)
+        mel = self.decode(z, loop=chosen.loop)
         begin("vocoding")
-        audio = self.vocode(mel).float().cpu()
-        audio = edit.finish(audio) if edit else audio[:, : self.sound.samples(request.seconds)]
+        audio = self.vocode(mel, loop=chosen.loop).float().cpu()
+        if not chosen.loop:
+            audio = edit.finish(audio) if edit else audio[:, : self.sound.samples(request.seconds)]
 
         scores = None
         if request.candidates > 1:
             begin("ranking")
-            texts = [text for text in request.prompts for _ in range(request.candidates)]
+            timelines = [each for each in request.spans for _ in range(request.candidates)]
+            texts, waves, counts = parts(timelines, audio, self.sample_rate)
             scores, _ = clap_score.score_sounds(
-                self.networks, self._require_clap(), self.clap_mel, texts, audio, self.sample_rate
+                self.networks, self._require_clap(), self.clap_mel, texts, waves, self.sample_rate
             )
+            scores = torch.stack([of_parts.mean() for of_parts in scores.split(counts)])
         return Result.ranked(audio, z, mel, scores, self.sample_rate, request, self.describe())
 
     def _denoise_request(
@@ -161,20 +167,25 @@ class AudioLDM2:
         on_step: OnStep | None,
     ) -> Tensor:
         """The latents of a request, from noise or from the latent (1, ...) of a given sound, in slices."""
-        options, edit, at_once = request.options, request.edit, self._sounds_at_once(request)
+        options, edit, windows = request.options, request.edit, None
+        at_once = self._at_once(options, request.latent_frames, request.seconds, request.windows)
         begin("encoding the prompt")
-        against = request.negative_prompts if options.guided else None
-        conditioning = self.encode_prompt(request.prompts, against, guided=options.guided)
-        conditioning = conditioning.repeat(request.candidates)
+        texts, against = request.texts(), request.texts(negative=True) if options.guided else None
+        conditioning = self.encode_prompt(texts, against, guided=options.guided)
         generators = request.generators()
         noise = options.latents if options.latents is not None else self._noise(request, generators)
+        if request.windows is None:
+            conditioning = conditioning.repeat(request.candidates)
+        else:  # all sounds in one walk: a call of the network takes windows of one
+            windows, at_once = InWindows(request.windows, request.shares(self.sound), at_once), len(noise)
         denoised = []
         for first in range(0, len(noise), at_once):
             begin("denoising")
             rows = slice(first, first + at_once)
             drawn = generator_noise(generators[rows])
             edited = partial(edit.denoise, given=given, rows=rows) if edit and given is not None else None
-            z = self._denoise(conditioning[rows], noise[rows], options, drawn, None, on_step, edited)
+            encoded = conditioning if windows else conditioning[rows]
+            z = self._denoise(encoded, noise[rows], options, drawn, None, on_step, edited, windows)
             denoised.append(z)
         return torch.cat(denoised)
 
@@ -262,9 +273,14 @@ class AudioLDM2:
         if chosen.guided and conditioning.negative is None:
             wanted = "have one for a guidance_scale above 1: make it with encode_prompt(..., guided=True)"
             raise ArgumentError("conditioning", conditioning, wanted, given="has no negative part")
-        conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
         noise = generator_noise(generator) if noise is None and generator is not None else noise
-        return self._denoise(conditioning, latents, chosen, noise, t_start, on_step)
+        placed, windows = self.sound.windows(chosen, latents.shape[2]), None
+        if placed.whole:
+            conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
+        else:
+            at_once = self._at_once(chosen, placed.frames, self.sound.seconds(placed.frames), placed)
+            windows = InWindows.by_one_prompt(placed, len(conditioning), at_once)
+        return self._denoise(conditioning, latents, chosen, noise, t_start, on_step, windows=windows)
 
     @inference
     def _denoise(
@@ -276,11 +292,17 @@ class AudioLDM2:
         t_start: float | None,
         on_step: OnStep | None,
         edited: Callable[..., Tensor] | None = None,
+        windows: InWindows | None = None,
     ) -> Tensor:
         with self.networks.running("unet") as unet:
             conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
-            denoiser = make_denoiser(unet, conditioning, self.schedule, options)
             latents = latents.to(self.device, torch.float32)
+            if windows is None:
+                denoiser = make_denoiser(unet, conditioning, self.schedule, options)
+            else:
+                denoiser, noise = make_windowed_denoiser(
+                    unet, conditioning, self.schedule, options, windows, latents, noise
+                )
             if edited is not None:
                 return edited(denoiser, latents, step_noise=noise, on_step=on_step)
             return SAMPLERS[options.sampler](
@@ -296,16 +318,24 @@ class AudioLDM2:
             )
 
     @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """Log-mel spectrograms (batch, time, mels) of clean latents (batch, channels, time, mel)."""
+    def decode(self, z: Tensor, *, loop: bool = False) -> Tensor:
+        """Log-mel spectrograms (batch, time, mels) of clean latents (batch, channels, time, mel).
+
+        loop: the first frame follows the last one.
+        """
         with self.networks.running("vae") as vae:
-            return tiling.decode(vae, z.to(self.device, self.networks.dtypes["vae"])).squeeze(1)
+            z = z.to(self.device, self.networks.dtypes["vae"])
+            return (looping.decode_loop(vae, z, anchors(z)) if loop else tiling.decode(vae, z)).squeeze(1)
 
     @inference
-    def vocode(self, mel: Tensor) -> Tensor:
-        """Waveforms (batch, samples) in [-1, 1] of log-mel spectrograms (batch, time, mels)."""
+    def vocode(self, mel: Tensor, *, loop: bool = False) -> Tensor:
+        """Waveforms (batch, samples) in [-1, 1] of log-mel spectrograms (batch, time, mels).
+
+        loop: the first frame follows the last one; samples are then a whole number of frames.
+        """
         with self.networks.running("hifigan") as vocoder:
-            return tiling.vocode(vocoder, mel.to(self.device, self.networks.dtypes["hifigan"]))
+            mel = mel.to(self.device, self.networks.dtypes["hifigan"])
+            return looping.vocode_loop(vocoder, mel) if loop else tiling.vocode(vocoder, mel)
 
     @inference
     def score(self, text: str | Sequence[str], audio: Any, sample_rate: int | None = None) -> Tensor:
@@ -377,15 +407,19 @@ class AudioLDM2:
         )
         return self.clap_tokenizer
 
-    def _sounds_at_once(self, request: Request) -> int:
+    def _at_once(self, options: SamplingOptions, frames: int, seconds: float, windows: Windows | None) -> int:
+        """How many sounds, or windows of one sound, a call of the network denoises."""
         needed = memory.bytes_for_one_sound(
             self.networks.configs["unet"],
-            request.latent_frames,
+            frames if windows is None else windows.length,
             self.sound.mels // self.sound.downsampling,
-            request.options.guided,
+            options.guided,
             self.networks.dtypes["unet"],
         )
-        return memory.sounds_at_once(needed, self.device, request.seconds)
+        if windows is None:
+            return memory.sounds_at_once(needed, self.device, seconds)
+        argument = "audio_length_in_s" if options.window_seconds is None else "window_seconds"
+        return memory.windows_at_once(needed, self.device, self.sound.seconds(windows.length), argument)
 
 
 def _widths(dims: dict[str, int]) -> str:

@@ -1,6 +1,7 @@
 """`audioldm2 generate`, the default command: prompts to sound files with their records."""
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,9 @@ from audioldm2.checkpoints import hub
 from audioldm2.cli.arguments import Parser, add_options, new_parser, values_of
 from audioldm2.cli.output_files import plan_jobs, require_places, write
 from audioldm2.cli.streams import one_line, print_path, print_result, report
+from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
+from audioldm2.prompt.timeline import Span
 from audioldm2.request import Request
 from audioldm2.result import package_version
 from audioldm2.sampling.samplers import SAMPLERS
@@ -71,6 +74,8 @@ def parser() -> Parser:
     add("--model", metavar="NAME",
         help=f"folder, .pth file or hub id (default: {hub.DEMO}, which is in the package)")
     add_options(group, [each for each in OPTIONS if each.metadata["common"]])
+    add("--at", nargs=2, action="append", default=[], metavar=("S", "PROMPT"),
+        help="another prompt from S seconds on; may be repeated (default: none)")
     add("--prompts", type=Path, metavar="FILE",
         help="text file with a prompt a line, in place of PROMPT; -o is then a folder")
 
@@ -125,7 +130,15 @@ def run(arguments: Sequence[str]) -> int:
     jobs = plan_jobs(given.prompt, given.prompts, given.output)
     require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
     options = GenerationOptions(**values_of(given, OPTIONS))
-    Request.resolve([job.prompt for job in jobs], options, PUBLISHED, NoiseSchedule())
+    later = read_times(given.at)
+    if later and len(jobs) > 1:
+        raise ArgumentError("at", later, "be left out with --prompts", given="is set")
+    # How long the model's sounds are is not known yet: those of a timeline are long enough for now.
+    seconds = options.audio_length_in_s or PUBLISHED.default_seconds + max(
+        [time for time, _ in later], default=0
+    )
+    prompts = timeline(jobs[0].prompt, later, seconds) if later else [job.prompt for job in jobs]
+    Request.resolve(prompts, options, PUBLISHED, NoiseSchedule())
     if given.plot:
         require_matplotlib()
     model = load(given)
@@ -138,11 +151,46 @@ def run(arguments: Sequence[str]) -> int:
     for place, job in enumerate(jobs, start=1):
         if len(jobs) > 1 and not given.quiet:
             report(f"{place} of {len(jobs)}: {job.prompt}")
+        seconds = options.audio_length_in_s or model.sound.default_seconds
+        prompt = timeline(job.prompt, later, seconds) if later else job.prompt
         with progress(options.num_inference_steps, quiet=given.quiet) as (on_stage, on_step):
-            result = model.generate(job.prompt, options=options, on_stage=on_stage, on_step=on_step)
+            result = model.generate(prompt, options=options, on_stage=on_stage, on_step=on_step)
         write(result, job, with_record=given.json, front_end=front_end)
         print_path(job.sound)
     return 0
+
+
+def read_times(at: Sequence[Sequence[str]]) -> list[tuple[float, str]]:
+    """The prompts of --at with their times, in order of time.
+
+    Raises:
+        ArgumentError: a time is not a number above 0, or two are the same.
+    """
+    found: dict[float, str] = {}
+    for text, prompt in at:
+        try:
+            time = float(text)
+        except ValueError:
+            time = math.nan
+        if not 0 < time < math.inf or time in found:
+            raise ArgumentError("at", text, "begin with a time in seconds above 0, each time once")
+        found[time] = prompt
+    return sorted(found.items())
+
+
+def timeline(prompt: str, later: Sequence[tuple[float, str]], seconds: float) -> list[Span]:
+    """A prompt from 0, each later one from its time to the next one's, and the last to the end.
+
+    Raises:
+        ArgumentError: a time lies behind the end.
+    """
+    starts = [(0.0, prompt), *later]
+    if starts[-1][0] >= seconds:
+        raise ArgumentError(
+            "at", starts[-1][0], f"be below {seconds:g} seconds, where the sound ends (--duration)"
+        )
+    ends = [*(time for time, _ in later), seconds]
+    return [Span(text, start, end) for (start, text), end in zip(starts, ends, strict=True)]
 
 
 def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
