@@ -1,4 +1,4 @@
-"""The network and the prompts as the function of x and t that samplers call: of whole sounds or in windows."""
+"""The network and the prompts as the function of x and t that samplers call, whole or in windows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -104,7 +104,8 @@ def make_windowed_denoiser(
         mixed[1, -len(shares) :] = shares
         for anchor in first[place * candidates : (place + 1) * candidates]:
             alone.append(in_windows(predict, how.windows, mixed[1:], most_rows, anchor))
-            both.append(in_windows(predict, how.windows, mixed, most_rows, anchor))
+            if options.guided:
+                both.append(in_windows(predict, how.windows, mixed, most_rows, anchor))
 
     def predict_alone(x: Tensor, t: float) -> Tensor:
         return torch.cat([each(row, t) for each, row in zip(alone, x.split(1), strict=True)])
@@ -133,8 +134,8 @@ def _without_padding(conditioning: Conditioning) -> Conditioning:
     used = int(conditioning.t5_mask.any(dim=0).nonzero().max()) + 1
     return replace(
         conditioning,
-        text_context=conditioning.text_context[:, :used],
-        t5_mask=conditioning.t5_mask[:, :used],
+        text_context=conditioning.text_context[:, :used].contiguous(),
+        t5_mask=conditioning.t5_mask[:, :used].contiguous(),
     )
 
 
@@ -147,12 +148,17 @@ def _predictor(unet: UNet, conditioning: Conditioning) -> Callable[..., Tensor]:
     tensors["keys_values"] = unet.context_keys_values(
         tensors.pop("gpt2_context", None), tensors.pop("text_context", None)
     )
-    every = list(range(len(conditioning)))
+    every = tuple(range(len(conditioning)))
+    places: dict[tuple[int, ...], Tensor] = {}  # rows as indices on the device; each copy would wait for it
 
-    def predict(x: Tensor, t: float, rows: Sequence[int] = every) -> Tensor:
+    def predict(x: Tensor, t: float, rows: tuple[int, ...] = every) -> Tensor:
         # `full` does not wait for the device, as a copy would.
         time = torch.full((), t, dtype=torch.float32, device=x.device)
-        chosen = tensors if list(rows) == every else _rows_of(tensors, torch.tensor(rows, device=x.device))
+        chosen = tensors
+        if rows != every:
+            if rows not in places:
+                places[rows] = torch.tensor(rows, device=x.device)
+            chosen = _rows_of(tensors, places[rows])
         return unet(x.to(conditioning.dtype), time, **chosen).float()
 
     return predict

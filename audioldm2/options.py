@@ -170,7 +170,7 @@ class SamplingOptions:
     )  # fmt: skip
     loop: bool = option(
         False, require_bool,
-        "make a seamless loop; its length is rounded up to whole latent frames (published models: 40 ms)",
+        "make a seamless loop; its length becomes a whole number of latent frames (published models: 40 ms)",
         flag="--loop", common=True,
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from audioldm2.sampling.samplers import Noise
 
 # predict(x, t, conditions): the noise in x (rows, channels, time, mel), once for each of the conditions.
 # These come in blocks of `rows`: the first block has one condition for each row, and so has the next.
-Predict = Callable[[Tensor, float, Sequence[int]], Tensor]
+Predict = Callable[[Tensor, float, tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def in_windows(
             each = max(most_rows // len(batch), 1)  # conditions in a call
             for first in range(0, len(batch[0].conditions), each):
                 asked = [window.conditions[first : first + each] for window in batch]
-                blocks = [condition for block in zip(*asked, strict=True) for condition in block]
+                blocks = tuple(condition for block in zip(*asked, strict=True) for condition in block)
                 predicted = predict(seen, t, blocks).unflatten(0, (-1, len(batch)))
                 for row, window in enumerate(batch):
                     for eps, condition in zip(predicted[:, row], asked[row], strict=True):
