@@ -55,7 +55,8 @@ def test_texts_are_no_timelines(prompt: object):
         ([[("rain", 0, 1)], "wind"], "prompt[1] is 'wind'; it has to be a list of (text, start, end)."),
         ([[("rain", 0, 1)], [("rain", 0, 1), ("wind", 3, 4)]],
          "prompt[1] has no text from 1 to 3 s; it has to leave no gap."),
-        ([[("rain", 0, 1)], [("rain", 0, 2)]], "prompt[1] ends at 2 s; it has to end at 1 s, as prompt[0] does."),
+        ([[("rain", 0, 1)], [("rain", 0, 2)]],
+         "prompt[1] ends at 2 s; it has to end at 1 s, as prompt[0] does."),
     ],
 )  # fmt: skip
 def test_sentences_of_mistakes(prompt: object, sentence: str):

@@ -38,7 +38,7 @@ def test_rolled_loop_decodes_to_a_rolled_spectrogram(tiny_model, time):
 
 
 def test_context_is_enough_for_the_seam(tiny_model):
-    """Frames that far from the ends of a clip are the same one turn later, so the seam is as any other place."""
+    """Frames that far from the ends of a clip are the same one turn later: the seam is as any place."""
     z = torch.randn(1, 8, 30, 16)
     with tiny_model.networks.running("vae") as vae:
         context = tiling.decoder_context(vae.config) + looping.MIDDLE

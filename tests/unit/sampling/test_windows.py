@@ -1,4 +1,4 @@
-"""Windows: where they lie, whose turn a frame is, what is computed, and that nothing marks where a loop begins."""
+"""Windows: where they lie, whose turn a frame is, what is computed, and how loops are anchored."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def test_windows_cover_every_frame_once_and_neighbours_overlap(size: tuple[int, 
     assert all(end - start >= overlap for end, start in zip(ends, following, strict=False))
     if not loop:
         assert windows.starts[0] == 0 and ends[-1] == frames, "the last window ends with the sound"
-        assert all(0 <= start and end <= frames for start, end in zip(windows.starts, ends, strict=True))
+        assert all(start >= 0 and end <= frames for start, end in zip(windows.starts, ends, strict=True))
 
 
 @pytest.mark.parametrize("length", [10, 11, 1000])
