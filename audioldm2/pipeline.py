@@ -181,7 +181,7 @@ class AudioLDM2:
         options, edit, windows = request.options, request.edit, None
         at_once = self._at_once(options, request.latent_frames, request.seconds, request.windows)
         begin("encoding the prompt")
-against = request.texts(negative=True) if options.guided else None
+        against = request.texts(negative=True) if options.guided else None
         conditioning = self.encode_prompt(
             request.texts(), against, guided=options.guided, unconditional=options.unconditional
         )
