@@ -41,6 +41,8 @@ class InversionOptions(SamplingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loop:
+            raise ArgumentError("loop", True, "be left out of an edit, whose sound has a start and an end")
         if self.walked_sampler != "ddim" and self.eta not in (0, InversionOptions.eta):
             raise ArgumentError("eta", self.eta, f"be left out for {self.walked_sampler}, which takes none")
 

@@ -32,6 +32,7 @@ from audioldm2.sampling.samplers import SAMPLERS
 from audioldm2.sampling.schedule import NoiseSchedule
 
 LARGEST_SEED = 2**63 - 1
+OVERLAP = 0.2  # of neighbouring windows, unless asked otherwise
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Rule = Callable[[str, Any], Any]  # name and value -> the value, normalised; raises ArgumentError
@@ -81,6 +82,13 @@ def _seconds(name: str, value: Any) -> float | None:
     if not 0 < seconds <= MAX_SECONDS:
         raise ArgumentError(name, value, f"be above 0 and at most {MAX_SECONDS:g} seconds")
     return seconds
+
+
+def _overlap(name: str, value: Any) -> float:
+    share = require_number(name, value)
+    if not 0 < share <= 0.5:
+        raise ArgumentError(name, value, "be above 0 and at most 0.5, of a window")
+    return share
 
 
 def _seed(name: str, value: Any) -> int | list[int] | None:
@@ -155,6 +163,20 @@ class SamplingOptions:
         0.0, partial(require_number, least=0, most=1),
         "how far guidance keeps the spread of the prediction, from 0 to 1 (Lin et al. 2023)",
         flag="--guidance-rescale", metavar="X",
+    )  # fmt: skip
+    window_seconds: float | None = option(
+        None, _seconds,
+        "denoise in windows of so many seconds: memory is that of a few of them, however long the sound is",
+        flag="--window", metavar="S",
+    )  # fmt: skip
+    overlap: float = option(
+        OVERLAP, _overlap, "how much of a window, or of a loop, overlaps the next, up to 0.5",
+        flag="--overlap", metavar="X",
+    )  # fmt: skip
+    loop: bool = option(
+        False, require_bool,
+        "make a seamless loop; its length becomes a whole number of latent frames (published models: 40 ms)",
+        flag="--loop", common=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

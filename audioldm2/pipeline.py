@@ -21,12 +21,12 @@ from torch import Tensor
 
 from audioldm2 import clap_score, ops
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
-from audioldm2.denoiser import make_denoiser
+from audioldm2.denoiser import InWindows, make_denoiser, make_windowed_denoiser
 from audioldm2.edit_options import EditOptions, InversionOptions, edit_options
 from audioldm2.editing.input_sound import log_mels
 from audioldm2.editing.text_edit import TextEdit, first_step_left
 from audioldm2.errors import ArgumentError, require_texts
-from audioldm2.models.unet import GPT2, T5
+from audioldm2.models.unet import GPT2, T5, UNet
 from audioldm2.options import (
     GenerationOptions,
     SamplingOptions,
@@ -37,15 +37,17 @@ from audioldm2.options import (
 )
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
+from audioldm2.prompt.timeline import parts
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from audioldm2.request import Request
 from audioldm2.result import Result
-from audioldm2.runtime import dtypes, memory, tiling
+from audioldm2.runtime import dtypes, looping, memory, tiling
 from audioldm2.runtime.placement import Networks
 from audioldm2.sampling.inversion import Inversion, invert, require_invertible
-from audioldm2.sampling.samplers import SAMPLERS, Generators, Noise, generator_noise
+from audioldm2.sampling.samplers import SAMPLERS, Denoiser, Generators, Noise, generator_noise
 from audioldm2.sampling.schedule import NoiseSchedule
 from audioldm2.sampling.walk import fresh_noise
+from audioldm2.sampling.windows import Windows, anchors
 from audioldm2.sound_shape import SoundShape
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
@@ -113,7 +115,7 @@ class AudioLDM2:
     @takes_options(GenerationOptions)
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[Any],
         *,
         options: GenerationOptions | None = None,
         on_step: OnStep | None = None,
@@ -123,7 +125,8 @@ class AudioLDM2:
         """Generate sounds from prompts.
 
         Args:
-            prompt: a text or a list of texts.
+            prompt: a text or a list of texts. Or a timeline, a list of (text, start, end) in seconds, which
+                is one sound; or a list of timelines that end together.
             options: the options below in one object; keywords replace some of them.
             on_step: called as on_step(step, t, x0) after each step; returning False stops and keeps x0.
             on_stage: called with the name of each stage as it begins. Sounds that do not fit into memory
@@ -197,18 +200,21 @@ class AudioLDM2:
         else:
             z = self._denoise_request(request, given, begin, on_step)
         begin("decoding")
-        mel = self.decode(z)
+        mel = self.decode(z, loop=request.options.loop)
         begin("vocoding")
-        audio = self.vocode(mel).float().cpu()
-        audio = edit.finish(audio) if edit else audio[:, : self.sound.samples(request.seconds)]
+        audio = self.vocode(mel, loop=request.options.loop).float().cpu()
+        if not request.options.loop:
+            audio = edit.finish(audio) if edit else audio[:, : self.sound.samples(request.seconds)]
 
         scores = None
         if request.candidates > 1:
             begin("ranking")
-            texts = [text for text in request.prompts for _ in range(request.candidates)]
+            timelines = [each for each in request.spans for _ in range(request.candidates)]
+            texts, waves, counts = parts(timelines, audio, self.sample_rate)
             scores, _ = clap_score.score_sounds(
-                self.networks, self._require_clap(), self.clap_mel, texts, audio, self.sample_rate
+                self.networks, self._require_clap(), self.clap_mel, texts, waves, self.sample_rate
             )
+            scores = torch.stack([of_parts.mean() for of_parts in scores.split(counts)])
         return Result.ranked(audio, z, mel, scores, self.sample_rate, request, self.describe())
 
     def _denoise_request(
@@ -219,46 +225,45 @@ class AudioLDM2:
         on_step: OnStep | None,
     ) -> Tensor:
         """The latents of a request, from noise or from the latent (1, ...) of a given sound, in slices."""
-        options, edit, at_once = request.options, request.edit, self._sounds_at_once(request)
+        options, edit, windows = request.options, request.edit, None
+        at_once = self._at_once(options, request.latent_frames, request.seconds, request.windows)
         begin("encoding the prompt")
-        if isinstance(edit, TextEdit):
-            conditioning, source = self._encode_edit(request, edit)
-        else:
-            against = request.negative_prompts if options.guided else None
-            conditioning, source = (
-                self.encode_prompt(
-                    request.prompts, against, guided=options.guided, unconditional=options.unconditional
-                ),
-                None,
-            )
-        conditioning = conditioning.repeat(request.candidates)
+        conditioning, source = self._encode_request(request)
         generators = request.generators()
         noise = options.latents if options.latents is not None else self._noise(request, generators)
+        if request.windows is None:
+            conditioning = conditioning.repeat(request.candidates)
+        else:  # all sounds in one walk: a call of the network takes windows of one
+            windows, at_once = InWindows(request.windows, request.shares(self.sound), at_once), len(noise)
         denoised = []
         for first in range(0, len(noise), at_once):
             begin("denoising")
             rows = slice(first, first + at_once)
             drawn = generator_noise(generators[rows])
             edited = partial(edit.denoise, given=given, rows=rows) if edit and given is not None else None
-            z = self._denoise(conditioning[rows], noise[rows], options, drawn, None, on_step, edited, source)
+            encoded = conditioning if windows else conditioning[rows]
+            z = self._denoise(encoded, noise[rows], options, drawn, None, on_step, edited, source, windows)
             denoised.append(z)
         return torch.cat(denoised)
 
-    def _encode_edit(
-        self, request: Request, edit: TextEdit
-    ) -> tuple[Conditioning, tuple[Conditioning, SamplingOptions]]:
-        """The prompts of an edit, and its source prompt with how it guides.
+    def _encode_request(
+        self, request: Request
+    ) -> tuple[Conditioning, tuple[Conditioning, SamplingOptions] | None]:
+        """The prompts of a request; of an edit by text also its source prompt, with how that guides.
 
-        They are encoded together, so that equal texts have equal tensors. The negative prompt belongs to the
+        These are encoded together, so that equal texts have equal tensors. The negative prompt belongs to the
         result: the source prompt is guided away from "".
         """
-        source = edit.options.source()
-        guided = request.options.guided or source.guided
-        texts, against = [*request.prompts, edit.source_prompt], [*request.negative_prompts, ""]
-        both = self.encode_prompt(
-            texts, against if guided else None, guided=guided, unconditional=request.options.unconditional
+        options, edit = request.options, request.edit
+        texts, against, source = request.texts(), request.texts(negative=True), None
+        if isinstance(edit, TextEdit):
+            source = edit.options.source()
+            texts, against = [*texts, edit.source_prompt], [*against, ""]
+        guided = options.guided or (source is not None and source.guided)
+        encoded = self.encode_prompt(
+            texts, against if guided else None, guided=guided, unconditional=options.unconditional
         )
-        return both[: len(request.prompts)], (both[len(request.prompts) :], source)
+        return (encoded, None) if source is None else (encoded[:-1], (encoded[-1], source))
 
     @inference
     def encode_audio(self, wave: Any, sample_rate: int | None = None) -> Tensor:
@@ -349,9 +354,9 @@ class AudioLDM2:
             ArgumentError: an argument is not allowed; raised before the network runs.
         """
         chosen = from_keywords(SamplingOptions, options, keywords)
-        conditioning = self._fitting(conditioning, latents, chosen)
+        conditioning, windows = self._fitting(conditioning, latents, chosen)
         noise = generator_noise(generator) if noise is None and generator is not None else noise
-        return self._denoise(conditioning, latents, chosen, noise, t_start, on_step)
+        return self._denoise(conditioning, latents, chosen, noise, t_start, on_step, windows=windows)
 
     @inference
     @takes_options(InversionOptions)
@@ -389,15 +394,15 @@ class AudioLDM2:
             ArgumentError: an argument is not allowed; raised before the network runs.
         """
         chosen = from_keywords(InversionOptions, options, keywords)
-        conditioning = self._fitting(conditioning, latents, chosen)
+        conditioning, windows = self._fitting(conditioning, latents, chosen)
         walk = chosen.walk(self.schedule)
         first = first_step_left(walk, chosen.skip)
         require_invertible(walk)
         noise = generator_noise(generator) if noise is None and generator is not None else noise
         with self.networks.running("unet") as unet:
             conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
-            denoiser = make_denoiser(unet, conditioning, self.schedule, chosen)
             latents = latents.to(self.device, torch.float32)
+            denoiser, _ = self._denoiser(unet, conditioning, chosen, latents, None, windows)
             return invert(denoiser, latents, walk, noise or fresh_noise(), first=first)
 
     @inference
@@ -411,14 +416,18 @@ class AudioLDM2:
         on_step: OnStep | None,
         edited: Callable[..., Tensor] | None = None,
         source: tuple[Conditioning, SamplingOptions] | None = None,
+        windows: InWindows | None = None,
     ) -> Tensor:
         with self.networks.running("unet") as unet:
             conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
-            denoiser = make_denoiser(unet, conditioning, self.schedule, options)
             latents = latents.to(self.device, torch.float32)
+            denoiser, noise = self._denoiser(unet, conditioning, options, latents, noise, windows)
             if edited is not None and source is not None:
-                rows = source[0].repeat(len(latents)).to(self.device, self.networks.dtypes["unet"])
-                edited = partial(edited, source=make_denoiser(unet, rows, self.schedule, source[1]))
+                rows, scale = source
+                rows = rows.repeat(len(windows.shares) if windows else len(latents))
+                rows = rows.to(self.device, self.networks.dtypes["unet"])
+                explained, _ = self._denoiser(unet, rows, scale, latents, None, windows)
+                edited = partial(edited, source=explained)
             if edited is not None:
                 return edited(denoiser, latents, step_noise=noise, on_step=on_step)
             return SAMPLERS[options.sampler](
@@ -433,17 +442,39 @@ class AudioLDM2:
                 on_step=on_step,
             )
 
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """Log-mel spectrograms (batch, time, mels) of clean latents (batch, channels, time, mel)."""
-        with self.networks.running("vae") as vae:
-            return tiling.decode(vae, z.to(self.device, self.networks.dtypes["vae"])).squeeze(1)
+    def _denoiser(
+        self,
+        unet: UNet,
+        conditioning: Conditioning,
+        options: SamplingOptions,
+        latents: Tensor,
+        noise: Noise | None,
+        windows: InWindows | None,
+    ) -> tuple[Denoiser, Noise | None]:
+        """The denoiser of whole sounds or in windows, and the noise of its steps."""
+        if windows is None:
+            return make_denoiser(unet, conditioning, self.schedule, options), noise
+        return make_windowed_denoiser(unet, conditioning, self.schedule, options, windows, latents, noise)
 
     @inference
-    def vocode(self, mel: Tensor) -> Tensor:
-        """Waveforms (batch, samples) in [-1, 1] of log-mel spectrograms (batch, time, mels)."""
+    def decode(self, z: Tensor, *, loop: bool = False) -> Tensor:
+        """Log-mel spectrograms (batch, time, mels) of clean latents (batch, channels, time, mel).
+
+        loop: the first frame follows the last one.
+        """
+        with self.networks.running("vae") as vae:
+            z = z.to(self.device, self.networks.dtypes["vae"])
+            return (looping.decode_loop(vae, z, anchors(z)) if loop else tiling.decode(vae, z)).squeeze(1)
+
+    @inference
+    def vocode(self, mel: Tensor, *, loop: bool = False) -> Tensor:
+        """Waveforms (batch, samples) in [-1, 1] of log-mel spectrograms (batch, time, mels).
+
+        loop: the first frame follows the last one; samples are then a whole number of frames.
+        """
         with self.networks.running("hifigan") as vocoder:
-            return tiling.vocode(vocoder, mel.to(self.device, self.networks.dtypes["hifigan"]))
+            mel = mel.to(self.device, self.networks.dtypes["hifigan"])
+            return looping.vocode_loop(vocoder, mel) if loop else tiling.vocode(vocoder, mel)
 
     @inference
     def score(self, text: str | Sequence[str], audio: Any, sample_rate: int | None = None) -> Tensor:
@@ -489,15 +520,24 @@ class AudioLDM2:
         draws = [torch.randn(shape, generator=g, device="cpu", dtype=torch.float32) for g in generators]
         return torch.cat(draws)
 
-    def _fitting(self, conditioning: Conditioning, latents: Tensor, options: SamplingOptions) -> Conditioning:
-        """The conditioning with a row for each latent; raises ArgumentError where arguments do not fit."""
+    def _fitting(
+        self, conditioning: Conditioning, latents: Tensor, options: SamplingOptions
+    ) -> tuple[Conditioning, InWindows | None]:
+        """The conditioning with a row for each latent, or for each sound with the windows that share it.
+
+        Raises ArgumentError where arguments do not fit.
+        """
         options.check_schedule(self.schedule)
         self.sound.require_latents(latents, len(conditioning))
         self._require_widths(conditioning)
         if options.guided and conditioning.negative is None:
             wanted = "have one for a guidance_scale above 1: make it with encode_prompt(..., guided=True)"
             raise ArgumentError("conditioning", conditioning, wanted, given="has no negative part")
-        return conditioning.repeat(latents.shape[0] // len(conditioning))
+        windows = self.sound.windows(options, latents.shape[2])
+        if windows.whole:
+            return conditioning.repeat(latents.shape[0] // len(conditioning)), None
+        at_once = self._at_once(options, windows.frames, self.sound.seconds(windows.frames), windows)
+        return conditioning, InWindows.by_one_prompt(windows, len(conditioning), at_once)
 
     def _require_widths(self, conditioning: Conditioning) -> None:
         """Conditioning may come from a file, and so from another model."""
@@ -525,15 +565,19 @@ class AudioLDM2:
         )
         return self.clap_tokenizer
 
-    def _sounds_at_once(self, request: Request) -> int:
+    def _at_once(self, options: SamplingOptions, frames: int, seconds: float, windows: Windows | None) -> int:
+        """How many sounds, or windows of one sound, a call of the network denoises."""
         needed = memory.bytes_for_one_sound(
             self.networks.configs["unet"],
-            request.latent_frames,
+            frames if windows is None else windows.length,
             self.sound.mels // self.sound.downsampling,
-            request.options.guided,
+            options.guided,
             self.networks.dtypes["unet"],
         )
-        return memory.sounds_at_once(needed, self.device, request.seconds)
+        if windows is None:
+            return memory.sounds_at_once(needed, self.device, seconds)
+        argument = "audio_length_in_s" if options.window_seconds is None else "window_seconds"
+        return memory.windows_at_once(needed, self.device, self.sound.seconds(windows.length), argument)
 
 
 def _widths(dims: dict[str, int]) -> str:

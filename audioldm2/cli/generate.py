@@ -1,6 +1,7 @@
 """`audioldm2 generate`, the default command: prompts to sound files with their records."""
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from audioldm2.cli.streams import one_line, print_path, print_result, report
 from audioldm2.edit_options import EditOptions, refuse
 from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
+from audioldm2.prompt.timeline import Span
 from audioldm2.request import Request
 from audioldm2.result import package_version
 from audioldm2.sampling.samplers import SAMPLERS
@@ -77,6 +79,8 @@ def parser() -> Parser:
     add("--model", metavar="NAME",
         help=f"folder, .pth file or hub id (default: {hub.DEMO}, which is in the package)")
     add_options(group, [each for each in (*OPTIONS, *EDIT_ONLY) if each.metadata["common"]])
+    add("--at", nargs=2, action="append", default=[], metavar=("S", "PROMPT"),
+        help="another prompt from S seconds on; may be repeated (default: none)")
     add("--prompts", type=Path, metavar="FILE",
         help="text file with a prompt a line, in place of PROMPT; -o is then a folder")
 
@@ -131,12 +135,23 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     jobs = plan_jobs(given.prompt, given.prompts, given.output)
     require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
-    options = options_of(given) if given.source_prompt is None else edit_options_of(arguments)
-    prompts = [job.prompt for job in jobs]
-    if isinstance(options, EditOptions):
+    later = read_times(given.at)
+    if later and len(jobs) > 1:
+        raise ArgumentError("at", later, "be left out with --prompts", given="is set")
+    options: GenerationOptions | EditOptions
+    if given.source_prompt is not None:
+        if later:
+            raise ArgumentError("at", later, "be left out of an edit, which has one prompt", given="is set")
+        options = edit_options_of(arguments)
+        prompts = [job.prompt for job in jobs]
         Request.resolve_edit(given.audio, prompts, options, PUBLISHED, NoiseSchedule())
     else:
-        Request.resolve(prompts, options, PUBLISHED, NoiseSchedule())
+        options = options_of(given)
+        # How long the model's sounds are is not known yet: those of a timeline are long enough for now.
+        longest = PUBLISHED.default_seconds + max([time for time, _ in later], default=0)
+        seconds = options.audio_length_in_s or longest
+        asked = timeline(jobs[0].prompt, later, seconds) if later else [job.prompt for job in jobs]
+        Request.resolve(asked, options, PUBLISHED, NoiseSchedule())
     if given.plot:
         require_matplotlib()
     model = load(given)
@@ -154,7 +169,9 @@ def run(arguments: Sequence[str]) -> int:
             if isinstance(options, EditOptions):
                 result = model.edit(given.audio, job.prompt, options=options, **follow)
             else:
-                result = model.generate(job.prompt, options=options, **follow)
+                seconds = options.audio_length_in_s or model.sound.default_seconds
+                prompt = timeline(job.prompt, later, seconds) if later else job.prompt
+                result = model.generate(prompt, options=options, **follow)
         write(result, job, with_record=given.json, front_end=front_end)
         print_path(job.sound)
     return 0
@@ -181,6 +198,39 @@ def edit_options_of(arguments: Sequence[str]) -> EditOptions:
         if each.name not in {*SHARED, "audio"} and value != each.default:
             refuse(each.name, value)
     return EditOptions(**values_of(given, [each for each in OPTIONS if each.name in SHARED] + EDIT_ONLY))
+
+
+def read_times(at: Sequence[Sequence[str]]) -> list[tuple[float, str]]:
+    """The prompts of --at with their times, in order of time.
+
+    Raises:
+        ArgumentError: a time is not a number above 0, or two are the same.
+    """
+    found: dict[float, str] = {}
+    for text, prompt in at:
+        try:
+            time = float(text)
+        except ValueError:
+            time = math.nan
+        if not 0 < time < math.inf or time in found:
+            raise ArgumentError("at", text, "begin with a time in seconds above 0, each time once")
+        found[time] = prompt
+    return sorted(found.items())
+
+
+def timeline(prompt: str, later: Sequence[tuple[float, str]], seconds: float) -> list[Span]:
+    """A prompt from 0, each later one from its time to the next one's, and the last to the end.
+
+    Raises:
+        ArgumentError: a time lies behind the end.
+    """
+    starts = [(0.0, prompt), *later]
+    if starts[-1][0] >= seconds:
+        raise ArgumentError(
+            "at", starts[-1][0], f"be below {seconds:g} seconds, where the sound ends (--duration)"
+        )
+    ends = [*(time for time, _ in later), seconds]
+    return [Span(text, start, end) for (start, text), end in zip(starts, ends, strict=True)]
 
 
 def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:

@@ -37,7 +37,7 @@ def finding(trial: str, run: Callable[[], Found], valid: Callable[[Any], bool]) 
         run: the trial; returns JSON.
         valid: whether a finding of the file can be used; otherwise the trial runs and replaces it.
     """
-    earlier = _load().get(_machine(), {}).get(trial)
+    earlier: Any = _load().get(_machine(), {}).get(trial)
     if valid(earlier):
         return earlier
     found = run()
@@ -79,6 +79,7 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    fields = dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
+    named = (line.partition(":") for line in lines)
+    fields = {name.strip(): value.strip() for name, _, value in named}
     flags = hashlib.sha256(fields.get("flags", "").encode()).hexdigest()[:8]
     return f"{fields.get('model name', platform.machine())}, flags {flags}"

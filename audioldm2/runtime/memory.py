@@ -9,11 +9,12 @@ from audioldm2.errors import ArgumentError
 from audioldm2.models.unet import UNetConfig
 from audioldm2.ops.heap import trim_heap
 
-__all__ = ["available_bytes", "bytes_for_one_sound", "sounds_at_once", "trim_heap"]
+__all__ = ["available_bytes", "bytes_for_one_sound", "sounds_at_once", "trim_heap", "windows_at_once"]
 
 # Feature maps of its finest level that one call of the UNet holds at its peak. Measured on the published base
 # with 61 to 2500 frames: 29 to 39, fewer for longer sounds.
 UNET_MAPS = 40
+MOST_WINDOWS = 8  # of a sound at once: more gain little speed
 USABLE = 0.8  # of what is free: other programs run too
 
 
@@ -36,10 +37,13 @@ def available_bytes(device: torch.device) -> int | None:
     return min(known) if known else _physical()
 
 
-def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
-    """How many sounds of `needed` bytes each can be denoised in one batch; at least one.
+def sounds_at_once(
+    needed: int, device: torch.device, seconds: float, argument: str = "audio_length_in_s"
+) -> int:
+    """How many sounds, or windows, of `needed` bytes each can be denoised in one batch; at least one.
 
-    Raises ArgumentError when one sound does not fit; the message says how long a sound would.
+    Raises ArgumentError when one does not fit; the message says how many seconds would. They are those of
+    `argument`.
     """
     available = available_bytes(device)
     if available is None:
@@ -47,12 +51,17 @@ def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
     usable = int(available * USABLE)
     if needed > usable:
         raise ArgumentError(
-            "audio_length_in_s",
+            argument,
             seconds,
             f"be at most about {seconds * usable / needed:,.0f} seconds: {seconds:g} need some "
             f"{needed / 1e9:,.1f} GB beside the model, and {usable / 1e9:,.1f} GB can be used on {device}",
         )
     return usable // needed
+
+
+def windows_at_once(needed: int, device: torch.device, seconds: float, argument: str) -> int:
+    """As `sounds_at_once`, for windows of one sound: memory stays the same however long the sound is."""
+    return min(sounds_at_once(needed, device, seconds, argument), MOST_WINDOWS)
 
 
 def _available_on_linux() -> int | None:
