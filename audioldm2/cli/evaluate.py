@@ -80,7 +80,7 @@ def parser() -> Parser:
     add("--other-judges", nargs="+", choices=JUDGES, default=(), metavar="NAME",
         help=f"judges from other packages: {', '.join(JUDGES)}")
     add("--rate", type=whole_number, metavar="HZ",
-        help="resample all sounds to this rate first: no sound of a model has what lies above half of its rate "
+        help="resample all sounds to this rate first: a model's sounds lack what lies above half of its rate "
         "(default: the model's; with --sounds, none)")
     add("--out", type=Path, metavar="FOLDER", help="keep sounds, vectors and report there (default: nowhere)")
     add("--json", type=Path, metavar="FILE", help="also write the figures there (default: nowhere)")

@@ -23,7 +23,7 @@ def require_vectors(name: str, vectors: Tensor | np.ndarray, least: int = 2) -> 
         given = f"has shape {tuple(found.shape)}"
         raise ArgumentError(name, vectors, "have shape (sounds, dim)", given=given)
     if len(found) < least:
-        given = "has one sound" if len(found) else "has no sound"
+        given = {0: "has no sound", 1: "has one sound"}.get(len(found), f"has {len(found)} sounds")
         number = "two" if least == 2 else str(least)
         raise ArgumentError(name, vectors, f"have at least {number} for a distance", given=given)
     broken = int((~found.isfinite()).any(dim=1).sum())
