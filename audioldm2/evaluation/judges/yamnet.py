@@ -56,10 +56,11 @@ class NamedClass:
         length = (patches - 1) * HOP + PATCH + WINDOW - 160  # the frames of so many patches, and no more
         sound = F.pad(sound, (0, max(0, length - len(sound))))[:length]
         session, quantization = self._session
-        scores = self.running.run_yamnet_onnx(
-            session, self.audio.waveform_to_yamnet_patches(sound.numpy()), quant_params=quantization
-        )
-        return np.argsort(-scores.mean(axis=0), kind="stable")[:count].tolist()
+        scores = [
+            self.running.run_yamnet_onnx(session, patch[None], quant_params=quantization)[0]
+            for patch in self.audio.waveform_to_yamnet_patches(sound.numpy())  # the file takes one at a time
+        ]
+        return np.argsort(-np.mean(scores, axis=0), kind="stable")[:count].tolist()
 
     @cached_property
     def _session(self) -> tuple[Any, Any]:
@@ -70,7 +71,7 @@ class NamedClass:
             options = runtime.SessionOptions()
             options.intra_op_num_threads = 1
             session = runtime.InferenceSession(
-                file.read_bytes(), sess_options=options, providers=["CPUExecutionProvider"]
+                str(file), sess_options=options, providers=["CPUExecutionProvider"]
             )
         return session, quantization
 
