@@ -4,8 +4,8 @@
     python scripts/plot_small_samples.py --coverage
 
 draws vectors from known normal distributions. The plot (it needs matplotlib) has both distances over the
-number of sounds, for sets that do not differ and for sets that do, with 90 % of the draws. `--coverage` counts
-how often 95 % intervals hold the mean distance: ours, and the usual bootstrap with replacement.
+number of sounds, for sets that do not differ and for sets that do, with 90 % of the draws. `--coverage`
+counts how often 95 % intervals hold the mean distance: ours, and the usual bootstrap with replacement.
 """
 
 import sys
