@@ -88,8 +88,7 @@ def evaluate(judge: Judge, sounds: SoundSet, reference: SoundSet | None = None) 
     categories = {}
     for category in dict.fromkeys(each for each in sounds.categories if each):
         rows = [row for row, each in enumerate(sounds.categories) if each == category]
-        groups = None if sounds.groups is None else [sounds.groups[row] for row in rows]
-        interval = mean_interval(scores[rows], groups)
+        interval = mean_interval(scores[rows], _at(sounds.groups, rows))
         categories[category] = Measured(float(scores[rows].mean()), interval, len(rows))
     return Figures(ours, theirs, found, categories)
 
@@ -114,15 +113,18 @@ def _of_captions(judge: Judge, sounds: SoundSet) -> dict[str, Measured]:
         hits = np.array(
             [near == sounds.families[row] for near, row in zip(nearest, known, strict=True)], float
         )
-        groups = None if sounds.groups is None else [sounds.groups[row] for row in known]
-        found["families"] = _mean(hits, groups, len(sounds), len(known))
+        found["families"] = _mean(hits, _at(sounds.groups, known), len(sounds), len(known))
     for name, values in sounds.judged.items():
         known = [row for row, value in enumerate(values) if value is not None]
         if known:
-            groups = None if sounds.groups is None else [sounds.groups[row] for row in known]
             applicable = np.array([values[row] for row in known], float)
-            found[name] = _mean(applicable, groups, len(sounds), len(known))
+            found[name] = _mean(applicable, _at(sounds.groups, known), len(sounds), len(known))
     return found
+
+
+def _at(groups: Sequence[int] | None, rows: Sequence[int]) -> list[int] | None:
+    """The groups of some sounds."""
+    return None if groups is None else [groups[row] for row in rows]
 
 
 def _mean(
