@@ -175,6 +175,7 @@ def _require_arguments(given: argparse.Namespace) -> GenerationOptions:
             raise ValueError(f"--out {given.out} is a file; give the name of a folder.")
         require_writable(given.out)
     named = {name for name, value in vars(given).items() if value is not None}
+    world = rank_and_world()[1]
     if ("model" in named) == ("sounds" in named):
         raise ValueError("give either --model with --prompts, or --sounds; see audioldm2 evaluate --help.")
     if "model" in named and "prompts" not in named:
@@ -313,7 +314,7 @@ def _facts(
 
 
 def write_figures(figures: Mapping[str, Any], path: Path | None) -> None:
-    """Write figures as JSON, where a path is given."""
+    """Write figures as JSON; None writes nothing."""
     if path is not None:
         _write(path, json.dumps(figures, indent=2) + "\n")
 
