@@ -152,12 +152,10 @@ def run(arguments: Sequence[str]) -> int:
         with clock("figures and intervals"):
             figures = evaluate(judge, ours, theirs)
     found = Report(figures, _facts(given, judge, ours, theirs, rate, options), clock.seconds)
-    written = json.dumps(found.json(), indent=2, ensure_ascii=False) + "\n"
     if given.out is not None:
         _write(given.out / "report.md", found.markdown() + "\n")
-        _write(given.out / "report.json", written)
-    if given.json is not None:
-        _write(given.json, written)
+        write_figures(found.json(), given.out / "report.json")
+    write_figures(found.json(), given.json)
     print_result(found.markdown())
     return 0
 
@@ -182,12 +180,8 @@ def _require_arguments(given: argparse.Namespace) -> GenerationOptions:
         raise ValueError("--model needs --prompts, a file with one prompt a line, or 'builtin'.")
     if "sounds" in named and ("judge" not in named or "prompts" in named):
         raise ValueError("--sounds needs --judge, a model whose CLAP judges, and takes no --prompts.")
-    if rank_and_world()[1] > 1 and not {"model", "out"} <= named:
-        raise ArgumentError(
-            "WORLD_SIZE",
-            rank_and_world()[1],
-            "be 1 without --model and --out, the folder that processes share",
-        )
+    if world > 1 and not {"model", "out"} <= named:
+        raise ArgumentError("WORLD_SIZE", world, "be 1 without --model and --out, the folder to share")
     return options
 
 
@@ -316,7 +310,7 @@ def _facts(
 def write_figures(figures: Mapping[str, Any], path: Path | None) -> None:
     """Write figures as JSON; None writes nothing."""
     if path is not None:
-        _write(path, json.dumps(figures, indent=2) + "\n")
+        _write(path, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
