@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "runtime": {"models", "ops"},
     "prompt": {"models", "runtime"},
     "clap_score": {"audio", "models", "prompt", "runtime"},
-    "evaluation": {"audio", "clap_score", "pipeline", "prompt", "runtime"},
+    "evaluation": {"audio", "clap_score", "options", "pipeline", "prompt", "runtime", "training"},
     "sound_shape": {"audio", "options", "sampling"},
     "option_rules": {"audio"},
     "edit_options": {"option_rules", "options", "sampling"},
