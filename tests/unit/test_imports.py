@@ -52,6 +52,9 @@ MAY_IMPORT = {
     "checkpoints": {"audio", "models", "pipeline", "prompt", "runtime", "sampling", "convert"},
     "convert": {"audio", "checkpoints", "cli", "models", "prompt", "sampling"},
     "training": {"audio", "checkpoints", "models", "pipeline", "prompt", "runtime", "sampling"},
+    "verification": {
+        *("audio", "checkpoints", "convert", "editing", "models", "pipeline", "prompt", "runtime", "sampling"),
+    },
     "cli": {
         *(
             "",
@@ -64,7 +67,7 @@ MAY_IMPORT = {
             "pipeline",
             "request",
         ),
-        *("result", "sampling", "sound_shape", "training"),
+        *("result", "sampling", "sound_shape", "training", "verification"),
     },
     "__main__": {"cli"},
     "": {"checkpoints", "options", "pipeline", "prompt", "renamed", "result", "sampling"},
