@@ -59,16 +59,20 @@ def parser() -> Parser:
     # fmt: off
     add = made.add_argument
     add("model", metavar="MODEL", help="folder, .pth file, hub id such as cvssp/audioldm2, or demo")
-    add("--json", type=Path, metavar="FILE", help="also write the report there, after each check (default: nowhere)")
+    add("--json", type=Path, metavar="FILE",
+        help="also write the report there, after each check (default: nowhere)")
     add("--quick", action="store_true", help="leave out the checks that run networks")
     add("--skip", action="append", default=[], choices=[check.name for check in CHECKS], metavar="NAME",
         help="leave out a check; may be given several times (default: none)")
     add("--as", dest="named", choices=[facts.name for facts in PUBLISHED], metavar="NAME",
-        help="the published checkpoint that this should be, one of %(choices)s (default: by architecture and name)")
-    add("--facts", type=Path, metavar="FILE", help="facts of a right copy, in place of those of the published ones")
-    add("--write-facts", type=Path, metavar="FILE", help="check nothing: write the facts of this copy, which is right")
+        help="the published checkpoint that this should be: %(choices)s (default: by architecture and name)")
+    add("--facts", type=Path, metavar="FILE",
+        help="facts of a right copy, in place of those of the published checkpoints")
+    add("--write-facts", type=Path, metavar="FILE",
+        help="check nothing, and write the facts of this copy, which has to be right")
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub repository")
-    add("--tokenizers", type=Path, metavar="FOLDER", help="for a .pth file, which has none: a folder with both")
+    add("--tokenizers", type=Path, metavar="FOLDER",
+        help="for a .pth file, which has none: a folder with both")
     add("--device", default="auto", metavar="NAME",
         help="cpu, cuda, cuda:1, mps (default: %(default)s, a GPU if there is one)")
     add = made.add_argument_group("how much heads does").add_argument

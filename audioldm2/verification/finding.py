@@ -14,6 +14,8 @@ PASSED, FAILED, MEASURED = "passed", "failed", "measured"
 NOT_APPLICABLE, SKIPPED = "not applicable", "skipped"
 FORMAT = 1  # of the JSON report
 SEND = "Open an issue of this project and attach the report that --json FILE writes."
+AGAIN = "Download or copy the checkpoint again, or convert its source again with 'audioldm2 convert --force'."
+MOST_NAMED = 8  # keys that a sentence lists
 WIDTH = 100  # columns of the text
 
 
@@ -107,6 +109,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def listed(keys: list[str]) -> str:
+    """Keys for a sentence: the first few, and how many more."""
+    shown = ", ".join(f"'{key}'" for key in keys[:MOST_NAMED])
+    return shown if len(keys) <= MOST_NAMED else f"{shown} and {len(keys) - MOST_NAMED} more"
 
 
 class Progress:

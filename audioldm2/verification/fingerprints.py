@@ -62,7 +62,7 @@ def _short(value: Tensor) -> float:
 
 
 def kinship(found: Fingerprint, expected: Fingerprint, dtype: torch.dtype = torch.float32) -> str:
-    """Whether a tensor, stored in `dtype`, has the SAME values as the right one, ROUNDED ones or OTHER ones."""
+    """Whether a tensor, stored in `dtype`, holds the right values: the SAME, ROUNDED ones, or OTHER ones."""
     if found.float32 == expected.float32:
         return SAME
     if dtype == torch.float16 and found.float16 == expected.float16:

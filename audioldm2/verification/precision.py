@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,6 +79,10 @@ def _output(subject: Subject, name: str, run: Run, dtype: torch.dtype) -> Tensor
         return run(network, dtype).float()
 
 
+def _encode(tokens: tuple[Tensor, Tensor], network: Any, dtype: torch.dtype) -> Tensor:
+    return network(*tokens)
+
+
 def _runs(subject: Subject) -> Iterator[tuple[str, Run, Tensor]]:
     """Networks in the order in which a prompt meets them, how to run each, and its output in float32.
 
@@ -99,7 +104,7 @@ def _runs(subject: Subject) -> Iterator[tuple[str, Run, Tensor]]:
     mask = tokens["t5_tokenizer"][1] if "t5_tokenizer" in tokens else None
     for name, tokenizer in (("clap_text", "clap_tokenizer"), ("t5", "t5_tokenizer")):
         if tokenizer in tokens:
-            yield exact(name, lambda net, dtype, tokenizer=tokenizer: net(*tokens[tokenizer]))
+            yield exact(name, partial(_encode, tokens[tokenizer]))
     if GPT2 in unet.roles:
         yield exact(
             "projection",

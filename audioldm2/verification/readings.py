@@ -27,7 +27,8 @@ class Reading:
 def readings_of(unet: UNetConfig, right: tuple[int, ...] | None = None) -> list[Reading]:
     """The readings of a denoiser, each with other heads; the first is what `load` gives without `heads`.
 
-    Heads that are neither 8 at every level nor 32 wide were chosen by who trained the model: no other is read.
+    Heads that are neither 8 at every level nor 32 wide were chosen by who trained the model: no other
+    reading is likely.
 
     right: the heads of a copy that is right, where they are known.
     """

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -183,5 +183,11 @@ def differing_shapes(configs: Mapping[str, Any], others: Mapping[str, Any]) -> l
         for name in {*configs, *others}
         if name not in configs
         or name not in others
-        or expected_shapes(name, configs[name]) != expected_shapes(name, others[name])
+        or (configs[name] != others[name] and _shapes(name, configs[name]) != _shapes(name, others[name]))
     )
+
+
+@cache
+def _shapes(name: str, config: Any) -> int:
+    """A hash of a network's keys and shapes; more are asked for than `expected_shapes` keeps."""
+    return hash(tuple(expected_shapes(name, config).items()))

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from audioldm2.checkpoints import storage
-from audioldm2.errors import WeightsError
-from audioldm2.verification import precision, settings, sounds, weights
+from audioldm2.errors import ArgumentError, WeightsError
+from audioldm2.verification import identity, precision, settings, sounds, tensors, weights
 from audioldm2.verification.facts import Facts, Slice
 from audioldm2.verification.finding import FAILED, NOT_APPLICABLE, SEND, SKIPPED, Finding, Inapplicable
 from audioldm2.verification.published import TEXTS
@@ -27,10 +27,10 @@ class Check:
 
 CHECKS = (
     Check("files", weights.files, "every network opens: whole files, the right keys, shapes and dtypes"),
-    Check("identity", weights.identity, "which published checkpoint has this architecture; key lists"),
+    Check("identity", identity.identity, "which published checkpoint has this architecture; key lists"),
     Check("contents", weights.contents, "counts and dtypes by network; NaN, infinity, matrices of one value"),
     Check("norms", weights.norms, "norms whose weight and bias look swapped, or were never trained"),
-    Check("tensors", weights.tensors, "every tensor against the fingerprints of --facts: what is swapped"),
+    Check("tensors", tensors.tensors, "every tensor against the fingerprints of --facts: what is swapped"),
     Check(
         "settings", settings.settings, "what no tensor tells: heads, epsilons, scaling, the noise schedule"
     ),
@@ -65,7 +65,7 @@ def _run(check: Check, subject: Subject) -> Finding:
         return check.run(subject)
     except Inapplicable as reason:
         return Finding(check.name, NOT_APPLICABLE, f"Cannot be checked: {reason}")
-    except WeightsError as error:  # of a tokenizer, a front end: what earlier checks do not open
+    except (WeightsError, ArgumentError) as error:  # such as sizes that do not fit, which only running shows
         return Finding(check.name, FAILED, str(error), advice=f"If a fresh copy has the same: {SEND}")
 
 
@@ -100,7 +100,7 @@ def facts_of(subject: Subject, *, quick: bool = False) -> Facts:
         schedule=storage.schedule_of(checkpoint, subject.source),
         clap_mel=storage.clap_mel_of(checkpoint, subject.source),
         tokens=_tokens(subject),
-        tensors=weights.fingerprints(subject),
+        tensors=tensors.fingerprints(subject),
     )
     if quick or "phonemes" in checkpoint.configs:
         return facts
