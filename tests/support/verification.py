@@ -23,7 +23,11 @@ UNET = {  # layout -> the file with the UNet, and BLOCK there
     ),
     "original.pth": ("", "model.diffusion_model.input_blocks.3.1.transformer_blocks.0"),
 }
-NORMS = {"converted": ("self_norm", "ff_norm"), "diffusers": ("norm1", "norm3"), "original.pth": ("norm1", "norm3")}
+NORMS = {
+    "converted": ("self_norm", "ff_norm"),
+    "diffusers": ("norm1", "norm3"),
+    "original.pth": ("norm1", "norm3"),
+}
 LAYOUTS = ("converted", "diffusers", "original.pth")
 NAMES = [check.name for check in CHECKS]
 
@@ -40,7 +44,7 @@ def write_layouts(folder: Path) -> None:
 
 
 def table(kind: str = "base") -> dict[str, Tensor]:
-    """An original file's tensors, with a vocoder that follows its input: biases and a full tanh hide errors."""
+    """An original file's tensors, with a vocoder that follows its input: a full tanh would hide errors."""
     found, last = originals.table_of(kind), "first_stage_model.vocoder.conv_post"
     return found | {f"{last}.weight": 3 * found[f"{last}.weight"], f"{last}.bias": 0 * found[f"{last}.bias"]}
 

@@ -33,7 +33,11 @@ LISTS_OF = {
     "cvssp/audioldm2": LISTS,
     "cvssp/audioldm2-large": LISTS | {"unet": "unet.large"},
     "audioldm2-speech": LISTS
-    | {"text_encoder_2": "text_encoder_2.vits", "projection_model": "projection_model.speech", "unet": "unet.speech"},
+    | {
+        "text_encoder_2": "text_encoder_2.vits",
+        "projection_model": "projection_model.speech",
+        "unet": "unet.speech",
+    },
 }
 FOLDERS = {
     "cvssp/audioldm2": "cvssp_audioldm2",
@@ -45,13 +49,20 @@ BY_NAME = {facts.name: facts for facts in PUBLISHED}
 
 
 def listed(path: str) -> Iterable[tuple[str, list[int]]]:
-    return [(key, each["shape"]) for key, each in json.loads((DATA / "keys" / f"{path}.json").read_text()).items()]
+    return [
+        (key, each["shape"]) for key, each in json.loads((DATA / "keys" / f"{path}.json").read_text()).items()
+    ]
 
 
 def opened(facts: published.Facts, source: str, origin: str = "") -> Subject:
     """A subject with the configs of a published checkpoint and no weights."""
     checkpoint = storage.Checkpoint(
-        configs=dict(facts.configs), states={}, schedule={}, clap_mel={}, tokenizers={}, source=origin or source
+        configs=dict(facts.configs),
+        states={},
+        schedule={},
+        clap_mel={},
+        tokenizers={},
+        source=origin or source,
     )
     return Subject(source, Path(source), ORIGINAL, checkpoint, torch.device("cpu"))
 
@@ -100,7 +111,10 @@ def test_named_checkpoint_with_another_architecture_fails():
     subject.named = "cvssp/audioldm2-large"
     found = identity(subject)
     assert found.status == "failed"
-    assert found.problems[0].startswith("'unet': transformers is") and "depth is 1, expected 2" in found.problems[0]
+    assert (
+        found.problems[0].startswith("'unet': transformers is")
+        and "depth is 1, expected 2" in found.problems[0]
+    )
 
 
 def test_hash_of_keys_ignores_order_and_constant_buffers_and_nothing_else():

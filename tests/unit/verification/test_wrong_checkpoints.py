@@ -114,7 +114,9 @@ def test_wrong_heads_are_named_with_the_right_ones(copy, facts):
     assert failures(found) == ["settings", "slices"]
     assert "read with [8, 8] heads" in found["settings"].problems[0]
     assert "[1, 2]" in found["settings"].problems[0]
-    assert "'trained' (heads 32 wide, as upstream trained) gives the recorded sounds" in found["slices"].summary
+    assert (
+        "'trained' (heads 32 wide, as upstream trained) gives the recorded sounds" in found["slices"].summary
+    )
 
 
 def test_network_of_another_model_is_named(copy, facts):
@@ -135,14 +137,14 @@ def test_another_revision_is_called_one(copy, facts):
 def test_one_tensor_tuned_a_little_is_named(copy, facts):
     key = "middle.layer.resnet.conv_in.weight"
     change_converted(copy, "unet", lambda state: {key: state[key] * 1.001})
-    assert findings(copy / "converted", facts, "tensors")["tensors"].problems == (f"'unet' differs in '{key}'.",)
+    assert findings(copy / "converted", facts, "tensors")["tensors"].problems == (
+        f"'unet' differs in '{key}'.",
+    )
 
 
 def test_network_of_another_size_is_named_with_its_sizes(copy, facts):
     torch.manual_seed(0)
-    storage.write(
-        open_checkpoint(originals.save(copy / "large.pth", table("large"))), copy / "large"
-    )
+    storage.write(open_checkpoint(originals.save(copy / "large.pth", table("large"))), copy / "large")
     found = findings(copy / "large", facts, "identity", "tensors", "slices")
     assert {"identity", "tensors", "slices"} <= set(failures(found))
     assert found["identity"].problems[0].startswith("'unet': channels is (32, 32), expected (32, 64)")
@@ -187,7 +189,10 @@ def test_nan_fails_what_runs_networks_too(copy, facts):
 def test_matrix_that_was_never_filled_is_named(copy):
     key = "middle.layer.resnet.conv_in.weight"
     change_converted(copy, "unet", lambda state: {key: torch.zeros_like(state[key])})
-    assert f"matrices of one value in '{key}'" in findings(copy / "converted", None, "contents")["contents"].problems[0]
+    assert (
+        f"matrices of one value in '{key}'"
+        in findings(copy / "converted", None, "contents")["contents"].problems[0]
+    )
 
 
 def test_overflow_in_half_precision_names_network_and_dtype(copy):
@@ -273,15 +278,15 @@ def test_slices_of_a_published_checkpoint_say_which_reading_agrees(right, as_pub
     found = findings(right / "original.pth", None, "slices")["slices"]
     assert found.status == "passed" and found.problems == ()
     assert "of published come out with the reading 'trained'" in found.summary
-    assert found.figures["distance"]["trained"]["ddim 3"] < 1e-5 < found.figures["distance"]["config"]["ddim 3"]
+    assert (
+        found.figures["distance"]["trained"]["ddim 3"] < 1e-5 < found.figures["distance"]["config"]["ddim 3"]
+    )
 
 
 def test_slices_that_agree_with_the_reading_that_does_not_load_pass_and_say_so(copy, as_published):
     found = findings(rewrite(copy, heads="config"), None, "slices")["slices"]
     assert found.status == "passed"
-    assert found.problems == (
-        "What loads without heads= is 'config'; 'trained' is what the reference ran.",
-    )
+    assert found.problems == ("What loads without heads= is 'config'; 'trained' is what the reference ran.",)
 
 
 def test_slices_that_fail_name_the_twin_that_has_none(copy, as_published):
