@@ -69,7 +69,7 @@ def write(facts: Facts, path: Path) -> None:
     content = {"audioldm2_facts": FORMAT} | asdict(facts)
     for published_only in ("aliases", "parameters", "folders", "original"):
         del content[published_only]
-    content["tensors"] = {  # a line a tensor
+    content["tensors"] = {  # lists: field names would double the file
         network: {key: list(asdict(each).values()) for key, each in prints.items()}
         for network, prints in facts.tensors.items()
     }

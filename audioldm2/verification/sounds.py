@@ -225,36 +225,40 @@ def heads(subject: Subject) -> Finding:
     progress = Progress("heads, sounds", len(possible) * count, subject.report)
     scores = {reading.name: _scores(subject, reading, prompts, seeds, progress) for reading in possible}
     means = {name: each.mean().item() for name, each in scores.items()}
-    first, second = possible[0], possible[1]
-    differences = (scores[second.name] - scores[first.name]).mean(
-        dim=1
-    )  # (prompts,): seeds are no new prompts
-    mean, low, high = mean_and_interval(differences.tolist())
+    differences, answers = {}, []
+    for other in possible[1:]:
+        # Over seeds the mean counts: another seed is no new prompt.
+        by_prompt = (scores[other.name] - scores[possible[0].name]).mean(dim=1)  # (prompts,)
+        mean, low, high = mean_and_interval(by_prompt.tolist())
+        name = f"{other.name} - {possible[0].name}"
+        differences[name] = {"mean": mean, "95 % interval": [low, high]}
+        answers.append(
+            f"{name} is {mean:+.4f} [{low:+.4f}, {high:+.4f}]: {_answer(low, high, possible[0], other)}"
+        )
     figures = {
         "prompts": len(prompts),
         "seeds": len(seeds),
         "steps": effort.steps,
         "CLAP score": means,
-        "difference": {"of": f"{second.name} - {first.name}", "mean": mean, "95 % interval": [low, high]},
+        "differences": differences,
         "scores": {name: each.tolist() for name, each in scores.items()},
     }
     words = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-    if math.isnan(mean):
+    if any(math.isnan(value) for value in means.values()):
         summary = f"Some sounds have no CLAP score: {words}."
         meaning = "A sound, or CLAP's vector of it, is not finite."
         return Finding(
             "heads", FAILED, summary, figures, meaning=meaning, advice=f"See contents and half. {SEND}"
         )
-    if low > 0 or high < 0:
-        better = second if low > 0 else first
-        answer = f"'{better.name}' ({better.what}) fits prompts better"
-    else:
-        answer = "the readings cannot be told apart; more prompts or seeds would narrow the interval"
-    summary = (
-        f"CLAP score of {count} sounds: {words}; {second.name} - {first.name} is {mean:+.4f} "
-        f"[{low:+.4f}, {high:+.4f}]: {answer}."
-    )
-    return Finding("heads", MEASURED, summary, figures, advice=SEND + " This figure is wanted.")
+    summary = f"CLAP score of {count} sounds: {words}; {'; '.join(answers)}."
+    return Finding("heads", MEASURED, summary, figures, advice=f"{SEND} This figure is wanted.")
+
+
+def _answer(low: float, high: float, first: Reading, other: Reading) -> str:
+    if low <= 0 <= high or math.isnan(low):
+        return "they cannot be told apart; more prompts or seeds would narrow the interval"
+    better = other if low > 0 else first
+    return f"'{better.name}' ({better.what}) fits prompts better"
 
 
 def _score(model: AudioLDM2, texts: list[str], audio: Tensor) -> Tensor:

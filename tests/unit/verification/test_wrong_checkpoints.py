@@ -312,7 +312,8 @@ def test_heads_are_compared_by_scores_of_the_same_prompts_and_seeds(right):
     }
     ours, theirs = (torch.tensor(found.figures["scores"][name]) for name in ("trained", "config"))
     assert not torch.equal(ours, theirs)
-    assert found.figures["difference"]["mean"] == pytest.approx((theirs - ours).mean().item(), abs=1e-6)
-    low, high = found.figures["difference"]["95 % interval"]
-    assert low < found.figures["difference"]["mean"] < high
+    (difference,) = found.figures["differences"].values()
+    assert difference["mean"] == pytest.approx((theirs - ours).mean().item(), abs=1e-6)
+    low, high = difference["95 % interval"]
+    assert low < difference["mean"] < high
     assert lines[1].startswith("heads: 8 sounds of 2 steps") and "left" in lines[2]
