@@ -116,6 +116,7 @@ def assemble(
         origin=checkpoint.source,
         revision=checkpoint.revision,
         default_seconds=checkpoint.seconds,
+        unconditional=checkpoint.unconditional,
         dtype_comparison=comparison,
     )
 
