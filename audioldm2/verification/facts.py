@@ -51,6 +51,7 @@ class Facts:
     heads: tuple[int, ...] | None = None  # of the UNet, where they are settled
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     clap_mel: MelSettings = CLAP_MEL  # CLAP's front end
+    unconditional: str | None = None  # how an empty negative prompt is encoded
     parameters: Mapping[str, int] = field(default_factory=dict)  # network -> count; buffers do not count
     folders: Mapping[str, tuple[int, str]] = field(
         default_factory=dict
@@ -84,7 +85,18 @@ def read(path: Path) -> Facts:
         raise WeightsError(
             f"{path} holds no facts that this version reads. Write it with 'audioldm2 verify --write-facts'."
         )
-    wanted = {"name", "configs", "heads", "schedule", "clap_mel", "slices", "tokens", "round_trip", "tensors"}
+    wanted = {
+        "name",
+        "configs",
+        "heads",
+        "schedule",
+        "clap_mel",
+        "unconditional",
+        "slices",
+        "tokens",
+        "round_trip",
+        "tensors",
+    }
     if set(content) != wanted:
         raise WeightsError(
             f"{path} differs in {sorted(wanted ^ set(content))} from what --write-facts writes."
@@ -104,6 +116,7 @@ def read(path: Path) -> Facts:
         },
         heads=typed(f"'heads' in {path}", content["heads"], tuple[int] | None),
         schedule=build(NoiseSchedule, content["schedule"], f"'schedule' in {path}"),
+        unconditional=typed(f"'unconditional' in {path}", content["unconditional"], str | None),
         clap_mel=build(MelSettings, content["clap_mel"], f"'clap_mel' in {path}"),
         slices=slices,
         tokens={

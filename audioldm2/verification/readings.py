@@ -1,9 +1,9 @@
 """Readings: what a checkpoint does not say and a sound depends on. The checks compare them with each other.
 
-To add one, add an entry to `readings_of`, with the options that it needs, and, where it changes a config, the
-change in `Subject.model`.
+To add one, add a line to `readings_of`: its heads, and the options of `generate` that it needs.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,28 +32,25 @@ def readings_of(unet: UNetConfig, right: tuple[int, ...] | None = None) -> list[
 
     right: the heads of a copy that is right, where they are known.
     """
-    levels = [width for width, roles in zip(unet.channels, unet.transformers, strict=True) if roles]
-    trained = tuple(max(width // TRAINED_WIDTH, 1) for width in unet.channels)
-    all_readings = [
-        Reading(
-            "config", (CONFIG_HEADS,) * len(unet.channels), "8 heads at every level, as the config reads"
-        ),
-        Reading("trained", trained, "heads 32 wide, as upstream trained"),
-        # A further reading, such as one of the unconditional context, has a line here.
-    ]
+    trained = tuple(math.ceil(width / TRAINED_WIDTH) for width in unet.channels)
+    config = (CONFIG_HEADS,) * len(unet.channels)
     possible = [
-        reading
-        for reading in all_readings
-        if (reading.name != "trained" or all(width % TRAINED_WIDTH == 0 for width in levels))
-        and all(
-            width % heads == 0
-            for width, heads, roles in zip(unet.channels, reading.heads, unet.transformers, strict=True)
-            if roles
-        )
+        Reading("config", config, "8 heads at every level, as the config reads"),
+        Reading("trained", trained, "heads 32 wide, as upstream trained"),
+        # A further reading, such as one with other `options`, has a line here.
     ]
-    own = [reading for reading in possible if reading.heads == unet.heads][:1]
-    others = [reading for reading in possible if reading.heads != unet.heads]
-    found = own + others if own else [Reading("as loaded", unet.heads, "heads as the checkpoint has them")]
+    own = next((reading for reading in possible if reading.heads == unet.heads), None)
+    if own is None:
+        found = [Reading("as loaded", unet.heads, "heads as the checkpoint has them")]
+    else:
+        others = [reading for reading in possible if reading is not own and _divides(unet, reading.heads)]
+        found = [own, *others]
     if right is not None and right not in {reading.heads for reading in found}:
         found.append(Reading("recorded", right, "heads of the right copy"))
     return found
+
+
+def _divides(unet: UNetConfig, heads: tuple[int, ...]) -> bool:
+    """Whether every level that attends can be cut into so many heads."""
+    levels = zip(unet.channels, heads, unet.transformers, strict=True)
+    return all(width % count == 0 for width, count, roles in levels if roles)

@@ -45,6 +45,11 @@ def settings(subject: Subject) -> Finding:
         )
     if schedule != facts.schedule:
         problems.append(f"The noise schedule is {schedule}; it has to be {facts.schedule}.")
+    if facts.unconditional not in (None, checkpoint.unconditional):
+        problems.append(
+            f"An empty negative prompt is encoded as '{checkpoint.unconditional}'; it has to be "
+            f"'{facts.unconditional}'."
+        )
     if clap_mel != facts.clap_mel:
         problems.append(f"CLAP's front end is {clap_mel}; it has to be {facts.clap_mel}.")
     if not problems:

@@ -99,6 +99,7 @@ def facts_of(subject: Subject, *, quick: bool = False) -> Facts:
         heads=checkpoint.configs["unet"].heads,
         schedule=storage.schedule_of(checkpoint, subject.source),
         clap_mel=storage.clap_mel_of(checkpoint, subject.source),
+        unconditional=checkpoint.unconditional,
         tokens=_tokens(subject),
         tensors=tensors.fingerprints(subject),
     )

@@ -169,7 +169,7 @@ def test_truncated_file_is_named(copy, facts, layout):
 
 
 @layouts
-def test_nan_is_named(copy, facts, layout):
+def test_nan_is_named(copy, layout):
     key, _ = norm_keys(layout)
     change_unet(copy, layout, lambda state: {key: state[key] * torch.nan})
     found = findings(copy / layout, None, "contents")
@@ -215,11 +215,13 @@ def test_settings_that_no_tensor_tells_are_named(copy, facts):
     content = storage.read_json(config)
     content["schedule"]["beta_end"] = 0.02
     content["networks"]["vae"]["scaling_factor"] = 0.18
+    content["unconditional"] = "trained"
     checkpoints.write_json(config, content)
     found = findings(copy / "converted", facts, *FILES_ONLY)
     assert failures(found) == ["settings"]
     assert "'vae' has scaling_factor 0.18" in found["settings"].problems[0]
     assert "beta_end=0.02" in found["settings"].problems[1]
+    assert "encoded as 'trained'" in found["settings"].problems[2]
 
 
 def test_vocabulary_of_another_model_is_found(copy, facts):
