@@ -51,6 +51,7 @@ def other_weights(folder: Path) -> Path:
 # Right ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_right_copy_passes_every_check(right, facts):
     found = findings(right / "converted", facts)
     assert failures(found) == []
@@ -142,6 +143,7 @@ def test_one_tensor_tuned_a_little_is_named(copy, facts):
     )
 
 
+@pytest.mark.slow
 def test_network_of_another_size_is_named_with_its_sizes(copy, facts):
     torch.manual_seed(0)
     storage.write(open_checkpoint(originals.save(copy / "large.pth", table("large"))), copy / "large")
@@ -303,6 +305,7 @@ def test_slices_that_fail_name_the_twin_that_has_none(copy, as_published):
     assert found.status == "not applicable" and "no sound of twin was recorded" in found.summary
 
 
+@pytest.mark.slow
 def test_heads_are_compared_by_scores_of_the_same_prompts_and_seeds(right):
     effort = subject.Effort(prompts=2, seeds=2, steps=2)
     lines: list[str] = []
