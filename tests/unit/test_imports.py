@@ -54,6 +54,10 @@ MAY_IMPORT = {
     "checkpoints": {"audio", "models", "pipeline", "prompt", "runtime", "sampling", "convert"},
     "convert": {"audio", "checkpoints", "cli", "models", "prompt", "sampling"},
     "training": {"audio", "checkpoints", "models", "pipeline", "prompt", "runtime", "sampling"},
+    "verification": {
+        *("audio", "checkpoints", "clap_score", "convert", "editing"),
+        *("models", "pipeline", "prompt", "runtime", "sampling"),
+    },
     "cli": {
         *(
             "",
@@ -68,7 +72,7 @@ MAY_IMPORT = {
             "prompt",
             "request",
         ),
-        *("result", "sampling", "sound_shape", "training"),
+        *("result", "sampling", "sound_shape", "training", "verification"),
     },
     "__main__": {"cli"},
     "": {"checkpoints", "options", "pipeline", "prompt", "renamed", "result", "sampling"},
