@@ -132,8 +132,10 @@ class AudioLDM2:
 
         edit, given = request.edit, None
         if edit is not None:
+            if edit.denoises:
+                self._sounds_at_once(request)  # a sound that is too long is refused before any network runs
             begin("encoding the sound")
-            given = self._encode(edit.log_mel())
+            given = self._encode(edit.log_mel(), "audio")
         if edit is not None and given is not None and not edit.denoises:
             z = given.repeat(len(request.generators()), 1, 1, 1)
         else:
@@ -196,10 +198,18 @@ class AudioLDM2:
         Raises:
             ArgumentError: a sound is silent, empty or not finite, or the wave has another shape.
         """
-        return self._encode(log_mels(wave, sample_rate, self.sound))
+        return self._encode(log_mels(wave, sample_rate, self.sound), "wave")
 
-    def _encode(self, mel: Tensor) -> Tensor:
-        """Latents of log-mel spectrograms (batch, 1, time, mels), one row after the other."""
+    def _encode(self, mel: Tensor, name: str) -> Tensor:
+        """Latents of log-mel spectrograms (batch, 1, time, mels), one row after the other.
+
+        name: the argument that holds the sound, for the message where it is too long for the memory.
+        """
+        frames, mels = mel.shape[2:]
+        config, dtype = self.networks.configs["vae"], self.networks.dtypes["vae"]
+        seconds = frames * self.sound.hop / self.sample_rate
+        needed = memory.bytes_to_encode(config, frames, mels, dtype)
+        memory.require_to_fit(needed, self.device, seconds, name)
         with self.networks.running("vae") as vae:
             mel = mel.to(self.device, self.networks.dtypes["vae"])
             return torch.cat([vae.encode(row)[0].float() for row in mel.split(1)])
@@ -385,7 +395,8 @@ class AudioLDM2:
             request.options.guided,
             self.networks.dtypes["unet"],
         )
-        return memory.sounds_at_once(needed, self.device, request.seconds)
+        name = "audio" if request.edit else "audio_length_in_s"
+        return memory.sounds_at_once(needed, self.device, request.seconds, name)
 
 
 def _widths(dims: dict[str, int]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 import audioldm2
-from audioldm2.audio import VAE_MEL, MelSettings, vae_front_end
+from audioldm2.audio import VAE_MEL, VAE_MEL_48K, MelSettings, vae_front_end
 from audioldm2.checkpoints import hub
 from audioldm2.cli.arguments import Parser, add_options, new_parser, values_of
 from audioldm2.cli.output_files import plan_jobs, require_places, write
@@ -52,6 +52,9 @@ BAR = "{desc:<20} |{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 
 # The published models' shape, to find mistakes before gigabytes are fetched and read.
 PUBLISHED = SoundShape(VAE_MEL.sample_rate, VAE_MEL.hop, downsampling=4, latent_channels=8, mels=VAE_MEL.mels)
+PUBLISHED_48K = SoundShape(
+    VAE_MEL_48K.sample_rate, VAE_MEL_48K.hop, downsampling=8, latent_channels=16, mels=VAE_MEL_48K.mels
+)
 OPTIONS = [each for each in fields(GenerationOptions) if each.metadata["flag"]]
 
 
@@ -84,6 +87,7 @@ def parser() -> Parser:
     add("--quiet", action="store_true", help="no progress, only notes and errors")
 
     made.second = {each.name: each.metadata["second"] for each in OPTIONS if each.metadata["second"]}
+    made.second |= {each.name: f"{each.name}[1]" for each in OPTIONS if each.metadata["first"]}
 
     add_model_options(made.add_argument_group("more about the model"))
     add = made.add_argument
@@ -125,7 +129,7 @@ def run(arguments: Sequence[str]) -> int:
     jobs = plan_jobs(given.prompt, given.prompts, given.output)
     require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
     options = GenerationOptions(**values_of(given, OPTIONS))
-    Request.resolve([job.prompt for job in jobs], options, PUBLISHED, NoiseSchedule())
+    Request.resolve([job.prompt for job in jobs], options, likely_shape(options), NoiseSchedule())
     if given.plot:
         require_matplotlib()
     model = load(given)
@@ -143,6 +147,12 @@ def run(arguments: Sequence[str]) -> int:
         write(result, job, with_record=given.json, front_end=front_end)
         print_path(job.sound)
     return 0
+
+
+def likely_shape(options: GenerationOptions) -> SoundShape:
+    """The shape of the published models, or of the one at 48 kHz where the options name higher frequencies."""
+    highest = max([*(options.mask_start_hz or ()), *(options.mask_end_hz or ())], default=0.0)
+    return PUBLISHED if highest <= VAE_MEL.f_max else PUBLISHED_48K
 
 
 def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from audioldm2.audio import mel_edges, vae_front_end
+from audioldm2.audio import PASS_BAND, mel_edges, vae_front_end
 from audioldm2.editing.input_sound import InputSound
 from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
@@ -63,6 +63,7 @@ def remade_cells(
         times = _ranges("mask_start_seconds", "mask_end_seconds", options, sound.seconds, cells * cell, "s")
         bounds = band_bounds(shape)
         pitches = _ranges("mask_start_hz", "mask_end_hz", options, bounds[-1], bounds[-1], "Hz")
+        pitches = [(_from_where_it_fades(start, sound), end) for start, end in pitches]
         rows = torch.zeros(frames, dtype=torch.bool, device="cpu")
         columns = torch.zeros(bands, dtype=torch.bool, device="cpu")
         for start, end in times:
@@ -85,6 +86,16 @@ def remade_cells(
         remake[:, :, :kept_from] = True
         remake[:, :, kept_to:] = True
     return remake
+
+
+def _from_where_it_fades(hz: float, sound: InputSound) -> float:
+    """Where remaking from `hz` on has to begin: resampling a file of a lower rate fades its highest frequencies.
+
+    Between the middle of that fade (6 dB) and the file's Nyquist frequency, nothing is worth keeping.
+    """
+    nyquist = sound.given_rate / 2
+    fade = nyquist * (1 + PASS_BAND) / 2
+    return fade if sound.given_rate < sound.sample_rate and fade < hz <= nyquist else hz
 
 
 def _ranges(

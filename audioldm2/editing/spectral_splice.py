@@ -87,7 +87,7 @@ def _share_of_own(remade: Tensor, bounds: Sequence[float], length: int, sample_r
     for first, last in runs(remade.cpu()):
         low = bounds[first] if first > 0 else -math.inf  # the outermost bands have no outer crossover
         high = bounds[last] if last < len(remade) else math.inf
-        width = min(CROSSOVER_HZ, (high - low) / 2)
+        width = min(CROSSOVER_HZ, (high - low) / 4)
         guard = min(GUARD_BINS * sample_rate / length, width / 2)
         inside = torch.minimum(hz - low, high - hz)  # Hz from the nearest kept band
         fade = ((inside - guard) / (width - guard)).clamp(0, 1)

@@ -35,7 +35,7 @@ def test_strength_and_masks_reach_the_model_and_the_record(run, sound, tmp_path,
 
 def test_extension_makes_the_sound_longer(run, sound, tmp_path, tiny_folder):
     code, _, _ = run(
-        "a cat", "--audio", sound, "--model", tiny_folder, "--steps", 4, "--extend", 0.2, 0.4,
+        "a cat", "--audio", sound, "--model", tiny_folder, "--steps", 4, "--extend-before", 0.2, "--extend", 0.4,
         "-o", tmp_path / "long.wav",
     )  # fmt: skip
     assert code == 0

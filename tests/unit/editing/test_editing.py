@@ -261,7 +261,7 @@ def test_extension_adds_what_was_asked_and_keeps_the_sound(samples: int, before:
 def test_continuation_keeps_the_latents_inside(tiny_model, extension):
     found = edit(tiny_model, extend_seconds=extension)
     frames = found.request.edit
-    z = tiny_model._encode(frames.log_mel())
+    z = tiny_model._encode(frames.log_mel(), "audio")
     inside = ~frames.remake[0, 0].any(dim=1)
     assert torch.equal(found.latents[:, :, inside], z[:, :, inside])
     assert inside.sum() >= FRAMES - 2

@@ -147,6 +147,20 @@ def test_files_that_are_no_sound(tmp_path: Path):
 
 
 def test_sound_longer_than_memory(tiny_model, monkeypatch):
-    monkeypatch.setattr("audioldm2.runtime.memory.available_bytes", lambda *_: 10_000)
-    with pytest.raises(ValueError, match=r"audio_length_in_s is 0\.32; it has to be at most about"):
-        edit(tiny_model)
+    """Refused before any network runs, whichever stage would take too much."""
+    from audioldm2.runtime import memory
+
+    monkeypatch.setattr(type(tiny_model.networks), "running", lambda *_: pytest.fail("a network ran"))
+    monkeypatch.setattr("audioldm2.runtime.memory.available_bytes", lambda *_: 1_000_000)
+    needs = r"{} lasts 0\.32 seconds; it has to last at most about 0 seconds: 0\.32 need some .* GB"
+    for stage in ("bytes_for_one_sound", "bytes_to_encode"):
+        with monkeypatch.context() as patch:
+            for each in ("bytes_for_one_sound", "bytes_to_encode"):
+                patch.setattr(memory, each, lambda *_, much=each == stage: 900_000 if much else 1)
+            with pytest.raises(ArgumentError, match=needs.format("audio")):
+                edit(tiny_model)
+    monkeypatch.setattr(memory, "bytes_to_encode", lambda *_: 900_000)
+    with pytest.raises(ArgumentError, match=needs.format("audio")):
+        edit(tiny_model, strength=0.0)
+    with pytest.raises(ArgumentError, match=needs.format("wave")):
+        tiny_model.encode_audio(tone(), RATE)
