@@ -120,7 +120,7 @@ def _ranges(
         if end > most + 1e-9:
             raise ArgumentError(end_name, end, f"be at most {whole:g} {unit}, where the sound ends")
         if start >= end:
-            raise ArgumentError(end_name, end, f"be above {start_name}, which is {start:g}")
+            raise ArgumentError(end_name, end, f"be above the start, which is {start:g}")
     return list(zip(starts, ends, strict=True))
 
 
