@@ -29,16 +29,16 @@ FOLDER = ROOT / "audioldm2" / "editing" / "pictures"
 RATE = 16_000
 SECONDS = 2.56
 RANGE_DB = 70  # from the loudest bin of a picture down
-COLOURS = 48  # of the palette
+COLOURS = 16  # of the palette
 
 
 class Panel(NamedTuple):
-    """One spectrogram; `remade` is (seconds, seconds) or (Hz, Hz), marked by lines."""
+    """One spectrogram, and what of it was remade, marked by lines."""
 
     title: str
     wave: np.ndarray  # (samples,)
-    remade_seconds: tuple[float, float] | None = None
-    remade_hz: tuple[float, float] | None = None
+    seconds: tuple[float, ...] = ()  # starts and ends, from the start of the picture
+    hz: tuple[float, ...] = ()
 
 
 def true_sound(family: str, seed: int = 0, **attributes: str) -> np.ndarray:
@@ -48,12 +48,13 @@ def true_sound(family: str, seed: int = 0, **attributes: str) -> np.ndarray:
 def edited(model: AudioLDM2, prompt: str, audio: np.ndarray | torch.Tensor, **options: object) -> Panel:
     result = model.generate(prompt, audio=audio, **options)
     record = result.record()
-    spans = {name: tuple(record[name][0]) for name in ("remade_seconds", "remade_hz") if name in record}
-    if spans.get("remade_hz") == (0.0, 8000.0):  # all of them: nothing to mark
-        del spans["remade_hz"]
-    elif "remade_hz" in spans:
-        del spans["remade_seconds"]
-    return Panel(f'"{prompt}"', result.audio[0, 0].numpy(), **spans)
+    spans = [second for span in record.get("remade_seconds", ()) for second in span]
+    marked = tuple(second - min(0.0, *spans) for second in spans) if spans else ()
+    hz = tuple(hz for span in record.get("remade_hz", ()) for hz in span)
+    audio = result.audio[0, 0].numpy()
+    if hz == (0.0, RATE / 2):
+        return Panel(f'"{prompt}"', audio, seconds=marked)
+    return Panel(f'"{prompt}"', audio, hz=hz)
 
 
 def audio_to_audio(model: AudioLDM2) -> list[Panel]:
@@ -136,15 +137,14 @@ def draw(panels: list[Panel]) -> bytes:
         axes.set_title(panel.title, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.set_xlabel("seconds", fontsize=8)
-        start = -min((panel.remade_seconds or (0.0,))[0], 0.0)  # times count from where the sound began
-        for second in panel.remade_seconds or ():
-            axes.axvline(second + start, color="white", linewidth=0.8, linestyle="--")
-        for hz in panel.remade_hz or ():
+        for second in panel.seconds:
+            axes.axvline(second, color="white", linewidth=0.8, linestyle="--")
+        for hz in panel.hz:
             axes.axhline(hz / 1000, color="white", linewidth=0.8, linestyle="--")
         axes.set(xlim=(0, seconds), ylim=(0, RATE / 2000))
     columns[0].set_ylabel("kHz", fontsize=8)
     drawn, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=90)
+    figure.savefig(drawn, format="png", dpi=80)
     Image.open(drawn).convert("RGB").quantize(COLOURS).save(packed, format="PNG", optimize=True)
     return packed.getvalue()
 
