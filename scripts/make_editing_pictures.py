@@ -17,15 +17,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # scripts/ is in the clone, not in the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # scripts/ is in the clone, not in the package
 import audioldm2
 from audioldm2 import AudioLDM2
 from audioldm2.audio import resample
 from audioldm2.files import atomic_write
 from scripts.demo_world.families import FAMILIES
 
-FOLDER = ROOT / "audioldm2" / "editing" / "pictures"
+FOLDER = Path(__file__).resolve().parents[1] / "audioldm2" / "editing" / "pictures"
 RATE = 16_000
 SECONDS = 2.56
 RANGE_DB = 70  # from the loudest bin of a picture down

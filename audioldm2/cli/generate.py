@@ -150,7 +150,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def likely_shape(options: GenerationOptions) -> SoundShape:
-    """The shape of the published models, or of the one at 48 kHz where the options name higher frequencies."""
+    """The published models' shape; that of the 48 kHz one where the options name frequencies above 8 kHz."""
     highest = max([*(options.mask_start_hz or ()), *(options.mask_end_hz or ())], default=0.0)
     return PUBLISHED if highest <= VAE_MEL.f_max else PUBLISHED_48K
 

@@ -1,8 +1,9 @@
 """A sound to begin with: prepared for the model, what of it is remade, and put back at its own level.
 
 Times and frequencies widen to whole latent cells. Samples before and after a remade part are the sound's own:
-its ends fade over 20 ms inside the remade part. (The decoder's norms and attention see the whole sound, and
-the vocoder chooses its own phase, so decoded samples differ everywhere, even where latents are kept.)
+its ends fade over 20 ms inside the remade part. Where only some bands are remade, the others come from the
+sound too (`spectral_splice`). (The decoder's norms and attention see the whole sound, and the vocoder chooses
+its own phase, so decoded samples differ everywhere, even where latents are kept.)
 """
 
 import math
@@ -134,7 +135,7 @@ class Edit:
         )
 
     def finish(self, wave: Tensor) -> Tensor:
-        """Put vocoded waves (batch, samples) at the sound's level, and its own samples where they are kept.
+        """Put vocoded waves (batch, samples) at the sound's level, and its own samples and bands where kept.
 
         Returns:
             (batch, self.samples).

@@ -89,9 +89,9 @@ def remade_cells(
 
 
 def _from_where_it_fades(hz: float, sound: InputSound) -> float:
-    """Where remaking from `hz` on has to begin: resampling a file of a lower rate fades its highest frequencies.
+    """The start of a range, moved down to where resampling has faded a file of a lower rate by 6 dB.
 
-    Between the middle of that fade (6 dB) and the file's Nyquist frequency, nothing is worth keeping.
+    From there to the file's Nyquist frequency hardly anything is left; keeping it would leave a dull band.
     """
     nyquist = sound.given_rate / 2
     fade = nyquist * (1 + PASS_BAND) / 2

@@ -11,7 +11,8 @@ from audioldm2.models.vae import VAEConfig
 from audioldm2.ops.heap import trim_heap
 
 __all__ = [
-    "available_bytes", "bytes_for_one_sound", "bytes_to_encode", "require_to_fit", "sounds_at_once", "trim_heap",
+    "available_bytes", "bytes_for_one_sound", "bytes_to_encode", "require_to_fit", "sounds_at_once",
+    "trim_heap",
 ]  # fmt: skip
 
 # Feature maps of its finest level that one call of the UNet holds at its peak. Measured on the published base
@@ -46,9 +47,7 @@ def available_bytes(device: torch.device) -> int | None:
     return min(known) if known else _physical()
 
 
-def sounds_at_once(
-    needed: int, device: torch.device, seconds: float, name: str = "audio_length_in_s"
-) -> int:
+def sounds_at_once(needed: int, device: torch.device, seconds: float, name: str = "audio_length_in_s") -> int:
     """How many sounds of `needed` bytes each can be denoised in one batch; at least one.
 
     Raises ArgumentError when one sound does not fit; the message says how long a sound would. `name` is the
@@ -68,15 +67,13 @@ def require_to_fit(needed: int, device: torch.device, seconds: float, name: str)
         return None
     usable = int(available * USABLE)
     if needed > usable:
-        is_length = name == "audio_length_in_s"
-        raise ArgumentError(
-            name,
-            seconds,
+        is_length = name == "audio_length_in_s"  # else a sound, which lasts so long
+        allowed = (
             f"{'be' if is_length else 'last'} at most about {seconds * usable / needed:,.0f} seconds: "
-            f"{seconds:g} need some {needed / 1e9:,.1f} GB beside the model, and {usable / 1e9:,.1f} GB can be "
-            f"used on {device}",
-            given=None if is_length else f"lasts {seconds:g} seconds",
+            f"{seconds:g} need some {needed / 1e9:,.1f} GB beside the model, and {usable / 1e9:,.1f} GB can "
+            f"be used on {device}"
         )
+        raise ArgumentError(name, seconds, allowed, given=None if is_length else f"lasts {seconds:g} seconds")
     return usable
 
 

@@ -35,8 +35,8 @@ def test_strength_and_masks_reach_the_model_and_the_record(run, sound, tmp_path,
 
 def test_extension_makes_the_sound_longer(run, sound, tmp_path, tiny_folder):
     code, _, _ = run(
-        "a cat", "--audio", sound, "--model", tiny_folder, "--steps", 4, "--extend-before", 0.2, "--extend", 0.4,
-        "-o", tmp_path / "long.wav",
+        "a cat", "--audio", sound, "--model", tiny_folder, "--steps", 4, "--extend-before", 0.2,
+        "--extend", 0.4, "-o", tmp_path / "long.wav",
     )  # fmt: skip
     assert code == 0
     assert abs(len(read(tmp_path / "long.wav")[0]) - 1.6 * RATE) <= 640
@@ -73,9 +73,7 @@ def test_mistake_is_one_sentence_and_writes_nothing(
     assert not Path("out.wav").exists()
 
 
-def test_frequencies_above_8_khz_are_not_refused_before_the_model_is_known(
-    run, sound, tmp_path, tiny_folder
-):
+def test_frequencies_above_8_khz_are_not_refused_before_the_model_is_known(run, sound, tmp_path, tiny_folder):
     """The model at 48 kHz has them. The tiny one has not, and says so once it is loaded."""
     out = tmp_path / "wide.wav"
     code, _, errors = run("a cat", "--audio", sound, "--model", tmp_path / "none", "--mask-hz", 8000, 24000)

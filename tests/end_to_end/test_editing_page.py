@@ -1,4 +1,4 @@
-"""The page about editing: its Python and its commands run, its pictures are small and come from the script."""
+"""The page about editing: its Python and its commands run, its pictures are small and the script's."""
 
 import re
 import shlex
@@ -35,10 +35,9 @@ def sounds(tmp_path, monkeypatch) -> Path:
 @pytest.mark.slow
 def test_python_and_commands_of_each_edit_make_the_same_sound(sounds):
     names: dict = {}
-    exec(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[0], names)
-    pairs = re.findall(r"```python\n(model.*?)```\n```bash\n(.*?)```", TEXT, re.DOTALL)
-    assert len(pairs) == TEXT.count("```bash")
-    for python, command in pairs:
+    loading, *edits = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    exec(loading, names)
+    for python, command in zip(edits, re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL), strict=True):
         exec(python.replace(").save", ", num_inference_steps=4).save"), names)
         program, *words = shlex.split(command)
         out = Path(words[-1])
@@ -65,6 +64,7 @@ def test_picture_is_small_and_shown(path):
     assert path.stat().st_size < 60_000 and f"(pictures/{path.name})" in TEXT
 
 
+@pytest.mark.slow
 def test_script_draws_the_pictures_of_the_page(tmp_path):
     pytest.importorskip("matplotlib")
     from scripts.make_editing_pictures import PICTURES as DRAWN

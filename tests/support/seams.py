@@ -16,7 +16,8 @@ def wave_jump(wave: np.ndarray, place: int) -> float:
     """The largest second difference around a place, over its RMS in the 100 ms on either side."""
     bends = np.abs(np.diff(wave.astype(np.float64), 2))
     near = bends[max(place - REACH, 0) : place + REACH]
-    return float(near.max() / np.sqrt(np.square(bends[max(place - AROUND, 0) : place + AROUND]).mean() + 1e-16))
+    around = bends[max(place - AROUND, 0) : place + AROUND]
+    return float(near.max() / np.sqrt(np.square(around).mean() + 1e-16))
 
 
 def spectral_flux(wave: np.ndarray, place: int) -> float:
@@ -35,7 +36,8 @@ def in_true_sounds(sounds: int = 4) -> tuple[float, float]:
         for seed in range(100, 100 + sounds):
             wave = draw(np.random.default_rng(seed), 2.56, {})
             for place in range(2 * AROUND, len(wave) - 2 * AROUND, AROUND):
-                if np.square(wave[place - AROUND : place + AROUND]).mean() > np.square(0.05 * np.abs(wave).max()):
+                around = wave[place - AROUND : place + AROUND]
+                if np.sqrt(np.square(around).mean()) > 0.05 * np.abs(wave).max():
                     jumps.append(wave_jump(wave, place))
                     fluxes.append(spectral_flux(wave, place))
     return float(np.percentile(jumps, 95)), float(np.percentile(fluxes, 95))

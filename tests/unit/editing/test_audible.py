@@ -37,7 +37,7 @@ def change(model: AudioLDM2, prompt: str, audio: np.ndarray | Tensor, **options)
 
 
 def test_distance_to_the_source_falls_with_strength(demo):
-    """In at least 9 of 10 seeds, each with a sound of another family; distances of log-mels and of latents."""
+    """In at least 9 of 10 seeds, each with another family; distances of log-mels and of latents."""
     audible, latent = 0, 0
     for family, seed in zip(CHANGED, SEEDS, strict=True):
         source = torch.from_numpy(make(family, seed))
@@ -63,7 +63,7 @@ def tone_decibels(wave: np.ndarray) -> float:
 
 
 def test_tone_replaced_by_inpainting_is_gone(demo):
-    """A tone of half a second in rain, 23 dB above it, falls to the level of the rain; the rest is the file's."""
+    """A tone in rain, 23 dB above it, falls to the level of the rain; the rest is the file's."""
     rain = make("rain", 0)
     time = np.arange(len(rain)) / RATE
     fade = np.clip(np.minimum(time - 1.0, 1.5 - time) / 0.01, 0, 1)
@@ -82,15 +82,13 @@ def test_tone_replaced_by_inpainting_is_gone(demo):
 
 @pytest.fixture(scope="module")
 def edits(demo) -> list[tuple[Result, list[int]]]:
-    """Inpainted and continued sounds, five seeds of a tone and five of a bell, and the places of their seams."""
+    """Inpainted and continued sounds, five of a tone and five of a bell, and the places of their seams."""
     found = []
     for family, prompt, seeds in (("tone", "a tone sounds", SEEDS[:5]), ("bell", "a bell rings", SEEDS[5:])):
         wave = make(family, 3, {"length": "long"} if family == "tone" else None)
         common = dict(seed=seeds, num_inference_steps=10)
         for result in (
-            demo.generate(
-                [prompt] * 5, audio=wave, mask_start_seconds=0.65, mask_end_seconds=1.1, **common
-            ),
+            demo.generate([prompt] * 5, audio=wave, mask_start_seconds=0.65, mask_end_seconds=1.1, **common),
             demo.generate([prompt] * 5, audio=wave[:19_200], extend_seconds=0.8, **common),
         ):
             [[start, end]] = result.record()["remade_seconds"]
@@ -129,7 +127,7 @@ def test_hard_cut_is_not(edits, demo, monkeypatch):
 
 
 def test_noise_of_a_narrow_band_file_is_extended(demo):
-    """White noise at 8 kHz, extended to 16 kHz: the upper band is within 6 dB of the noise it was cut from."""
+    """White noise at 8 kHz, extended to 16 kHz: the upper band is within 6 dB of the noise's own."""
     noise = make("noise", 0, {"length": "long"})
     narrow = resample(torch.from_numpy(noise), RATE, RATE // 2)
     result = change(demo, "white noise plays", narrow, audio_sample_rate=RATE // 2, mask_start_hz=4000)

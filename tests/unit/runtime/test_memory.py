@@ -48,8 +48,8 @@ def test_sentence_for_a_given_sound_that_does_not_fit(monkeypatch):
     with pytest.raises(ValueError) as caught:
         memory.require_to_fit(1_600_000_000, CPU, 20, "audio")
     assert str(caught.value) == (
-        "audio lasts 20 seconds; it has to last at most about 10 seconds: 20 need some 1.6 GB beside the model, "
-        "and 0.8 GB can be used on cpu."
+        "audio lasts 20 seconds; it has to last at most about 10 seconds: 20 need some 1.6 GB beside the "
+        "model, and 0.8 GB can be used on cpu."
     )
     assert memory.require_to_fit(800_000_000, CPU, 20, "audio") == 800_000_000
     monkeypatch.setattr(memory, "available_bytes", lambda device: None)
