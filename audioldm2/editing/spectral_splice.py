@@ -8,7 +8,8 @@ replaces that of the wave in the kept bands. The two meet in a crossover inside 
     ... sound only ... | ... sine-squared fade ... | ... model only ...
 
 The first 62.5 Hz, 4 bins, are as wide as the window smears a tone: below the band edge, the result equals the
-sound to better than -60 dB. Remade bands under 400 Hz wide have a crossover of half their width.
+sound to better than -60 dB. Where less than 800 Hz are remade, each crossover takes a quarter of them, and the
+60 Hz below the edge may hold a little of the model.
 
 A mask that changes with time switches the spectrum from frame to frame: over one window of 64 ms, centred on
 the edge of the latent frame.
@@ -76,8 +77,9 @@ def splice(
 def _nearest(marked: Tensor) -> Tensor:
     """For each place, the nearest that is marked: (places,) of indices."""
     places = torch.arange(len(marked), device=marked.device)
-    found = places[marked]
-    return found[(places[:, None] - found).abs().argmin(dim=1)]
+    before = torch.where(marked, places, -len(marked)).cummax(0).values
+    after = torch.where(marked, places, 2 * len(marked)).flip(0).cummin(0).values.flip(0)
+    return torch.where(places - before <= after - places, before, after)
 
 
 def _share_of_own(remade: Tensor, bounds: Sequence[float], length: int, sample_rate: int) -> Tensor:
