@@ -27,6 +27,7 @@ from audioldm2.errors import (
     require_texts,
     require_whole,
 )
+from audioldm2.prompt.encode import UNCONDITIONAL
 from audioldm2.sampling.samplers import SAMPLERS
 from audioldm2.sampling.schedule import NoiseSchedule
 
@@ -70,6 +71,10 @@ def option(
 
 def _negative_prompt(name: str, value: Any) -> str | list[str] | None:
     return value if value is None or isinstance(value, str) else require_texts(name, value)
+
+
+def require_unconditional(name: str, value: Any) -> str | None:
+    return None if value is None else require_choice(name, value, UNCONDITIONAL)
 
 
 def _seconds(name: str, value: Any) -> float | None:
@@ -176,6 +181,12 @@ class GenerationOptions(SamplingOptions):
     negative_prompt: str | list[str] | None = option(
         None, _negative_prompt, "what guidance leads away from: one text for all prompts, or one per prompt",
         flag="--negative-prompt", metavar="TEXT", common=True,
+    )  # fmt: skip
+    unconditional: str | None = option(
+        None, require_unconditional,
+        "how an empty negative prompt is encoded: 'reference', by all text networks, as in diffusers; "
+        "'trained', with zeros for GPT-2's vectors, as upstream trained (default: the model's own)",
+        flag="--unconditional", metavar="HOW",
     )  # fmt: skip
     audio_length_in_s: float | None = option(
         None, _seconds,

@@ -12,6 +12,7 @@ More than a third of the file is docstrings: these methods are the public face.
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,14 @@ from audioldm2.denoiser import make_denoiser
 from audioldm2.editing.input_sound import log_mels
 from audioldm2.errors import ArgumentError, require_texts
 from audioldm2.models.unet import GPT2, T5
-from audioldm2.options import GenerationOptions, SamplingOptions, from_keywords, negatives, takes_options
+from audioldm2.options import (
+    GenerationOptions,
+    SamplingOptions,
+    from_keywords,
+    negatives,
+    require_unconditional,
+    takes_options,
+)
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
@@ -65,6 +73,7 @@ class AudioLDM2:
         origin: str = "",
         revision: str | None = None,
         default_seconds: float = DEFAULT_SECONDS,
+        unconditional: str = "reference",
         dtype_comparison: dtypes.Comparison | None = None,
     ):
         vae, vocoder = networks.configs["vae"], networks.configs["hifigan"]
@@ -75,6 +84,7 @@ class AudioLDM2:
         self.clap_mel = clap_mel  # the front end of CLAP's audio branch
         self.source = source  # what it was loaded from
         self.origin, self.revision = origin, revision  # what that was converted from
+        self.unconditional = unconditional  # how it encodes an empty negative prompt, unless a request says
         self.dtype_comparison = dtype_comparison  # what decided dtype="auto"
         self.sound = SoundShape(
             vocoder.sample_rate,
@@ -121,6 +131,7 @@ class AudioLDM2:
             OSError: the file of `audio` cannot be opened.
         """
         chosen = from_keywords(GenerationOptions, options, keywords)
+        chosen = replace(chosen, unconditional=chosen.unconditional or self.unconditional)
         request = Request.resolve(prompt, chosen, self.sound, self.schedule)
         if request.candidates > 1:
             self._require_clap()
@@ -166,7 +177,9 @@ class AudioLDM2:
         options, edit, at_once = request.options, request.edit, self._sounds_at_once(request)
         begin("encoding the prompt")
         against = request.negative_prompts if options.guided else None
-        conditioning = self.encode_prompt(request.prompts, against, guided=options.guided)
+        conditioning = self.encode_prompt(
+            request.prompts, against, guided=options.guided, unconditional=options.unconditional
+        )
         conditioning = conditioning.repeat(request.candidates)
         generators = request.generators()
         noise = options.latents if options.latents is not None else self._noise(request, generators)
@@ -221,16 +234,27 @@ class AudioLDM2:
         negative_prompt: str | Sequence[str] | None = None,
         *,
         guided: bool = True,
+        unconditional: str | None = None,
     ) -> Conditioning:
         """Encode prompts for the denoiser, each with its negative prompt unless `guided` is False.
 
         Args:
             prompt: a text or a list of texts.
             negative_prompt: one for all prompts, or one per prompt; None means "".
+            unconditional: how an empty negative prompt is encoded, "reference" or "trained" (see
+                `prompt.encode`); by default as the model was trained here, else "reference".
         """
+        unconditional = require_unconditional("unconditional", unconditional) or self.unconditional
         prompts = require_texts("prompt", prompt)
         against = negatives(negative_prompt, len(prompts)) if guided else None
-        return encode(self.networks, self.clap_tokenizer, self.t5_tokenizer, prompts, against)
+        return encode(
+            self.networks,
+            self.clap_tokenizer,
+            self.t5_tokenizer,
+            prompts,
+            against,
+            unconditional=unconditional,
+        )
 
     @takes_options(SamplingOptions)
     def denoise(

@@ -87,6 +87,7 @@ def load(
         origin=checkpoint.source,
         revision=checkpoint.revision,
         default_seconds=checkpoint.seconds,
+        unconditional=checkpoint.unconditional,
         dtype_comparison=comparison,
     )
 

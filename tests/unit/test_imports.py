@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "sampling": set(),
     "audio": set(),
     "models": {"ops"},
-    "options": {"audio", "option_rules", "sampling"},
+    "options": {"audio", "option_rules", "prompt", "sampling"},
     "runtime": {"models", "ops"},
     "prompt": {"models", "runtime"},
     "clap_score": {"audio", "models", "prompt", "runtime"},
