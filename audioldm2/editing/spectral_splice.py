@@ -8,8 +8,8 @@ replaces that of the wave in the kept bands. The two meet in a crossover inside 
     ... sound only ... | ... sine-squared fade ... | ... model only ...
 
 The first 62.5 Hz, 4 bins, are as wide as the window smears a tone: below the band edge, the result equals the
-sound to better than -60 dB. Where less than 800 Hz are remade, each crossover takes a quarter of them, and the
-60 Hz below the edge may hold a little of the model.
+sound to better than -60 dB. Where less than 800 Hz are remade, each crossover takes a quarter of them, and
+the 60 Hz below the edge may hold a little of the model.
 
 A mask that changes with time switches the spectrum from frame to frame: over one window of 64 ms, centred on
 the edge of the latent frame.
