@@ -49,6 +49,8 @@ def positions(name: str, value: Any) -> tuple[float, ...] | None:
 def extension(name: str, value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
+    if not isinstance(value, (list, tuple)):
+        require_number(name, value, 0, MAX_SECONDS)
     pair = value if isinstance(value, (list, tuple)) else (0.0, value)
     wanted = "be the seconds to add at the end, or two numbers (before, after), one of them above 0"
     if len(pair) != 2:

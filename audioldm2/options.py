@@ -48,6 +48,7 @@ def option(
     parse: Callable[[str], Any] | None = None,
     values: int | None = None,
     second: str | None = None,
+    first: tuple[str, str] | None = None,
     common: bool = False,
 ) -> Any:
     """A field of an options class.
@@ -61,10 +62,12 @@ def option(
         parse: text to value; by default that of the field's type.
         values: how many values the flag takes, where more than one.
         second: the option that the second value of the flag sets, where two options share the flag.
+        first: flag and help of the first of a pair, where `flag` sets the second.
         common: whether a first-time user needs it, so that `--help` lists it among the first.
     """
     about = {"rule": rule, "help": help, "flag": flag, "metavar": metavar, "parse": parse}
-    return field(default=default, metadata=about | {"values": values, "second": second, "common": common})
+    about |= {"values": values, "second": second, "first": first, "common": common}
+    return field(default=default, metadata=about)
 
 
 def _negative_prompt(name: str, value: Any) -> str | list[str] | None:
@@ -265,8 +268,8 @@ class GenerationOptions(SamplingOptions):
     )  # fmt: skip
     extend_seconds: tuple[float, float] | None = option(
         None, option_rules.extension,
-        "seconds to add before and after the audio; one number from Python is after it",
-        flag="--extend", metavar="BEFORE AFTER", parse=float, values=2,
+        "seconds to add at the end of the audio; from Python a number, or a pair (before, after)",
+        flag="--extend", first=("--extend-before", "seconds to add at its start"), metavar="S", parse=float,
     )  # fmt: skip
 
 

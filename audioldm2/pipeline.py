@@ -193,8 +193,10 @@ class AudioLDM2:
 
         edit, given = request.edit, None
         if edit is not None:
+            if edit.denoises:
+                self._sounds_at_once(request)  # a sound that is too long is refused before any network runs
             begin("encoding the sound")
-            given = self._encode(edit.log_mel())
+            given = self._encode(edit.log_mel(), "audio")
         if edit is not None and given is not None and not edit.denoises:
             z = given.repeat(len(request.generators()), 1, 1, 1)
         else:
@@ -226,7 +228,7 @@ class AudioLDM2:
     ) -> Tensor:
         """The latents of a request, from noise or from the latent (1, ...) of a given sound, in slices."""
         options, edit, windows = request.options, request.edit, None
-        at_once = self._at_once(options, request.latent_frames, request.seconds, request.windows)
+        at_once = self._sounds_at_once(request)
         begin("encoding the prompt")
         conditioning, source = self._encode_request(request)
         generators = request.generators()
@@ -283,10 +285,18 @@ class AudioLDM2:
         Raises:
             ArgumentError: a sound is silent, empty or not finite, or the wave has another shape.
         """
-        return self._encode(log_mels(wave, sample_rate, self.sound))
+        return self._encode(log_mels(wave, sample_rate, self.sound), "wave")
 
-    def _encode(self, mel: Tensor) -> Tensor:
-        """Latents of log-mel spectrograms (batch, 1, time, mels), one row after the other."""
+    def _encode(self, mel: Tensor, name: str) -> Tensor:
+        """Latents of log-mel spectrograms (batch, 1, time, mels), one row after the other.
+
+        name: the argument that holds the sound, for the message where it is too long for the memory.
+        """
+        frames, mels = mel.shape[2:]
+        config, dtype = self.networks.configs["vae"], self.networks.dtypes["vae"]
+        seconds = frames * self.sound.hop / self.sample_rate
+        needed = memory.bytes_to_encode(config, frames, mels, dtype)
+        memory.require_to_fit(needed, self.device, seconds, name)
         with self.networks.running("vae") as vae:
             mel = mel.to(self.device, self.networks.dtypes["vae"])
             return torch.cat([vae.encode(row)[0].float() for row in mel.split(1)])
@@ -565,8 +575,22 @@ class AudioLDM2:
         )
         return self.clap_tokenizer
 
-    def _at_once(self, options: SamplingOptions, frames: int, seconds: float, windows: Windows | None) -> int:
-        """How many sounds, or windows of one sound, a call of the network denoises."""
+    def _sounds_at_once(self, request: Request) -> int:
+        name = "audio" if request.edit else "audio_length_in_s"
+        return self._at_once(request.options, request.latent_frames, request.seconds, request.windows, name)
+
+    def _at_once(
+        self,
+        options: SamplingOptions,
+        frames: int,
+        seconds: float,
+        windows: Windows | None,
+        name: str = "audio_length_in_s",
+    ) -> int:
+        """How many sounds, or windows of one sound, a call of the network denoises.
+
+        Raises ArgumentError, which names the argument that decides the length, where not even one fits.
+        """
         needed = memory.bytes_for_one_sound(
             self.networks.configs["unet"],
             frames if windows is None else windows.length,
@@ -575,9 +599,9 @@ class AudioLDM2:
             self.networks.dtypes["unet"],
         )
         if windows is None:
-            return memory.sounds_at_once(needed, self.device, seconds)
-        argument = "audio_length_in_s" if options.window_seconds is None else "window_seconds"
-        return memory.windows_at_once(needed, self.device, self.sound.seconds(windows.length), argument)
+            return memory.sounds_at_once(needed, self.device, seconds, name)
+        name = name if options.window_seconds is None else "window_seconds"
+        return memory.windows_at_once(needed, self.device, self.sound.seconds(windows.length), name)
 
 
 def _widths(dims: dict[str, int]) -> str:

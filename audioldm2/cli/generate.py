@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 import audioldm2
-from audioldm2.audio import VAE_MEL, MelSettings, vae_front_end
+from audioldm2.audio import VAE_MEL, VAE_MEL_48K, MelSettings, vae_front_end
 from audioldm2.checkpoints import hub
 from audioldm2.cli.arguments import Parser, add_options, new_parser, values_of
 from audioldm2.cli.output_files import plan_jobs, require_places, write
@@ -57,6 +57,9 @@ BAR = "{desc:<20} |{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 
 # The published models' shape, to find mistakes before gigabytes are fetched and read.
 PUBLISHED = SoundShape(VAE_MEL.sample_rate, VAE_MEL.hop, downsampling=4, latent_channels=8, mels=VAE_MEL.mels)
+PUBLISHED_48K = SoundShape(
+    VAE_MEL_48K.sample_rate, VAE_MEL_48K.hop, downsampling=8, latent_channels=16, mels=VAE_MEL_48K.mels
+)
 OPTIONS = [each for each in fields(GenerationOptions) if each.metadata["flag"]]
 SHARED = {each.name for each in fields(EditOptions)} & {each.name for each in OPTIONS}
 EDIT_ONLY = [each for each in fields(EditOptions) if each.metadata["flag"] and each.name not in SHARED]
@@ -95,6 +98,7 @@ def parser() -> Parser:
     add("--quiet", action="store_true", help="no progress, only notes and errors")
 
     made.second = {each.name: each.metadata["second"] for each in OPTIONS if each.metadata["second"]}
+    made.second |= {each.name: f"{each.name}[1]" for each in OPTIONS if each.metadata["first"]}
 
     add_model_options(made.add_argument_group("more about the model"))
     add = made.add_argument
@@ -151,7 +155,7 @@ def run(arguments: Sequence[str]) -> int:
         longest = PUBLISHED.default_seconds + max([time for time, _ in later], default=0)
         seconds = options.audio_length_in_s or longest
         asked = timeline(jobs[0].prompt, later, seconds) if later else [job.prompt for job in jobs]
-        Request.resolve(asked, options, PUBLISHED, NoiseSchedule())
+        Request.resolve(asked, options, likely_shape(options), NoiseSchedule())
     if given.plot:
         require_matplotlib()
     model = load(given)
@@ -231,6 +235,12 @@ def timeline(prompt: str, later: Sequence[tuple[float, str]], seconds: float) ->
         )
     ends = [*(time for time, _ in later), seconds]
     return [Span(text, start, end) for (start, text), end in zip(starts, ends, strict=True)]
+
+
+def likely_shape(options: GenerationOptions) -> SoundShape:
+    """The published models' shape; that of the 48 kHz one where the options name frequencies above 8 kHz."""
+    highest = max([*(options.mask_start_hz or ()), *(options.mask_end_hz or ())], default=0.0)
+    return PUBLISHED if highest <= VAE_MEL.f_max else PUBLISHED_48K
 
 
 def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:

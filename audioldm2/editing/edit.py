@@ -1,8 +1,9 @@
 """A sound to begin with: prepared for the model, what of it is remade, and put back at its own level.
 
 Times and frequencies widen to whole latent cells. Samples before and after a remade part are the sound's own:
-its ends fade over 20 ms inside the remade part. (The decoder's norms and attention see the whole sound, and
-the vocoder chooses its own phase, so decoded samples differ everywhere, even where latents are kept.)
+its ends fade over 20 ms inside the remade part. Where only some bands are remade, the others come from the
+sound too (`spectral_splice`). (The decoder's norms and attention see the whole sound, and the vocoder chooses
+its own phase, so decoded samples differ everywhere, even where latents are kept.)
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 from audioldm2.audio import read
 from audioldm2.editing.input_sound import InputSound, log_mel
 from audioldm2.editing.latent_cells import PARTS, RANGES, band_bounds, fade_samples, remade_cells, runs
+from audioldm2.editing.spectral_splice import splice
 from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
 from audioldm2.sampling.repainting import Walk, repaint
@@ -133,7 +135,7 @@ class Edit:
         )
 
     def finish(self, wave: Tensor) -> Tensor:
-        """Put vocoded waves (batch, samples) at the sound's level, and its own samples where they are kept.
+        """Put vocoded waves (batch, samples) at the sound's level, and its own samples and bands where kept.
 
         Returns:
             (batch, self.samples).
@@ -144,11 +146,15 @@ class Edit:
         wave = self.sound.at_own_level(wave)
         if self.remake is None:
             return wave[:, part]
-        cell = self.shape.frame_samples
+        cell, start = self.shape.frame_samples, self.before * self.shape.frame_samples
+        marked = self.remake[:, 0]  # (1 or batch, time, bands)
+        if (marked.any(dim=2) & ~marked.all(dim=2)).any():
+            wave = wave[:, : self.frames * cell]
+            bounds, rate = band_bounds(self.shape), self.shape.sample_rate
+            wave = splice(wave, self.sound.wave, marked, bounds, rate, start)
         fade = min(fade_samples(self.shape), cell // 2)
-        share = torch.stack([_share(row, cell, fade) for row in self.remake.any(dim=3)[:, 0]])  # (rows, time)
+        share = torch.stack([_share(row, cell, fade) for row in marked.any(dim=2)])  # (rows, time)
         own = torch.zeros(self.frames * cell, dtype=torch.float32, device="cpu")
-        start = self.before * cell
         own[start : start + len(self.sound.wave)] = self.sound.wave
         share, own, wave = share[:, part], own[part], wave[:, part]
         mixed = own + share * (wave - own)
