@@ -3,7 +3,7 @@
 import argparse
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from audioldm2.errors import require_whole
 from audioldm2.evaluation import Judge, Prompt, evaluate
 from audioldm2.files import atomic_write
 from audioldm2.options import GenerationOptions
-from audioldm2.training.data import TABLES, list_items
+from audioldm2.training.folders import list_items, tables_in
 
 OUT_OF_MEMORY = "Ask for shorter sounds (--seconds), or try --device cpu."
 AT_ONCE = 16  # prompts in a batch
@@ -146,15 +146,10 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def captioned_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """The sounds of a folder; and the caption of each, where the folder holds a table."""
-    has_table = folder.is_dir() and any(file.suffix.lower() in TABLES for file in _visible(folder))
-    if not has_table:
+    if not folder.is_dir() or not tables_in(folder):
         return expand([folder], report), {}
     captions = {item.file: item.caption for item in reversed(list_items(folder))}  # the first of several
     return list(reversed(captions)), captions
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    return (file for file in folder.iterdir() if not file.name.startswith("."))
 
 
 def generated(
