@@ -25,8 +25,8 @@ from audioldm2.training.sound_checks import Checked
 from audioldm2.training.tables import Item
 
 PADDINGS = ("silence", "repeat")  # what fills up a sound that is shorter than a clip
-WHOLE_SECONDS = 60.0  # longer files are read in parts; shorter ones are decoded and resampled once, and kept
-CACHE_BYTES = 2 << 30  # sounds kept in memory; the rest is read again each time
+WHOLE_SECONDS = 60.0  # longer files are always read in parts
+CACHE_BYTES = 2 << 30  # decoded and resampled sounds kept in memory; the rest is read again each time
 SILENT_CROP = 1e-4  # peak of a crop that is drawn again where levels are normalized: -80 dB, upstream's value
 DRAWS = 10  # of a crop, at most
 
@@ -109,6 +109,10 @@ class Sounds:
         self.samples = round(seconds * sample_rate)
         facts = [self._facts(item.file) for item in self.items]
         self.seconds = sum(each.frames / each.rate for each in facts)
+        # Where all sounds do not fit in memory, decoding more than twice a clip would be wasted.
+        short = [each.frames / each.rate for each in facts if each.frames <= WHOLE_SECONDS * each.rate]
+        fits = 4 * sum(short) * sample_rate <= CACHE_BYTES
+        self._whole_seconds = WHOLE_SECONDS if fits else min(2 * seconds, WHOLE_SECONDS)
         self._decoded: dict[Path, Tensor] = {}
         self._bytes_left, self._lock = CACHE_BYTES, threading.Lock()
         self._executor = ThreadPoolExecutor(workers, "sounds") if workers > 1 else None
@@ -185,7 +189,8 @@ class Sounds:
     def _part(self, file: Path, start: int, samples: int) -> Tensor:
         """A part of a sound as mono at the clips' sample rate: float32 (samples,)."""
         facts = self._facts(file)
-        if facts.frames > WHOLE_SECONDS * facts.rate:  # by length alone: a cache must not change a bit
+        # By length alone, not by what is kept by chance, which could change the last bit.
+        if facts.frames > self._whole_seconds * facts.rate:
             self._require_unchanged(file)
             return read_part(file, facts, start, samples, self.sample_rate)
         return self._whole(file)[start : start + samples]
