@@ -123,8 +123,9 @@ def read_part(path: str | os.PathLike, facts: SoundFacts, start: int, samples: i
     first, last, skipped = input_span(start, start + samples, facts.rate, rate)
     last = min(last, facts.frames)
     with opened(path) as sound:
-        # a seek behind the end fails in libsndfile's words
-        block = _read_frames(sound, first, last, facts.frames) if sound.frames >= last else ()
+        if sound.frames < last:  # before a seek behind the end, which fails in libsndfile's words
+            raise rejected(path, f"has fewer than {last} samples", "be as long as when it was checked")
+        block = _read_frames(sound, first, last, facts.frames)
     if len(block) < last - first:
         raise rejected(path, f"has fewer than {last} samples", "be as long as when it was checked")
     one = block.mean(axis=1) if facts.channel is None else block[:, facts.channel]
