@@ -29,6 +29,14 @@ def same_randomness_each_time():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """What programs keep in the user's cache folder goes into a temporary one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A converted folder of a few MB, random but of the published geometry; 10 s of sound take a second.

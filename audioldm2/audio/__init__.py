@@ -31,7 +31,8 @@ from audioldm2.audio.sound_files import (
     read,
     write_wav,
 )
-from audioldm2.audio.waves import require_waves
+from audioldm2.audio.sound_parts import SoundFacts, examine, read_part
+from audioldm2.audio.waves import PEAK, SILENCE, mean_and_peak, require_waves
 
 __all__ = [
     "CLAP_FLOOR",
@@ -43,20 +44,26 @@ __all__ = [
     "HIGHEST_RATE",
     "MAX_SECONDS",
     "PASS_BAND",
+    "PEAK",
     "READABLE_SUFFIXES",
     "SAMPLE_RATE",
+    "SILENCE",
     "SOUND_FORMATS",
     "STOP_DB",
     "VAE_FLOOR",
     "VAE_MEL",
     "VAE_MEL_48K",
     "MelSettings",
+    "SoundFacts",
     "clap_crops",
     "clap_log_mel",
+    "examine",
     "find_sounds",
+    "mean_and_peak",
     "mel_edges",
     "mel_filters",
     "read",
+    "read_part",
     "require_waves",
     "resample",
     "vae_front_end",

@@ -49,6 +49,25 @@ def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
         raise ArgumentError("wave", wave, f"fit in memory at {to_rate} Hz", given=given) from error
 
 
+def input_span(start: int, stop: int, from_rate: int, to_rate: int) -> tuple[int, int, int]:
+    """Find the input samples that determine a part of a resampled sound.
+
+    Args:
+        start, stop: of the part, in samples at to_rate.
+        from_rate: Hz.
+        to_rate: Hz.
+
+    Returns:
+        (first, last, skipped): `resample` turns the input from `first` up to `last`, which may lie behind
+        the end of the sound, into the part, which begins after `skipped` samples. Phases stay as they are.
+    """
+    common = math.gcd(from_rate, to_rate)
+    down, up = from_rate // common, to_rate // common
+    half = _kernel_half_width(down, up) if down != up else 0
+    period = max(0, (start * down // up - half - 1) // down)
+    return period * down, -(-stop * down // up) + half + 2, start - period * up
+
+
 def _resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
     common = math.gcd(from_rate, to_rate)
     down, up = from_rate // common, to_rate // common  # `down` samples in last as long as `up` samples out

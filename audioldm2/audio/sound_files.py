@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -100,44 +102,53 @@ def read(path: str | os.PathLike) -> tuple[Tensor, int]:
         OSError: from the system, unchanged: no such file, no permission.
     """
     path = Path(path)
-    if path.is_dir():
-        raise _rejected(path, "is a folder", "be a sound file")
-    mistaken = failed_download(path)
-    if mistaken:
-        raise _rejected(path, f"is {mistaken[0]}", mistaken[1])
-    samples, sample_rate = _decode(path)
+    with opened(path) as sound:
+        # The number of frames, because formats without a seek table refuse to read "all".
+        samples, sample_rate = sound.read(sound.frames, dtype="float32", always_2d=True), sound.samplerate
     if not len(samples):
-        raise _rejected(path, "has no samples", "have at least one")
+        raise rejected(path, "has no samples", "have at least one")
     broken = int((~np.isfinite(samples)).sum())
     if broken:
-        raise _rejected(path, f"has {broken} samples of {samples.size} that are NaN or infinite", "be finite")
+        raise rejected(path, f"has {broken} samples of {samples.size} that are NaN or infinite", "be finite")
     return _one_channel(torch.from_numpy(samples)), sample_rate
 
 
-def _decode(path: Path) -> tuple[np.ndarray, int]:
-    """All of a file's samples, float32 (samples, channels), and its rate in Hz."""
+@contextmanager
+def opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """Open a sound file; what libsndfile reports inside the block becomes an ArgumentError, as in `read`.
+
+    Raises:
+        ArgumentError: carries the file as its name.
+        OSError: from the system, unchanged.
+    """
+    if path.is_dir():
+        raise rejected(path, "is a folder", "be a sound file")
+    mistaken = failed_download(path)
+    if mistaken:
+        raise rejected(path, f"is {mistaken[0]}", mistaken[1])
     try:
         with open(path, "rb") as file, soundfile.SoundFile(file) as sound:
             rate = sound.samplerate
             if not LOWEST_RATE_READ <= rate <= FASTEST_RATE:
                 allowed = f"have one from {LOWEST_RATE_READ} to {FASTEST_RATE} Hz"
-                raise _rejected(path, f"has a sample rate of {rate} Hz", allowed)
-            # The number of frames, because formats without a seek table refuse to read "all".
-            return sound.read(sound.frames, dtype="float32", always_2d=True), rate
+                raise rejected(path, f"has a sample rate of {rate} Hz", allowed)
+            yield sound
     except soundfile.LibsndfileError as error:
-        given = f"is not a sound file that can be read ({error.error_string.rstrip('.')})"
-        raise _rejected(path, given, "be one that libsndfile decodes") from error
+        reason = error.error_string.rstrip(".") or "its data is damaged"  # some errors have no text
+        given = f"is not a sound file that can be read ({reason})"
+        raise rejected(path, given, "be one that libsndfile decodes") from error
     except TypeError as error:  # soundfile wants a rate for every file named *.raw
         given = "is not a sound file that can be read (raw samples without a header)"
-        raise _rejected(path, given, "be one that libsndfile decodes, under another suffix") from error
+        raise rejected(path, given, "be one that libsndfile decodes, under another suffix") from error
     except (MemoryError, ValueError) as error:  # NumPy raises either, by how far it is too much
         if isinstance(error, ArgumentError):
             raise
         given = f"claims {sound.frames} samples in {sound.channels} channels"
-        raise _rejected(path, given, "fit in memory; its header may be damaged") from error
+        raise rejected(path, given, "fit in memory; its header may be damaged") from error
 
 
-def _rejected(path: Path, given: str, allowed: str) -> ArgumentError:
+def rejected(path: Path, given: str, allowed: str) -> ArgumentError:
+    """The error for a sound file, which is its name: \"PATH GIVEN; it has to ALLOWED.\""""
     return ArgumentError(str(path), path, allowed, given=given)
 
 

@@ -1,4 +1,4 @@
-"""The check that a caller's array is a sound."""
+"""The check that a caller's array is a sound, and the level at which the VAE encodes sounds."""
 
 from typing import Any
 
@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from audioldm2.errors import ArgumentError
+
+PEAK = 0.5  # of a sound that the VAE encodes, in training and in editing
+SILENCE = 1e-6  # largest magnitude, without the mean, of a sound that counts as silent: -120 dB
 
 
 def require_waves(name: str, value: Any, *, most_dims: int = 2) -> Tensor:
@@ -50,3 +53,20 @@ def require_waves(name: str, value: Any, *, most_dims: int = 2) -> Tensor:
         return found
     with np.errstate(over="ignore"):  # what exceeds float32 becomes infinite, which callers report
         return torch.from_numpy(np.array(found, dtype=np.float32, order="C"))  # native byte order, writable
+
+
+def mean_and_peak(wave: Tensor) -> tuple[float, float]:
+    """Measure what brings a sound to the level at which the published models were trained.
+
+    That level is `(wave - mean) * (PEAK / peak)`; a sound whose peak is not above SILENCE has none.
+
+    Args:
+        wave: floats (samples,), one sample or more.
+
+    Returns:
+        The mean, and the largest magnitude without it.
+
+    Source: `normalize_wav` in upstream's audioldm_train/utilities/data/dataset.py.
+    """
+    mean = wave.double().mean().item()
+    return mean, (wave - mean).abs().max().item()

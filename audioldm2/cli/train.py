@@ -2,26 +2,28 @@
 
 import argparse
 import json
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from audioldm2.checkpoints import storage
+from audioldm2.checkpoints import storage, validate
 from audioldm2.checkpoints.load import open_checkpoint, resolve_device
 from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
 from audioldm2.cli.failures import naming_full_disk
 from audioldm2.cli.streams import print_result, report
 from audioldm2.errors import require_choice, require_whole, some
 from audioldm2.files import atomic_write
-from audioldm2.training import STAGES, loop
-from audioldm2.training.data import Captioned, Folder
+from audioldm2.training import STAGES, loop, sources
+from audioldm2.training.data import AtTrainedLevel, Captioned, Sounds
 from audioldm2.training.new_model import SIZES, configs_from, from_scratch
 from audioldm2.training.recipe import Recipe, override
+from audioldm2.training.sources import ClipSettings, DataOptions
 from audioldm2.training.stage import Stage
 
 # Opens data that is no folder, by its name for --data: (seconds of a clip, sample rate, seed) -> the data.
@@ -29,7 +31,8 @@ Worlds = Mapping[str, Callable[[float, int, int], Captioned]]
 
 OUT_OF_MEMORY = "Try fewer clips a step (--batch) or shorter ones (--seconds)."
 SETTINGS = {"stage", "data", "recipe", "seed", "save", "sample"}  # the keys of run.json
-OF_RESUME = {"resume", "out", "steps", "device"}  # the flags that --resume allows
+DATA_SETTINGS = {"data_options", "data_digest"}  # keys that run.json has since version 0.3
+OF_RESUME = {"resume", "out", "steps", "device", "workers"}  # the flags that --resume allows
 
 DESCRIPTION = """\
 Train one stage of AudioLDM 2 on your own sounds, from nothing or from a model.
@@ -44,9 +47,12 @@ or one stage of a published model:
 
   audioldm2 train --stage ldm --data sounds/ --out runs/tuned --model ./base --config published
 
-sounds/ holds sound files and one table: captions.csv with the columns file and caption, or captions.jsonl
-with lines such as {"file": "dog.wav", "caption": "a dog barks"}. The stages vae and vocoder of a model that
-has vocabularies need no table.
+sounds/ holds sound files and their captions: one table, such as captions.csv with the columns file and
+caption, or captions.jsonl with lines such as {"file": "dog.wav", "caption": "a dog barks"}; or a dog.txt
+beside each dog.wav. The tables of AudioCaps, Clotho, Hugging Face's audiofolder and upstream's JSON are read
+as they are. Sounds to validate on come from a column "split", from validation.csv beside train.csv, or from
+--validation. The stages vae and vocoder of a model that has vocabularies need no captions. Every sound is
+decoded once before training starts.
 
 Ctrl-C saves and stops; --resume --out RUN continues, on a CPU to the bit. RUN/model is the current model at
 any time, RUN/metrics.jsonl has a line a step, and RUN/samples holds sounds to listen to."""
@@ -64,7 +70,7 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     # fmt: off
     add = made.add_argument_group("common options").add_argument
     add("--stage", choices=STAGES, help="what to train")
-    add("--data", metavar="FOLDER", help="sounds and captions")
+    add("--data", metavar="SOUNDS", help="a folder of sounds and captions, or a table of them")
     add("--out", type=Path, metavar="RUN", help="folder of the run; it must not exist yet, or be empty")
     add("--model", default="small", metavar="START",
         help="what to begin with: a converted folder, a hub id, anything that 'audioldm2 --model' takes; or, "
@@ -78,6 +84,17 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     add("--steps", type=whole_number, metavar="N", help="steps in all (default: the recipe's)")
     add("--batch", type=whole_number, metavar="N", help="clips a step (default: the recipe's)")
     add("--seconds", type=number, metavar="S", help="length of each clip (default: the recipe's)")
+    add("--validation", metavar="SOUNDS",
+        help="sounds to validate on: a table, a folder, or a fraction of those to train on, such as 0.05 "
+        "(default: those that the data names)")
+    add("--audio-column", metavar="NAME",
+        help="the table's column of sound files (default: file, file_name, filename, audio, wav or path)")
+    add("--caption-column", metavar="NAME",
+        help="its column of captions (default: caption, text, captions, or caption_1, caption_2, ...)")
+    add("--skip-bad", action="store_true",
+        help="leave out sounds that cannot be used, instead of refusing to start")
+    add("--workers", type=whole_number, default=min(4, os.cpu_count() or 1), metavar="N",
+        help="threads that read sounds; the batches do not depend on it (default: %(default)s)")
     add("--seed", type=whole_number, default=0, metavar="N", help="of all randomness (default: %(default)s)")
     add("--device", default="auto", metavar="NAME",
         help="cpu, cuda, cuda:1, mps (default: %(default)s, a GPU if there is one)")
@@ -103,11 +120,14 @@ def run(arguments: Sequence[str], *, prog: str = "audioldm2 train", worlds: Worl
         return 0
     device = resolve_device(given.device)
     worlds = worlds or {}
-    stage, data, intervals = resume(given, device, worlds) if given.resume else begin(given, device, worlds)
+    opened = resume(given, device, worlds) if given.resume else begin(given, device, worlds)
+    stage, data, validation, intervals = opened
     parameters = sum(p.numel() for network in stage.trained.values() for p in network.parameters())
     networks = f"{', '.join(stage.trained)}, {parameters / 1e6:.1f} million parameters"
     report(f"{stage.name} on {device}: trains {networks}")
     report(f"{data!r}; batches of {stage.recipe.batch} clips of {stage.recipe.seconds:g} s")
+    if validation is not None:
+        report(repr(validation))
     if stage.done >= stage.recipe.steps:
         report(f"{stage.done} steps are done already; --steps asks for more")
     elif train_until_interrupted(stage, data, given.out, intervals):
@@ -136,6 +156,7 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         if getattr(given, name) is not None:
             require_whole(name, getattr(given, name), 1)
     require_whole("seed", given.seed, 0)
+    require_whole("workers", given.workers, 1)
     require_whole("save_every", given.save_every, 1)
     require_whole("sample_every", given.sample_every, 0)
     return given
@@ -158,43 +179,47 @@ def train_until_interrupted(stage: Stage, data: Captioned, folder: Path, interva
         signal.signal(signal.SIGINT, before)
 
 
-def begin(
-    given: argparse.Namespace, device: torch.device, worlds: Worlds
-) -> tuple[Stage, Captioned, loop.Intervals]:
+Opened = tuple[Stage, Captioned, Captioned | None, loop.Intervals]  # the second source is for validation
+
+
+def begin(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> Opened:
     """Start a run: write its folder, with the settings and the model that it begins with."""
     kind = STAGES[given.stage]
     recipe = read_recipe(given)
     intervals = loop.Intervals(given.save_every, given.sample_every)
     if given.out.exists() and any(given.out.iterdir()):
         raise ValueError(f"{given.out} is not empty; continue there with --resume, or choose another folder.")
+    options = DataOptions(*(getattr(given, field.name) for field in fields(DataOptions)))
+    if options.validation is not None and Path(options.validation).exists():
+        options = replace(options, validation=str(Path(options.validation).resolve()))
     with TemporaryDirectory() as vocabularies:
         if given.model in SIZES or given.model.endswith(".json"):
             configs = SIZES.get(given.model) or configs_from(read_json(given.model), given.model)
             rate = configs["hifigan"].sample_rate
-            data = open_data(given.data, recipe, rate, given.seed, kind.captioned, worlds)
+            data = open_data(given.data, clips_of(recipe, rate, given, kind), worlds, options)
             checkpoint = from_scratch(configs, data.captions(), Path(vocabularies), seed=given.seed)
         else:
             checkpoint = open_checkpoint(given.model)
             rate = checkpoint.configs["hifigan"].sample_rate
-            data = open_data(given.data, recipe, rate, given.seed, kind.captioned, worlds)
+            data = open_data(given.data, clips_of(recipe, rate, given, kind), worlds, options)
+        validation = open_validation(given.data, clips_of(recipe, rate, given, kind), worlds, options)
         kind(checkpoint, recipe, device, given.seed)  # raises what is wrong before anything is written
         given.out.mkdir(parents=True, exist_ok=True)
         storage.write(checkpoint, given.out / "model")
     where = given.data if given.data in worlds else str(Path(given.data).resolve())
     settings = {"stage": given.stage, "data": where, "recipe": asdict(recipe), "seed": given.seed}
+    settings |= {"data_options": asdict(options), "data_digest": digest_of(data)}
     write_settings(given.out, settings | asdict(intervals))
-    return kind(storage.read(given.out / "model"), recipe, device, given.seed), data, intervals
+    return kind(storage.read(given.out / "model"), recipe, device, given.seed), data, validation, intervals
 
 
-def resume(
-    given: argparse.Namespace, device: torch.device, worlds: Worlds
-) -> tuple[Stage, Captioned, loop.Intervals]:
+def resume(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> Opened:
     """Open a run that was stopped, with its own settings, but for --steps."""
     file = given.out / "run.json"
     if not file.is_file():
         raise ValueError(f"{given.out} holds no run to continue; it has no run.json.")
     settings = read_json(file)
-    if set(settings) != SETTINGS:
+    if set(settings) - DATA_SETTINGS != SETTINGS:
         raise ValueError(f"{file} has {some(sorted(settings))}; it has to have {some(sorted(SETTINGS), 9)}.")
     kind = STAGES[require_choice(f"'stage' in {file}", settings["stage"], STAGES)]
     recipe = override(kind.recipes["small"], settings["recipe"], f"'recipe' in {file}")
@@ -203,16 +228,49 @@ def resume(
         settings["recipe"] = asdict(recipe)
         write_settings(given.out, settings)
     stage = kind(storage.read(given.out / "model"), recipe, device, settings["seed"])
-    rate = stage.front_end.sample_rate
-    data = open_data(settings["data"], recipe, rate, settings["seed"], kind.captioned, worlds)
+    options = validate.build(
+        DataOptions, settings.get("data_options", {}), f"'data_options' in {file}", default=DataOptions()
+    )
+    clips = replace(clips_of(recipe, stage.front_end.sample_rate, given, kind), seed=settings["seed"])
+    data = open_data(settings["data"], clips, worlds, options)
+    validation = open_validation(settings["data"], clips, worlds, options)
+    if settings.get("data_digest") not in (None, digest_of(data)):
+        report(
+            f"note: the sounds or captions of {settings['data']} have changed since the run began, so that "
+            "it does not continue as it would have"
+        )
     loop.resume(stage, given.out)
-    return stage, data, loop.Intervals(settings["save"], settings["sample"])
+    return stage, data, validation, loop.Intervals(settings["save"], settings["sample"])
 
 
-def open_data(name: str, recipe: Recipe, rate: int, seed: int, captioned: bool, worlds: Worlds) -> Captioned:
-    if name in worlds:
-        return worlds[name](recipe.seconds, rate, seed)
-    return Folder(Path(name), recipe.seconds, rate, seed=seed, pad=recipe.pad, captioned=captioned)
+def clips_of(recipe: Recipe, rate: int, given: argparse.Namespace, kind: type[Stage]) -> ClipSettings:
+    return ClipSettings(
+        recipe.seconds, rate, given.seed, recipe.pad, recipe.normalize, kind.captioned, given.workers
+    )
+
+
+def open_data(name: str, clips: ClipSettings, worlds: Worlds, options: DataOptions) -> Captioned:
+    """Open what to train on: a folder, a table, or a world."""
+    if name not in worlds:
+        return sources.open_data(Path(name), clips, options, report)
+    if options != DataOptions():
+        raise ValueError(
+            f"{name} is no folder and no table; it takes no options of data such as --validation."
+        )
+    world = worlds[name](clips.seconds, clips.sample_rate, clips.seed)
+    return AtTrainedLevel(world) if clips.normalize else world
+
+
+def open_validation(
+    name: str, clips: ClipSettings, worlds: Worlds, options: DataOptions
+) -> Captioned | None:  # fmt: skip
+    """Open what to validate on; None where there is nothing."""
+    return None if name in worlds else sources.open_validation(Path(name), clips, options, report)
+
+
+def digest_of(data: Captioned) -> str | None:
+    """A hash of the sounds and captions; None for a world, which is always the same."""
+    return data.digest() if isinstance(data, Sounds) else None
 
 
 def read_recipe(given: argparse.Namespace) -> Recipe:

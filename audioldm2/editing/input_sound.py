@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioldm2.audio import FASTEST_RATE, MelSettings, require_waves, resample, vae_front_end, vae_log_mel
+from audioldm2.audio import (
+    FASTEST_RATE,
+    PEAK,
+    SILENCE,
+    MelSettings,
+    mean_and_peak,
+    require_waves,
+    resample,
+    vae_front_end,
+    vae_log_mel,
+)
 from audioldm2.errors import ArgumentError, require_whole
 from audioldm2.sound_shape import SoundShape
-
-PEAK = 0.5  # of a sound that the VAE encodes, in training and here
-SILENCE = 1e-6  # largest magnitude, without the mean, of a sound that counts as silent: -120 dB
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +82,7 @@ class InputSound:
             raise ArgumentError(label, wave, "be finite", given=given)
         digest = hashlib.sha256(wave.contiguous().numpy().astype("<f4").tobytes()).hexdigest()
         wave = resample(wave, given_rate, sample_rate)
-        mean = wave.double().mean().item()
-        peak = (wave - mean).abs().max().item()
+        mean, peak = mean_and_peak(wave)
         if not peak > SILENCE:
             raise ArgumentError(label, wave, "be louder than -120 dB", given="is silent")
         return cls(wave, sample_rate, mean, PEAK / peak, name, digest, given_rate)

@@ -1,33 +1,34 @@
-"""Captioned sounds: batches of equally long clips from a folder of sound files and a caption table.
+"""Captioned sounds as batches of equally long clips.
 
-The table is the folder's only .csv file (columns file and caption; others are ignored) or its only .jsonl
-file (one {"file": ..., "caption": ...} per line). File names are relative to the folder. A file with several
-captions has several rows.
+A batch is a function of the seed, the step and its size alone: not of earlier batches, of what is cached, or
+of the number of threads that read. sources.py opens a data set.
 """
 
-import csv
-import json
+import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audioldm2.audio import read, resample
-from audioldm2.errors import require_choice, some
+from audioldm2.audio import PEAK, SILENCE, SoundFacts, mean_and_peak, read, read_part, resample
+from audioldm2.errors import require_choice, require_whole
 from audioldm2.training.randomness import rng
+from audioldm2.training.sound_checks import Checked
+from audioldm2.training.tables import Item
 
-TABLES = (".csv", ".jsonl")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")  # file types that a folder without a table lists
 PADDINGS = ("silence", "repeat")  # what fills up a sound that is shorter than a clip
-CACHE_BYTES = 2 << 30  # decoded sounds kept in memory; the rest is read again each time
+WHOLE_SECONDS = 60.0  # longer files are always read in parts
+CACHE_BYTES = 2 << 30  # decoded and resampled sounds kept in memory; the rest is read again each time
+SILENT_CROP = 1e-4  # peak of a crop that is drawn again where levels are normalized: -80 dB, upstream's value
+DRAWS = 10  # of a crop, at most
 
 
 class Captioned(Protocol):
@@ -79,79 +80,165 @@ class Pool:
         return clips[place], captions[place]
 
 
-@dataclass(frozen=True)
-class Item:
-    """A row of the caption table."""
+class Sounds:
+    """Sound files as batches of clips: longer sounds are cropped at random, shorter ones padded.
 
-    file: Path
-    caption: str
-
-
-class Folder:
-    """A folder of sounds as batches of clips: longer sounds are cropped at random, shorter ones padded.
-
-    Each epoch goes through all sounds once, in a new order. A batch is a function of the seed, the step and
-    its size.
+    Each epoch goes through all sounds once, in a new order, each with one of its captions drawn at random.
 
     Args:
-        folder: holds the sounds and their table.
+        name: of the data, for messages.
+        items: the sounds; all of them have been checked and found good.
+        checked: what is known about each file.
         seconds: length of a clip.
         sample_rate: of the clips, in Hz; every sound is mixed to mono and resampled to it.
-        seed: of the order and the crops.
+        seed: of the order, the crops and the captions.
         pad: what fills up a short sound: "silence", or "repeat" for the sound again and again.
-        captioned: False where captions are not needed: a folder without a table then contributes every sound
-            in it and its subfolders, with the caption "".
-
-    Raises:
-        ValueError: the folder, the table or a sound is unusable.
+        normalize: bring each clip to the level of the published models, before padding: no mean, a peak of
+            0.5. Silent crops are drawn again; after `DRAWS` the clip is taken around the loudest sample.
+        workers: threads that read the clips of a batch. Decoding and resampling do not hold Python's lock.
     """
 
     def __init__(
-        self, folder: Path, seconds: float, sample_rate: int, *, seed: int = 0, pad: str = "silence",
-        captioned: bool = True,
+        self, name: str, items: Sequence[Item], checked: Mapping[Path, Checked], seconds: float,
+        sample_rate: int, *, seed: int = 0, pad: str = "silence", normalize: bool = False, workers: int = 1,
     ) -> None:  # fmt: skip
         require_choice("pad", pad, PADDINGS)
-        self.items = list_items(folder, captioned)
-        self.folder, self.sample_rate, self.seed, self.pad = folder, sample_rate, seed, pad
+        require_whole("workers", workers, 1)
+        self.name, self.items, self.checked = name, list(items), checked
+        self.sample_rate, self.seed, self.pad, self.normalize = sample_rate, seed, pad, normalize
         self.samples = round(seconds * sample_rate)
-        self.seconds = sum(_duration(file) for file in dict.fromkeys(item.file for item in self.items))
+        facts = [self._facts(item.file) for item in self.items]
+        self.seconds = sum(each.frames / each.rate for each in facts)
+        # Where all sounds do not fit in memory, decoding more than twice a clip would be wasted.
+        short = [each.frames / each.rate for each in facts if each.frames <= WHOLE_SECONDS * each.rate]
+        fits = 4 * sum(short) * sample_rate <= CACHE_BYTES
+        self._whole_seconds = WHOLE_SECONDS if fits else min(2 * seconds, WHOLE_SECONDS)
         self._decoded: dict[Path, Tensor] = {}
-        self._bytes_left = CACHE_BYTES
+        self._bytes_left, self._lock = CACHE_BYTES, threading.Lock()
+        self._executor = ThreadPoolExecutor(workers, "sounds") if workers > 1 else None
 
     def __repr__(self) -> str:
-        return f"<{self.folder}: {len(self.items)} captioned sounds, {self.seconds / 60:.1f} minutes>"
+        return f"<{self.name}: {len(self)} captioned sounds, {self.seconds / 60:.1f} minutes>"
+
+    def __len__(self) -> int:
+        return len(self.items)
 
     def captions(self) -> list[str]:
-        """Returns every caption of the table."""
-        return [item.caption for item in self.items if item.caption]
+        """Returns every caption of every sound."""
+        return [caption for item in self.items for caption in item.captions]
+
+    def digest(self) -> str:
+        """Returns a hash of the files' names, lengths and captions, by which a resumed run knows its data."""
+        digest = hashlib.blake2s(digest_size=16)
+        for item in self.items:
+            facts = self._facts(item.file)
+            digest.update(repr((item.file.name, facts.frames, facts.rate, item.captions)).encode())
+        return digest.hexdigest()
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
-        """Returns the clips of a step, float32 (size, samples), and their captions."""
-        epochs = range(step * size // len(self.items), ((step + 1) * size - 1) // len(self.items) + 1)
-        order = np.concatenate([self._order(epoch) for epoch in epochs])
-        first = step * size - epochs[0] * len(self.items)
-        items = [self.items[i] for i in order[first : first + size]]
-        waves = [
-            crop_or_pad(self._wave(item.file), self.samples, rng("crop", self.seed, step, place), self.pad)
-            for place, item in enumerate(items)
-        ]
-        return torch.stack(waves), [item.caption for item in items]  # (size, samples)
+        """Returns the clips of a step, float32 (size, samples), and their captions.
+
+        Raises:
+            ValueError: a file was deleted or changed since it was checked; the message names it.
+        """
+        epochs = range(step * size // len(self), ((step + 1) * size - 1) // len(self) + 1)
+        drawn = [(epoch, int(index)) for epoch in epochs for index in self._order(epoch)]
+        first = step * size - epochs[0] * len(self)
+        drawn = drawn[first : first + size]
+
+        def clip(place: int) -> Tensor:
+            return self._clip(self.items[drawn[place][1]].file, rng("crop", self.seed, step, place))
+
+        waves = list((self._executor.map if self._executor else map)(clip, range(size)))
+        return torch.stack(waves), [self._caption(*each) for each in drawn]  # (size, samples)
 
     def _order(self, epoch: int) -> np.ndarray:
-        return rng("order", self.seed, epoch).permutation(len(self.items))
+        return rng("order", self.seed, epoch).permutation(len(self))
 
-    def _wave(self, file: Path) -> Tensor:
-        """Reads one sound as mono at the clips' sample rate: float32 (samples,)."""
+    def _caption(self, epoch: int, index: int) -> str:
+        captions = self.items[index].captions
+        if len(captions) < 2:
+            return self.items[index].caption
+        return captions[rng("caption choice", self.seed, epoch, index).integers(len(captions))]
+
+    def _facts(self, file: Path) -> SoundFacts:
+        facts = self.checked[file].facts
+        assert facts is not None, f"{file} is bad"  # bad files are left out before
+        return facts
+
+    def _clip(self, file: Path, rng: np.random.Generator) -> Tensor:
+        """One clip of a sound, (samples,)."""
+        facts = self._facts(file)
+        length = -(-facts.frames * self.sample_rate // facts.rate)  # samples of the whole sound
+        wave = self._crop(file, length, rng) if length > self.samples else self._part(file, 0, length)
+        if self.normalize:
+            wave = at_trained_level(wave)
+        return crop_or_pad(wave, self.samples, rng, self.pad)
+
+    def _crop(self, file: Path, length: int, rng: np.random.Generator) -> Tensor:
+        """A random crop of a sound; where levels are normalized, one that is not silent."""
+        last = length - self.samples
+        for _ in range(DRAWS):
+            wave = self._part(file, int(rng.integers(last + 1)), self.samples)
+            if not self.normalize or mean_and_peak(wave)[1] > SILENT_CROP:
+                return wave
+        facts = self._facts(file)
+        loudest = facts.loudest * self.sample_rate // facts.rate
+        return self._part(file, min(max(0, loudest - self.samples // 2), last), self.samples)
+
+    def _part(self, file: Path, start: int, samples: int) -> Tensor:
+        """A part of a sound as mono at the clips' sample rate: float32 (samples,)."""
+        facts = self._facts(file)
+        # By length alone, not by what is kept by chance, which could change the last bit.
+        if facts.frames > self._whole_seconds * facts.rate:
+            self._require_unchanged(file)
+            return read_part(file, facts, start, samples, self.sample_rate)
+        return self._whole(file)[start : start + samples]
+
+    def _whole(self, file: Path) -> Tensor:
         if file in self._decoded:
             return self._decoded[file]
+        self._require_unchanged(file)
         wave, rate = read(file)
-        if not wave.isfinite().all():
-            raise ValueError(f"{file} holds NaN or infinite samples; remove it from the folder.")
         wave = resample(wave, rate, self.sample_rate)
-        if wave.nbytes <= self._bytes_left:
-            self._decoded[file] = wave
-            self._bytes_left -= wave.nbytes
+        with self._lock:
+            if wave.nbytes <= self._bytes_left and file not in self._decoded:
+                self._decoded[file] = wave
+                self._bytes_left -= wave.nbytes
         return wave
+
+    def _require_unchanged(self, file: Path) -> None:
+        if not self.checked[file].is_current(file):
+            what = "changed" if file.exists() else "is gone"
+            raise ValueError(
+                f"{file} {what} since it was checked; put it back, and continue with --resume, which checks "
+                "all sounds again."
+            )
+
+
+class AtTrainedLevel:
+    """Another source's clips at the level of the published models, for sources that know no level."""
+
+    def __init__(self, data: Captioned) -> None:
+        self.data = data
+
+    def __repr__(self) -> str:
+        return repr(self.data)
+
+    def captions(self) -> list[str]:
+        """Returns the source's captions."""
+        return self.data.captions()
+
+    def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
+        """Returns the clips of a step, each without its mean and at a peak of 0.5, and their captions."""
+        waves, captions = self.data.batch(step, size)
+        return torch.stack([at_trained_level(wave) for wave in waves]), captions
+
+
+def at_trained_level(wave: Tensor) -> Tensor:
+    """Returns a clip (samples,) without its mean and at a peak of 0.5; silence stays silent."""
+    mean, peak = mean_and_peak(wave)
+    return (wave - mean) * (PEAK / peak if peak > SILENCE else 1.0)
 
 
 def crop_or_pad(wave: Tensor, samples: int, rng: np.random.Generator, pad: str = "silence") -> Tensor:
@@ -169,83 +256,3 @@ def crop_or_pad(wave: Tensor, samples: int, rng: np.random.Generator, pad: str =
         return F.pad(wave, (0, samples - len(wave)))
     start = int(rng.integers(len(wave) - samples + 1))
     return wave[start : start + samples]
-
-
-# The table --------------------------------------------------------------------------------------------------
-
-
-def list_items(folder: Path, captioned: bool = True) -> list[Item]:
-    """Lists the sounds of a folder in the order of its table.
-
-    Args:
-        folder: holds the sounds and their table.
-        captioned: whether a table is required.
-
-    Raises:
-        ValueError: there is no table, there are several, or the table is unusable.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder.")
-    tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in TABLES)
-    if len(tables) > 1:
-        raise ValueError(f"{folder} holds {some([table.name for table in tables])}; keep only one table.")
-    if not tables and captioned:
-        raise ValueError(
-            f"{folder} has no captions: it needs a .csv with the columns 'file' and 'caption', or a .jsonl "
-            'with lines such as {"file": "dog.wav", "caption": "a dog barks"}.'
-        )
-    if not tables:
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SOUNDS)
-        items = [Item(file, "") for file in files]
-    else:
-        items = list(_rows(tables[0]))
-    if not items:
-        raise ValueError(f"{tables[0] if tables else folder} lists no sounds.")
-    missing = [str(item.file.relative_to(folder)) for item in items if not item.file.is_file()]
-    if missing:
-        raise ValueError(f"{tables[0]} names {some(missing)}, which cannot be found in {folder}.")
-    return items
-
-
-def _rows(table: Path) -> Iterator[Item]:
-    read_lines = _csv_lines if table.suffix.lower() == ".csv" else _json_lines
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as lines:  # spreadsheets write a byte order mark
-            for number, row in read_lines(lines):
-                if not isinstance(row, dict) or not all(
-                    isinstance(row.get(field), str) and row[field].strip() for field in ("file", "caption")
-                ):
-                    raise ValueError(
-                        f"{table}, line {number}: 'file' and 'caption' have to be non-empty texts."
-                    )
-                yield Item(table.parent / row["file"].strip(), row["caption"].strip())
-    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{table} cannot be read as a table in UTF-8: {error}.") from error
-
-
-def _csv_lines(lines: IO[str]) -> Iterator[tuple[int, object]]:
-    reader = csv.DictReader(lines)
-    missing = [field for field in ("file", "caption") if field not in (reader.fieldnames or ())]
-    if missing:
-        raise ValueError(
-            f"{lines.name} has no column {some(missing)}; its first line has to name the columns."
-        )
-    for row in reader:
-        yield reader.line_num, row
-
-
-def _json_lines(lines: IO[str]) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield number, json.loads(line)
-
-
-def _duration(file: Path) -> float:
-    """Returns the length of a sound file in seconds; raises ValueError if it is unreadable or empty."""
-    try:
-        info = soundfile.info(file)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{file} is not a readable sound file: {error}") from error
-    if not info.frames:
-        raise ValueError(f"{file} is empty: it has no samples.")
-    return info.frames / info.samplerate

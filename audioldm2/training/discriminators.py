@@ -89,6 +89,8 @@ class PatchDiscriminator(nn.Sequential):
     Source: Isola et al. 2017, "pix2pix" (arXiv 1611.07004), as in Rombach et al. 2022, with width 64.
     """
 
+    LEAST = 24  # mel frames, and mel bins, of the smallest input
+
     def __init__(self, width: int = 64) -> None:
         layers: list[nn.Module] = [nn.Conv2d(1, width, 4, 2, padding=1), nn.LeakyReLU(0.2)]
         for inputs, outputs, stride in ((1, 2, 2), (2, 4, 2), (4, 8, 1)):

@@ -41,6 +41,7 @@ LENGTH_STEP = 4  # tokens between padded lengths
 class LDMRecipe(Recipe):
     """The defaults are upstream's, with Stable Diffusion's average of the weights."""
 
+    normalize: bool = True
     steps: int = 1_500_000
     warmup: int = 5000
     weight_decay: float = 0.01
@@ -62,6 +63,7 @@ class LDMStage(Stage[LDMRecipe]):
     recipes: ClassVar = {
         "published": LDMRecipe(),
         "small": LDMRecipe(
+            normalize=False,
             batch=32, seconds=2.56, pool=16_384, steps=7500, learning_rate=1e-3, warmup=300, cosine=True,
             ema=0.999, min_snr=5.0, train_t5=True,
         ),

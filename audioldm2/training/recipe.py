@@ -25,6 +25,7 @@ class Recipe:
     batch: int = 16  # clips per step
     seconds: float = 10.24  # length of each clip
     pad: str = "silence"  # what fills up a shorter sound: "silence", or "repeat"
+    normalize: bool = False  # bring each clip to a peak of 0.5 and no mean; draw silent crops again
     pool: int = 0  # train on this many clips only, prepared once and kept in memory; 0: always fresh ones
     steps: int = 100_000
     optimizer: str = "adamw"  # or "muon" for matrices and convolutions (muon.py)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from audioldm2.audio import vae_front_end, vae_log_mel
 from audioldm2.checkpoints.storage import Checkpoint
-from audioldm2.errors import some
+from audioldm2.errors import ArgumentError, some
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.runtime.placement import Networks
 from audioldm2.training.optimizer import EMA, Optimizer
@@ -62,6 +62,7 @@ class Stage(Generic[SomeRecipe]):
         vocoder = checkpoint.configs["hifigan"]
         self.front_end = vae_front_end(vocoder.sample_rate, vocoder.hop, vocoder.mels)
         self.downsampling = checkpoint.configs["vae"].downsampling
+        self.require_length("seconds", recipe.seconds)
         configs = {name: checkpoint.configs[name] for name in needed}
         self.networks = Networks(
             replace(checkpoint, configs=configs), device, dict.fromkeys(configs, torch.float32)
@@ -90,6 +91,10 @@ class Stage(Generic[SomeRecipe]):
     def make_adversary(self) -> nn.Module | None:
         """Builds the discriminator, if the stage has one; it is trained but not part of the model."""
         return None
+
+    def least_samples(self) -> int:
+        """Counts the samples of the shortest clip that every part of a step accepts: here, a latent frame."""
+        return self.downsampling * self.front_end.hop
 
     def prepare(self, wave: Tensor) -> Tensor:
         """Computes what `training_step` reads from clips (batch, samples), as far as it is deterministic and
@@ -139,6 +144,18 @@ class Stage(Generic[SomeRecipe]):
             ema.update(self.done)
         values = {name: float(value.detach()) for name, value in metrics.items()}
         return values | {"learning_rate": self.recipe.learning_rate_at(self.done - 1)}
+
+    def require_length(self, name: str, seconds: float) -> None:
+        """Raises ArgumentError where clips would be too short for this stage.
+
+        Args:
+            name: of the recipe's field.
+            seconds: its value.
+        """
+        latent_frame = self.downsampling * self.front_end.hop
+        least = -(-self.least_samples() // latent_frame) * latent_frame / self.front_end.sample_rate
+        if round(seconds * self.front_end.sample_rate) < round(least * self.front_end.sample_rate):
+            raise ArgumentError(name, seconds, f"be at least {least:g} for the stage '{self.name}'")
 
     def network(self, name: str) -> Any:
         """Returns a network of this stage, loaded."""

@@ -29,6 +29,7 @@ class VAERecipe(Recipe):
     """The defaults are upstream's batch size, learning rate and discriminator; the KL weight is ours."""
 
     batch: int = 4
+    normalize: bool = True
     learning_rate: float = 3.2e-5
     betas: tuple[float, ...] = (0.5, 0.9)
     kl_weight: float = 0.01  # of nats per latent element, next to an L1 that is a mean over mel bins
@@ -45,6 +46,7 @@ class VAEStage(Stage[VAERecipe]):
     recipes: ClassVar = {
         "published": VAERecipe(),
         "small": VAERecipe(
+            normalize=False,
             batch=8, seconds=2.56, steps=4000, learning_rate=1.5e-3, warmup=100, cosine=True,
             betas=(0.9, 0.99), bf16=True, adversary_start=None,
         ),
@@ -60,6 +62,10 @@ class VAEStage(Stage[VAERecipe]):
 
     def trainable(self) -> tuple[str, ...]:
         return ("vae",)
+
+    def least_samples(self) -> int:
+        frames = 0 if self.recipe.adversary_start is None else PatchDiscriminator.LEAST
+        return max(super().least_samples(), frames * self.front_end.hop)
 
     def make_adversary(self) -> nn.Module | None:
         recipe = self.recipe

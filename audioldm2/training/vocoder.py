@@ -100,6 +100,8 @@ class VocoderStage(Stage[VocoderRecipe]):
         self, checkpoint: Checkpoint, recipe: VocoderRecipe, device: torch.device, seed: int = 0
     ) -> None:
         super().__init__(checkpoint, recipe, device, seed)
+        if recipe.window:
+            self.require_length("window", recipe.window)
         config, channels = checkpoint.configs["hifigan"], 4 * partial_count(self.front_end)
         if recipe.partials_until and (config.upsample_rates[0] != 1 or config.channels < channels):
             raise ArgumentError(
@@ -113,6 +115,10 @@ class VocoderStage(Stage[VocoderRecipe]):
 
     def frozen(self) -> tuple[str, ...]:
         return ("vae",) if self.recipe.through_vae else ()
+
+    def least_samples(self) -> int:
+        """Counts what the longest window of the losses needs for its reflection at both ends."""
+        return max(super().least_samples(), max(each[0] for each in losses.RESOLUTIONS) // 2 + 1)
 
     def make_adversary(self) -> nn.Module | None:
         recipe = self.recipe

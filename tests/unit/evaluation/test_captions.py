@@ -75,8 +75,8 @@ def test_folder_without_a_table_has_no_captions(folder):
 
 
 @pytest.mark.parametrize(("table", "words"), [
-    (AUDIOCAPS, "none of its 4 sounds lies in"),
-    ("youtube_id,caption\n7fmOlUlwoNg,\n", "row 2: 'youtube_id' and 'caption' have to be non-empty"),
+    (AUDIOCAPS, "none of the 3 sounds of its table can be found"),
+    ("youtube_id,caption\n7fmOlUlwoNg,\n", "line 2: 'caption' has to be a non-empty text"),
     ("name,text\na,b\n", "has no column 'file' and 1 more|has no column"),
 ])  # fmt: skip
 def test_unusable_table_is_one_sentence(folder, table, words):
@@ -89,5 +89,5 @@ def test_unusable_table_is_one_sentence(folder, table, words):
 def test_folder_without_sounds_and_no_folder_are_refused(folder):
     with pytest.raises(ValueError, match="holds no sound files"):
         list_captioned(folder, list)
-    with pytest.raises(ValueError, match=re.escape(f"{folder / 'no'} is not a folder of sounds.")):
+    with pytest.raises(ValueError, match=re.escape(f"{folder / 'no'} is not a folder.")):
         list_captioned(folder / "no", list)

@@ -1,0 +1,304 @@
+"""Caption tables: which sounds a data set has, with which captions, from any table that people have.
+
+    .csv .tsv        a header names the columns; fields are separated by commas, semicolons or tabs
+    .jsonl           an object a line
+    .json            a list of objects, or {"data": [...]} as upstream's
+
+folders.py finds the tables of a folder. Columns are found by name, in either case: AUDIO_COLUMNS,
+CAPTION_COLUMNS, "caption_1", "caption_2" and so on (Clotho), and "split". Without a column of sounds, files
+are found by the ids of AudioCaps. Rows of the same sound are one item with several captions.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeGuard
+
+from audioldm2.audio import find_sounds
+from audioldm2.errors import ArgumentError, some
+
+TABLES = (".csv", ".tsv", ".jsonl", ".json")
+AUDIO_COLUMNS = ("file", "file_name", "filename", "audio", "wav", "path")
+CAPTION_COLUMNS = ("caption", "text", "captions")
+NUMBERED_CAPTION = re.compile(r"caption[ _]?\d+")
+# AudioCaps names sounds by one of these columns: the prefix that people's downloads put before the id.
+ID_COLUMNS = (("youtube_id", ""), ("youtube_id", "Y"), ("audiocap_id", ""))
+DELIMITERS = ",;\t"
+
+TRAIN, VALIDATION, LEFT_OUT = "train", "validation", "left out"
+SPLITS = {
+    **dict.fromkeys(("train", "training", "development"), TRAIN),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), LEFT_OUT),
+}
+
+Row = tuple[str, dict[str, Any]]  # where it stands, for messages; its values by column
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sound of a data set."""
+
+    file: Path
+    captions: tuple[str, ...]
+    split: str = TRAIN  # or VALIDATION, or LEFT_OUT
+
+    @property
+    def caption(self) -> str:
+        """The first caption; "" where there is none."""
+        return self.captions[0] if self.captions else ""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that a user names; None: found by their usual names."""
+
+    audio: str | None = None
+    caption: str | None = None
+
+
+@dataclass
+class _Found:
+    """The columns of one table by their role."""
+
+    audio: str | None  # None: sounds are found by `ids`
+    ids: list[tuple[str, str]]
+    captions: list[str]
+    split: str | None
+
+
+def read_table(table: Path, columns: Columns | None = None, captioned: bool = True) -> list[Item]:
+    """Read a table's items, in its order.
+
+    Sounds are looked up relative to the table's folder. A bare name that is not there is looked up in the
+    folders inside. Files that cannot be found are returned too; whoever opens them reports them.
+
+    Args:
+        table: its suffix is one of TABLES.
+        columns: names of columns.
+        captioned: whether captions are required.
+
+    Raises:
+        ValueError: the table is unusable; the message names the row.
+    """
+    columns = columns or Columns()
+    files = _Files(table.parent)
+    captions: dict[Path, list[str]] = {}
+    splits: dict[Path, str] = {}
+    found: _Found | None = None
+    for where, row in _rows(table):
+        if found is None:
+            found = _find_columns(table, list(row), columns, captioned)
+        file = _file_of(row, found, files, f"{table}, {where}")
+        of_file = captions.setdefault(file, [])
+        of_file += [each for each in _captions_of(row, found, f"{table}, {where}") if each not in of_file]
+        split = _split_of(row, found, f"{table}, {where}")
+        if splits.setdefault(file, split) != split:
+            raise ValueError(f"{table}, {where}: '{file.name}' is in the splits {splits[file]} and {split}.")
+    if not captions:
+        raise ValueError(f"{table} lists no sounds.")
+    return [Item(file, tuple(texts), splits[file]) for file, texts in captions.items()]
+
+
+# Columns ----------------------------------------------------------------------------------------------------
+
+
+def _find_columns(table: Path, present: list[str], columns: Columns, captioned: bool) -> _Found:
+    have = f"its columns are {some(present, 9)}"
+    audio = _column(table, present, columns.audio, AUDIO_COLUMNS, "--audio-column")
+    ids = [each for each in ID_COLUMNS if each[0] in present] if audio is None else []
+    if audio is None and not ids:
+        usual = "', '".join(AUDIO_COLUMNS)
+        raise ValueError(
+            f"{table} has no column of sound files; {have}. Name theirs with --audio-column, or '{usual}'."
+        )
+    captions = [name for name in present if NUMBERED_CAPTION.fullmatch(name)]
+    if columns.caption or not captions:
+        caption = _column(table, present, columns.caption, CAPTION_COLUMNS, "--caption-column")
+        captions = [caption] if caption else []
+    if captioned and not captions:
+        usual = "', '".join(CAPTION_COLUMNS)
+        raise ValueError(
+            f"{table} has no column of captions; {have}. Name theirs with --caption-column, or '{usual}'."
+        )
+    return _Found(audio, ids, captions, "split" if "split" in present else None)
+
+
+def _column(
+    table: Path, present: list[str], asked: str | None, usual: Sequence[str], flag: str
+) -> str | None:
+    if asked is not None:
+        if _folded(asked) not in present:
+            raise ValueError(f"{table} has no column '{asked}' ({flag}); its columns are {some(present, 9)}.")
+        return _folded(asked)
+    found = [name for name in usual if name in present]
+    if len(found) > 1:
+        raise ValueError(f"{table} has the columns {some(found, 9)}; choose one with {flag}.")
+    return found[0] if found else None
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
+
+
+# Values of a row --------------------------------------------------------------------------------------------
+
+
+def _file_of(row: Mapping[str, Any], found: _Found, files: "_Files", where: str) -> Path:
+    if found.audio is None:
+        ids = {f"{prefix}{str(row.get(column, '')).strip()}": None for column, prefix in found.ids}
+        named = [each for each in ids if each not in ("", "Y")]
+        start = str(row.get("start_time") or "").strip()
+        return files.with_id([*named, *(f"{each}_{start}" for each in named if start)], where)
+    name = row.get(found.audio)
+    if isinstance(name, dict):  # Hugging Face's audio objects
+        name = name.get("path")
+    if not _is_text(name) or not name.strip() or "\0" in name:
+        raise ValueError(f"{where}: '{found.audio}' has to be the name of a sound file.")
+    return files.named(name.strip(), where)
+
+
+def _captions_of(row: Mapping[str, Any], found: _Found, where: str) -> list[str]:
+    texts: list[Any] = []
+    for name in found.captions:
+        value = row.get(name)
+        texts += value if isinstance(value, list) else [value]
+    texts = [text for text in texts if text is not None and text != ""]
+    if not all(_is_text(text) for text in texts):
+        raise ValueError(f"{where}: {some(found.captions)} has to be a text.")
+    texts = [text.strip() for text in texts if text.strip()]
+    if found.captions and not texts:
+        raise ValueError(f"{where}: {some(found.captions)} has to be a non-empty text.")
+    return texts
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is a string without halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _split_of(row: Mapping[str, Any], found: _Found, where: str) -> str:
+    if found.split is None:
+        return TRAIN
+    value = row.get(found.split)
+    if not isinstance(value, str) or _folded(value) not in SPLITS:
+        raise ArgumentError(f"{where}: 'split'", value, f"be one of {', '.join(SPLITS)}")
+    return SPLITS[_folded(value)]
+
+
+@dataclass
+class _Files:
+    """Where the sounds of a table are."""
+
+    folder: Path
+    by_name: dict[str, list[Path]] = field(default_factory=dict)  # and by stem; filled at the first miss
+
+    def named(self, name: str, where: str) -> Path:
+        """The file of a name; the place where it should be if there is none."""
+        file = self.folder / name
+        if file.is_file() or Path(name).name != name:
+            return file
+        return self._inside([name], where) or file
+
+    def with_id(self, ids: list[str], where: str) -> Path:
+        """The sound file whose stem is one of some ids."""
+        if not ids:
+            raise ValueError(f"{where}: the row has no id.")
+        return self._inside(ids, where) or self.folder / f"{ids[0]}.wav"
+
+    def _inside(self, names: list[str], where: str) -> Path | None:
+        if not self.by_name:
+            for sound in find_sounds(self.folder)[0]:
+                for name in {sound.name, sound.stem}:
+                    self.by_name.setdefault(name, []).append(sound)
+        found = next((self.by_name[name] for name in names if name in self.by_name), [])
+        if len(found) > 1:
+            places = some([str(each.relative_to(self.folder)) for each in found])
+            raise ValueError(f"{where}: '{names[0]}' may be {places}; keep one, or write its folder too.")
+        return found[0] if found else None
+
+
+# Rows -------------------------------------------------------------------------------------------------------
+
+
+def _rows(table: Path) -> Iterator[Row]:
+    """The rows of a table, with column names in lower case."""
+    suffix = table.suffix.lower()
+    read_rows = {".jsonl": _jsonl_rows, ".json": _json_rows}.get(suffix, _csv_rows)
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as lines:  # spreadsheets write a byte order mark
+            yield from read_rows(table, lines)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table} is not UTF-8 text; save it as UTF-8.") from error
+
+
+def _csv_rows(table: Path, lines: IO[str]) -> Iterator[Row]:
+    header_line = next((line for line in lines if line.strip()), "")
+    lines.seek(0)
+    delimiter = "\t" if table.suffix.lower() == ".tsv" else max(DELIMITERS, key=header_line.count)
+    # strict: a quotation mark in a wrong place is an error, not a guess
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header: list[str] = []
+    number = 1
+    try:
+        for fields in reader:
+            where, number = f"line {number}", reader.line_num + 1
+            if not any(each.strip() for each in fields):  # a blank line, or a spreadsheet's empty row
+                continue
+            if not header:
+                header = [_folded(each) for each in fields]
+                twice = sorted({each for each in header if each and header.count(each) > 1})
+                if twice:
+                    raise ValueError(f"{table} has more than one column {some(twice)}.")
+                continue
+            if len(fields) != len(header):
+                raise ValueError(_wrong_count(f"{table}, {where}", fields, header, delimiter))
+            yield where, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise ValueError(
+            f"{table}, line {number}: the quotation marks of this row do not fit together ({error}). A text "
+            'with a quotation mark is quoted, and the mark doubled: "the word ""dog""".'
+        ) from error
+    if not header:
+        raise ValueError(f"{table} is empty; its first line has to name the columns.")
+
+
+def _wrong_count(where: str, fields: list[str], header: list[str], delimiter: str) -> str:
+    row = delimiter.join(fields)
+    shown = repr(row if len(row) <= 80 else f"{row[:77]}...")
+    name = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
+    advice = f"; a text with a {name} has to be in double quotes" if len(fields) > len(header) else ""
+    count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
+    return f"{where}: {count} where the header has {len(header)}: {shown}{advice}."
+
+
+def _jsonl_rows(table: Path, lines: IO[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"{table}, line {number} is not JSON: {error}.") from error
+            yield f"line {number}", _object(value, f"{table}, line {number}")
+
+
+def _json_rows(table: Path, lines: IO[str]) -> Iterator[Row]:
+    try:
+        value = json.load(lines)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{table} is not JSON: {error}.") from error
+    entries = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(entries, list):
+        raise ValueError(f'{table} holds no table; it has to be a list of objects, or {{"data": [...]}}.')
+    for number, entry in enumerate(entries, start=1):
+        yield f"entry {number}", _object(entry, f"{table}, entry {number}")
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        example = '{"file": "dog.wav", "caption": "a dog barks"}'
+        raise ValueError(f"{where} has to be an object such as {example}.")
+    return {_folded(name): each for name, each in value.items()}
