@@ -10,7 +10,9 @@ True tones are steadier than generated ones, also away from the seam. Halves of 
 rightly: 10 and 8 of ten.
 """
 
+import re
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,3 +108,9 @@ def test_halves_of_a_timeline_are_named_rightly(demo):
         found = classifier.predict(np.stack([mel_statistics(sound, RATE) for sound in sounds]))
         right = sum(name == pair[place] for name, pair in zip(found, pairs, strict=True))
         assert right >= 7
+
+
+def test_lines_of_the_readme_run():
+    text = (Path(audioldm2.__file__).parent / "runtime" / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Windows, loops and timelines")[1]
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], {})
