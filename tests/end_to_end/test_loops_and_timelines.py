@@ -1,10 +1,18 @@
-"""The model in the box, judged by ear's stand-ins: the seams of loops, and the halves of timelines.
+"""The model in the box, by measures that stand in for ears: the seams of loops, and the halves of timelines.
 
-Measured with this test, seeds 0 to 9, 10 steps, sounds whose joint passes both measures:
-    siren, loop SIREN_LOOPS, not looped SIREN_CLIPS; tone, loop TONE_LOOPS, not looped TONE_CLIPS.
+Measured with this test, seeds 0 to 9, 10 steps: how many of ten joints jump no more than 95 % of the places
+inside true sounds, in the wave and in the spectrum.
+
+    siren   loop 10 and 10   clip that is no loop 10 and 0
+    tone    loop 10 and 7    clip that is no loop 0 and 0
+
+True tones are steadier than generated ones, also away from the seam. Halves of a timeline that are named
+rightly: 10 and 8 of ten.
 """
 
+import re
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,7 +83,6 @@ def passes(demo: audioldm2.AudioLDM2, family: str, pitch: str | None, loop: bool
 @pytest.mark.parametrize(("family", "pitch"), [("siren", None), ("tone", "low")])
 def test_seam_of_a_loop_jumps_no_more_than_true_sounds(demo, family, pitch):
     looped, clip = (passes(demo, family, pitch, loop) for loop in (True, False))
-    print(family, looped, clip)
     assert sum(wave for wave, _ in looped) >= 9
     assert sum(all(both) for both in looped) >= 7
     assert sum(all(both) for both in clip) <= 1, "a clip that is no loop jumps"
@@ -100,5 +107,10 @@ def test_halves_of_a_timeline_are_named_rightly(demo):
     for place, sounds in enumerate(halves):
         found = classifier.predict(np.stack([mel_statistics(sound, RATE) for sound in sounds]))
         right = sum(name == pair[place] for name, pair in zip(found, pairs, strict=True))
-        print(place, right, found)
         assert right >= 7
+
+
+def test_lines_of_the_readme_run():
+    text = (Path(audioldm2.__file__).parent / "runtime" / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Windows, loops and timelines")[1]
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], {})
