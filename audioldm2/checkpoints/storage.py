@@ -138,6 +138,8 @@ def write(
     *,
     dtype: torch.dtype | None = None,
     force: bool = False,
+    durable: bool = False,
+    notes: Mapping[str, Any] | None = None,
     on_network: Callable[[str, int, int], object] = ignore_network,
 ) -> None:
     """Write a converted folder, whole or not at all.
@@ -148,6 +150,8 @@ def write(
         dtype: cast every tensor to it. The default keeps each dtype, except float64, which becomes
             float32: the published CLAP has two scalars in it by accident.
         force: replace the folder if it exists.
+        durable: wait until the folder is on the disk.
+        notes: further JSON files, name -> content; readers of the format ignore them.
         on_network: called with each network's name, number of tensors and bytes before it is written.
 
     Raises:
@@ -156,7 +160,7 @@ def write(
         OSError: the disk refuses.
     """
     require_tokenizers(checkpoint)
-    with atomic_folder(folder, force=force) as draft, naming_folder(folder):
+    with atomic_folder(folder, force=force, durable=durable) as draft, naming_folder(folder):
         for name, open_state in checkpoint.states.items():
             state = prepare(name, open_state(), dtype, checkpoint.source)
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
@@ -174,7 +178,8 @@ def write(
             "symbols": checkpoint.symbols,
             "networks": {name: asdict(config) for name, config in checkpoint.configs.items()},
         }
-        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, content in {"config.json": config, **(notes or {})}.items():
+            (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def require_tokenizers(checkpoint: Checkpoint) -> None:

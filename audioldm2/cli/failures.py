@@ -9,6 +9,7 @@ import torch
 
 from audioldm2.cli.arguments import Parser
 from audioldm2.errors import ArgumentError, WeightsError
+from audioldm2.files import is_refused_write
 
 # PyTorch raises a plain RuntimeError for most of these, so that only the text tells them apart.
 OUT_OF_MEMORY = (
@@ -30,7 +31,6 @@ DEVICE_FAILED = (
     "CUDNN_STATUS_",
     "MPS error",
 )
-NOT_WRITTEN = ("PytorchStreamWriter failed", "file write failed", "unexpected pos", "No space left on device")
 
 
 def in_words(error: Exception, parser: Parser, out_of_memory: str) -> str | None:
@@ -62,7 +62,7 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(words in str(error) for words in NOT_WRITTEN):
+        if not is_refused_write(error):
             raise
         first = str(error).splitlines()[0]
         reason = f"it could not be written ({first}); is the disk full?"

@@ -9,7 +9,8 @@ import torch
 
 import audioldm2
 from audioldm2.checkpoints import storage
-from audioldm2.training import STAGES, Stage, loop
+from audioldm2.training import STAGES, Stage, loop, run_folder
+from audioldm2.training.judging import SAMPLE_CLIPS
 from audioldm2.training.recipe import override
 from tests.support.training import Clips
 
@@ -56,7 +57,7 @@ def test_resumed_run_equals_an_uninterrupted_one(name: str, initial: storage.Che
     with open(parts / "metrics.jsonl", "a") as log:
         log.write('{"step": 5, "loss": 0}\n')
     stage = stage_of(name, storage.read(parts / "model"), steps=6)
-    loop.resume(stage, parts)
+    run_folder.resume(stage, parts)
     assert loop.train(stage, data, parts, intervals)
 
     assert log_of(parts) == log_of(whole) and len(log_of(whole)) == 6
@@ -71,7 +72,7 @@ def test_samples_and_the_saved_model(initial: storage.Checkpoint, tmp_path: Path
     loop.train(stage, Clips(0.32), tmp_path, loop.Intervals(sample=2), report=reports.append)
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "model", "samples", "state.pt"}
     files = sorted(path.name for path in (tmp_path / "samples" / "step-0000002").iterdir())
-    assert files[:2] == ["0-a_low_tone.png", "0-a_low_tone.wav"] and len(files) == 2 * loop.SAMPLE_CLIPS
+    assert files[:2] == ["0-a_low_tone.png", "0-a_low_tone.wav"] and len(files) == 2 * SAMPLE_CLIPS
     assert reports[0].startswith("step 1/2  loss ") and reports[1].startswith("step 2/2  loss ")
     assert reports[1].endswith(" 0 s left")
     result = audioldm2.load(tmp_path / "model", device="cpu").generate("a bell", audio_length_in_s=0.32)
@@ -85,7 +86,7 @@ def test_sample_files(name: str, kinds: set[str], initial: storage.Checkpoint, t
     stage = stage_of(name, initial, steps=1)
     loop.train(stage, Clips(0.32), tmp_path, loop.Intervals(sample=1))
     found = [path.stem.split("-")[1] for path in (tmp_path / "samples").rglob("*.wav")]
-    assert set(found) == kinds and len(found) == 2 * loop.SAMPLE_CLIPS
+    assert set(found) == kinds and len(found) == 2 * SAMPLE_CLIPS
 
 
 def test_nan_loss_stops_without_saving(initial: storage.Checkpoint, tmp_path: Path):
@@ -110,16 +111,16 @@ def test_errors_of_the_dataset_are_raised(initial: storage.Checkpoint, tmp_path:
 def test_rejects_the_state_of_another_run(initial: storage.Checkpoint, tmp_path: Path):
     loop.train(stage_of("vae", initial, steps=1), Clips(0.32), tmp_path, loop.Intervals())
     with pytest.raises(ValueError, match=r"state\.pt does not hold the state of this run"):
-        loop.resume(stage_of("clap", initial), tmp_path)
+        run_folder.resume(stage_of("clap", initial), tmp_path)
     (tmp_path / "state.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"state\.pt does not hold the state of this run"):
-        loop.resume(stage_of("vae", initial), tmp_path)
+        run_folder.resume(stage_of("vae", initial), tmp_path)
 
 
 def test_run_without_a_save_restarts(initial: storage.Checkpoint, tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0}\n')
     stage = stage_of("vae", initial)
-    loop.resume(stage, tmp_path)
+    run_folder.resume(stage, tmp_path)
     assert stage.done == 0 and log_of(tmp_path) == []
 
 
