@@ -61,9 +61,7 @@ def atomic_write(path: str | os.PathLike, *, durable: bool = False) -> Iterator[
 
 
 @contextlib.contextmanager
-def atomic_folder(
-    path: str | os.PathLike, *, force: bool = False, durable: bool = False
-) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike, *, force: bool = False, durable: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder; rename it to `path` when the block succeeds, delete it when it raises.
 
     No system swaps two folders in one step, so `force` takes two renames: `path` moves aside, then the new

@@ -1,15 +1,9 @@
 """Errors in words: which ones a user can cause, and the sentence for each."""
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import torch
 
 from audioldm2.cli.arguments import Parser
 from audioldm2.errors import ArgumentError, WeightsError
-from audioldm2.files import is_refused_write
 
 # PyTorch raises a plain RuntimeError for most of these, so that only the text tells them apart.
 OUT_OF_MEMORY = (
@@ -54,19 +48,6 @@ def in_words(error: Exception, parser: Parser, out_of_memory: str) -> str | None
         if any(words in str(error) for words in DEVICE_FAILED):
             return f"the device has failed ({first}). Run it again, or on another device with --device cpu."
     return None
-
-
-@contextmanager
-def naming_full_disk(folder: Path) -> Iterator[None]:
-    """Let `torch.save`, which reports a full disk as a RuntimeError without a file, name a folder."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_refused_write(error):
-            raise
-        first = str(error).splitlines()[0]
-        reason = f"it could not be written ({first}); is the disk full?"
-        raise OSError(errno.ENOSPC, reason, str(folder)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -96,7 +96,7 @@ class ClapStage(Stage[ClapRecipe]):
 
     @classmethod
     def recipe_for(cls, checkpoint: Checkpoint) -> Recipe:
-        """Returns the recipe "finetune" for clips as long as the model's sounds, as far as CLAP reads them."""
+        """Returns the recipe "finetune" for clips as long as the model's sounds, or as CLAP's input."""
         return replace(cls.recipes["finetune"], seconds=min(checkpoint.seconds, MAX_SECONDS))
 
     def warnings(self) -> list[str]:
@@ -142,9 +142,7 @@ class ClapStage(Stage[ClapRecipe]):
     ) -> dict[str, Tensor]:
         return self.compare(clips, captions, generator)
 
-    def compare(
-        self, clips: Tensor, captions: list[str], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def compare(self, clips: Tensor, captions: list[str], generator: torch.Generator) -> dict[str, Tensor]:
         """Computes the contrastive loss of clips, some with noise, and how many find their caption."""
         text, audio = self.network("clap_text"), self.trained["clap_audio"]
         tokens = pad([self.tokenizer.encode(caption) for caption in captions], self.tokenizer.pad_id)

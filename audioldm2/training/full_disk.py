@@ -1,4 +1,4 @@
-"""What a run does when the disk refuses a write: it waits for space with everything in memory, or it stops."""
+"""What a run does when the disk refuses a write: wait for space, with all steps in memory, or stop."""
 
 import errno
 import time
@@ -53,8 +53,8 @@ class DiskWriter:
                 return
             if not waited:
                 self.report(
-                    f"{self.folder} could not be written ({reason}); training waits, with every step in memory, "
-                    f"and tries again every {RETRY_SECONDS:g} s. Free some space; Ctrl-C tries once more and stops."
+                    f"{self.folder} could not be written ({reason}); training waits with all steps in memory "
+                    f"and tries again every {RETRY_SECONDS:g} s. Free some space, or stop it with Ctrl-C."
                 )
             waited = True
             self._pause()

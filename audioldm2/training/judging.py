@@ -10,7 +10,6 @@ from torch import Tensor
 
 from audioldm2.audio import write_wav
 from audioldm2.audio.plot import save_spectrogram
-from audioldm2.checkpoints.load import load
 from audioldm2.errors import require_whole
 from audioldm2.files import safe_name
 from audioldm2.training.data import Captioned
@@ -90,10 +89,11 @@ class Judge:
         """
         done = self.stage.done
         last, limit = self.folder / "last", self.judging.keep_last
+        source = self.folder / self.stage.product
         if done in self.best:
-            self.disk.write(partial(copy_model, self.folder, model_folder(self.folder / "best", done)))
+            self.disk.write(partial(copy_model, source, model_folder(self.folder / "best", done)))
         if limit > 1:
-            self.disk.write(partial(copy_model, self.folder, model_folder(last, done)))
+            self.disk.write(partial(copy_model, source, model_folder(last, done)))
         kept_last = sorted(step for step in kept(last) if step <= done)[-limit:] if limit > 1 else []
         for folder, steps in ((self.folder / "best", self.best), (last, kept_last)):
             for step in set(kept(folder)) - set(steps):
@@ -136,11 +136,15 @@ def samples_folder(folder: Path, step: int) -> Path:
 
 
 def write_samples(
-    stage: Stage, data: Captioned, folder: Path, report: Callable[[str], object], prompts: tuple[str, ...] = ()
+    stage: Stage,
+    data: Captioned,
+    folder: Path,
+    report: Callable[[str], object],
+    prompts: tuple[str, ...] = (),
 ) -> None:
     """Writes sounds of the model that was just saved, and spectrograms if matplotlib is installed."""
     wave, captions = data.batch(0, SAMPLE_CLIPS)
-    model = load(folder / "model", device=stage.device, dtype="float32")
+    model = stage.load_model(folder)
     target = samples_folder(folder, stage.done)
     frame_seconds = stage.front_end.hop / stage.front_end.sample_rate
     for sample in stage.samples(model, wave, list(prompts) or captions):

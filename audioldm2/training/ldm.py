@@ -61,11 +61,12 @@ class LDMStage(Stage[LDMRecipe]):
 
     name = "ldm"
     captioned = True
+    generates = True
     recipes: ClassVar = {
         "published": LDMRecipe(),
         "small": LDMRecipe(
-            batch=32, seconds=2.56, pool=16_384, steps=7500, learning_rate=1e-3, warmup=300, schedule="cosine",
-            ema=0.999, min_snr=5.0, train_t5=True,
+            batch=32, seconds=2.56, pool=16_384, steps=7500, learning_rate=1e-3, warmup=300,
+            schedule="cosine", ema=0.999, min_snr=5.0, train_t5=True,
         ),
         "finetune": LDMRecipe(batch=8, steps=2000, learning_rate=1e-4, warmup=50, ema=0.995),
     }  # fmt: skip
@@ -139,7 +140,7 @@ class LDMStage(Stage[LDMRecipe]):
             alpha_bar = self.alpha_bar[t].to(self.device).view(-1, 1, 1, 1)
             noisy = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
             with self.autocast():
-                predicted = self.trained["unet"](noisy, t.to(self.device), **cond.tensors)
+                predicted = self.network("unet")(noisy, t.to(self.device), **cond.tensors)
             metrics[f"loss_t{first}-{end - 1}"] = (predicted.float() - eps).square().mean()
         return {"loss": torch.stack(list(metrics.values())).mean()} | metrics
 

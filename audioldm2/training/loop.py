@@ -1,4 +1,4 @@
-"""The training loop of all stages: step, log, validate, save, write samples; stop after any step, resume exactly.
+"""The loop of all stages: step, log, validate, save, write samples; stop after any step, resume exactly.
 
 run_folder.py describes what a run's folder holds. Whatever ends a run (the last step, a signal, an error, a
 full disk), the last good state is saved first; after a kill, the next start repairs the folder.
@@ -19,7 +19,7 @@ from audioldm2.training.full_disk import DiskWriter
 from audioldm2.training.judging import Judge, Judging, samples_folder, write_samples
 from audioldm2.training.metrics import JsonLines, TensorBoard
 from audioldm2.training.progress import Progress
-from audioldm2.training.run_folder import measure, model_step, save, write_model
+from audioldm2.training.run_folder import measure, model_step, save
 from audioldm2.training.stage import Stage
 
 Report = Callable[[str], object]
@@ -100,7 +100,9 @@ class _Run:
         """Takes steps until the end; returns whether the run is complete."""
         stage, steps, size = self.stage, self.stage.recipe.steps, self.stage.recipe.batch
         progress = Progress(stage.done, steps, self.report)
-        pool = Pool(self.data, stage.prepare, stage.recipe.pool, size, stage.seed) if stage.recipe.pool else None
+        pool = (
+            Pool(self.data, stage.prepare, stage.recipe.pool, size, stage.seed) if stage.recipe.pool else None
+        )
 
         def prepared(step: int) -> tuple[Tensor, list[str]]:
             if pool is not None:
@@ -170,9 +172,9 @@ class _Run:
         """Completes the save of a process that was killed between the state and what follows from it."""
         if not self.stage.done:
             return
-        if model_step(self.folder) != self.stage.done:
+        if model_step(self.stage, self.folder) != self.stage.done:
             measure(self.stage, self.data)
-            self.disk.write(partial(write_model, self.stage, self.folder))
+            self.disk.write(partial(self.stage.save_model, self.folder))
         self.validate()
         self.after_saving()
 

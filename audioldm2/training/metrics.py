@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: JSON lines that survive a kill and a full disk, and TensorBoard if asked for."""
+"""Where the numbers of a run go: JSON lines, which survive a kill and a full disk, and TensorBoard."""
 
 import json
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ class Mixed:
     """Two sources of clips, of which the second gives a fixed share.
 
     Clip i of the run comes from the second source exactly where floor((i + 1) * share) > floor(i * share), so
-    the share is exact in the long run for any batch size, and a batch depends on its step alone. Either source
+    the share is exact in the long run for any batch size, and a batch depends on its step alone. Each source
     is read in its own order, clip by clip.
 
     Args:

@@ -101,7 +101,7 @@ class EMA:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Puts the average into the network while the block lasts; only pointers move, no weight is copied."""
+        """Puts the average into the network while the block lasts. No weight is copied, only pointers."""
         self._exchange()
         try:
             yield

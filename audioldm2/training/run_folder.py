@@ -29,10 +29,9 @@ from audioldm2.checkpoints import storage
 from audioldm2.files import atomic_folder, atomic_write, recover_folder, remove_drafts
 from audioldm2.training.data import Captioned
 from audioldm2.training.metrics import JsonLines
-from audioldm2.training.stage import Stage
+from audioldm2.training.stage import NOTES, Stage
 
 MEASURED_BATCHES = 8  # batches that `Stage.measure` gets
-NOTES = "training.json"  # in model/: the step that it belongs to
 SUBFOLDERS = ("best", "last")  # of copies of the model
 
 
@@ -40,11 +39,12 @@ SUBFOLDERS = ("best", "last")  # of copies of the model
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[list[str]]:
+def opened(folder: Path, product: str = "model") -> Iterator[list[str]]:
     """Locks a run's folder for this process and repairs what a killed one left in it.
 
     Args:
         folder: of the run; it exists.
+        product: the sub-folder that the run's stage writes.
 
     Yields:
         Sentences about what was repaired and removed.
@@ -55,7 +55,7 @@ def opened(folder: Path) -> Iterator[list[str]]:
     descriptor = None if os.name == "nt" else os.open(folder, os.O_RDONLY)
     try:
         alone = descriptor is not None and _lock(descriptor, folder)
-        yield clean(folder, sole_owner=alone)
+        yield clean(folder, product, sole_owner=alone)
     finally:
         if descriptor is not None:
             os.close(descriptor)  # which releases the lock
@@ -74,19 +74,20 @@ def _lock(descriptor: int, folder: Path) -> bool:
     return True
 
 
-def clean(folder: Path, *, sole_owner: bool = False) -> list[str]:
+def clean(folder: Path, product: str = "model", *, sole_owner: bool = False) -> list[str]:
     """Finishes or undoes the writes that a killed process had begun.
 
     Args:
         folder: of the run.
+        product: the sub-folder that the run's stage writes.
         sole_owner: no other process writes here. Otherwise, drafts of processes that run stay.
 
     Returns:
         Sentences about what was done.
     """
     done = []
-    if recover_folder(folder / "model", sole_owner=sole_owner):
-        done.append(f"{folder / 'model'} was restored: the process that replaced it was killed")
+    if recover_folder(folder / product, sole_owner=sole_owner):
+        done.append(f"{folder / product} was restored: the process that replaced it was killed")
     for place in (folder, *(folder / name for name in SUBFOLDERS)):
         if not place.is_dir():
             continue
@@ -113,7 +114,7 @@ def save(stage: Stage, data: Captioned, folder: Path) -> None:
                 raise FloatingPointError(f"'{key}' of '{name}' holds NaN or infinity")
     with atomic_write(folder / "state.pt", durable=True) as draft:
         torch.save(stage.state_dict() | {"run": description(stage, data)}, draft)
-    write_model(stage, folder)
+    stage.save_model(folder)
 
 
 def measure(stage: Stage, data: Captioned) -> None:
@@ -121,24 +122,17 @@ def measure(stage: Stage, data: Captioned) -> None:
     stage.measure(data.batch(step, stage.recipe.batch)[0] for step in range(MEASURED_BATCHES))
 
 
-def write_model(stage: Stage, folder: Path) -> None:
-    """Replaces the model by that of the stage."""
-    notes = {"stage": stage.name, "step": stage.done}
-    storage.write(stage.checkpoint(), folder / "model", force=True, durable=True, notes={NOTES: notes})
-
-
-def model_step(folder: Path) -> int | None:
-    """Returns the step that the model belongs to; None where no save has recorded one."""
-    path = folder / "model" / NOTES
+def model_step(stage: Stage, folder: Path) -> int | None:
+    """Returns the step that the saved model is of; None where no save has recorded one."""
+    path = folder / stage.product / NOTES
     return storage.read_json(path).get("step") if path.exists() else None
 
 
-def copy_model(folder: Path, target: Path) -> None:
+def copy_model(source: Path, target: Path) -> None:
     """Copies the model unless the copy exists; weights are linked where the system can.
 
     A save replaces the files of model/ and never writes into them, so a link keeps what it points to.
     """
-    source = folder / "model"
     if target.exists():
         return
     target.parent.mkdir(exist_ok=True)
@@ -227,8 +221,8 @@ def differences(before: dict[str, Any] | None, now: dict[str, Any], folder: Path
     ]
     if changed:
         raise Edited(
-            f"{folder / 'run.json'} was edited: {'; '.join(changed)}. Change it back, or start another run with "
-            f"--model {folder / 'model'}. Only the number of steps may change, by --steps."
+            f"{folder / 'run.json'} was edited: {'; '.join(changed)}. Change it back, or start another run "
+            f"with --model {folder / 'model'}. Only the number of steps may change, by --steps."
         )
     if None not in (before["data"], now["data"]) and before["data"] != now["data"]:
         return [f"the data differ: {now['data']}, and before {before['data']}"]

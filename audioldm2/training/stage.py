@@ -4,12 +4,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from audioldm2.audio import vae_front_end, vae_log_mel
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.load import load
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import some
 from audioldm2.pipeline import AudioLDM2
@@ -17,6 +20,8 @@ from audioldm2.runtime.placement import Networks
 from audioldm2.training.optimizer import EMA, Optimizer
 from audioldm2.training.randomness import forked_rng, generator
 from audioldm2.training.recipe import Recipe
+
+NOTES = "training.json"  # in the model's folder: the stage and the step that it is of
 
 # Keys of state.pt in version 0.1, which `load_state_dict` still reads.
 OLD_KEYS = {"ema": "averages", "optimizer": "descent", "adversary_optimizer": "adversary_descent"}
@@ -48,6 +53,8 @@ class Stage(Generic[SomeRecipe]):
 
     name: ClassVar[str]
     captioned: ClassVar[bool]  # whether the stage reads captions
+    generates: ClassVar[bool] = False  # whether its samples are sounds for captions
+    product: ClassVar[str] = "model"  # the folder in the run's that the stage writes
     # "published": of the paper or upstream; "small": for SMALL networks; "finetune": for a trained model
     recipes: ClassVar[dict[str, Recipe]]
 
@@ -223,6 +230,19 @@ class Stage(Generic[SomeRecipe]):
         }
         configs = self.initial.configs | self.trained_configs()
         return replace(self.initial, configs=configs, states=self.initial.states | states)
+
+    def save_model(self, folder: Path) -> None:
+        """Writes what the run makes, the whole model, into the run's folder, with the step that it is of."""
+        notes = {NOTES: {"stage": self.name, "step": self.done}}
+        storage.write(self.checkpoint(), folder / self.product, force=True, durable=True, notes=notes)
+
+    def load_model(self, folder: Path) -> AudioLDM2:
+        """Loads what `save_model` has written, to generate with it."""
+        return load(folder / self.product, device=self.device, dtype="float32")
+
+    def outcome(self, folder: Path) -> str:
+        """Says what the run has made."""
+        return f"{folder / self.product} is the model"
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a resumed run needs to continue exactly."""

@@ -82,7 +82,7 @@ def test_ctrl_c_saves_and_reports_how_to_continue(home: Path, tmp_path: Path):
             break
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "Traceback" not in err
+    assert process.returncode == 130 and "Traceback" not in err
     done = int(err.split("saved at step ")[1].split(";")[0])
     assert f"--resume --out {tmp_path / 'run'}" in err
     again = ["--resume", "--out", str(tmp_path / "run"), "--steps", str(done + 1)]
@@ -106,7 +106,7 @@ def test_show_prints_the_recipe(home: Path, capsys):
         (["--config", "odd.json"], "the recipe odd.json has 'speed'; "),
         (
             ["--config", "unlike.json"],
-            "'like' in unlike.json is 'huge'; it has to be one of published, small.",
+            "'like' in unlike.json is 'huge'; it has to be one of published, small, finetune.",
         ),
         (["--steps", "0"], "--steps is 0; it has to be a whole number of at least 1"),
         (["--save-every", "0"], "--save-every is 0; it has to be a whole number of at least 1"),
@@ -193,6 +193,6 @@ def test_full_disk_while_saving_names_the_run(home: Path, tmp_path: Path, capsys
         "--model",
         home / "sizes.json",
     ]
-    assert run(*words, *FEW, "--seconds", "0.64") == 2
+    assert run(*words, *FEW, "--seconds", "0.64", "--on-full-disk", "stop") == 2
     err = capsys.readouterr().err
     assert f"error: {tmp_path / 'run'}: it could not be written" in err and "Traceback" not in err
