@@ -102,8 +102,8 @@ def atomic_folder(path: str | os.PathLike, *, force: bool = False, durable: bool
             old.rename(path)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if path.exists():
+        if path.exists() or not old.exists():  # otherwise neither rename succeeded: `recover_folder` finishes
+            shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 
 

@@ -97,7 +97,7 @@ class Judge:
         kept_last = sorted(step for step in kept(last) if step <= done)[-limit:] if limit > 1 else []
         for folder, steps in ((self.folder / "best", self.best), (last, kept_last)):
             for step in set(kept(folder)) - set(steps):
-                remove_model(model_folder(folder, step))
+                self.disk.write(partial(remove_model, model_folder(folder, step)))
 
     def _prepared(self) -> list[tuple[Tensor, list[str]]]:
         if not self._clips:
