@@ -1,8 +1,10 @@
-"""Runs that are killed, or whose disk is full, at chosen moments: `python -m tests.support.crashes MODE FOLDER`.
+"""Runs that are killed, or whose disk is full, at chosen moments.
 
-A program of its own, because a kill is only real if a process dies, and forks of a process with one thread are
-quick and safe. Every attempt runs in a fork; the parent then checks the folder that it left. Prints what it
-checked as JSON.
+    python -m tests.support.crashes MODE FOLDER COUNT
+
+A program of its own, because a kill is only real if a process dies, and forks of a process with one thread
+are quick and safe. Every attempt runs in a fork; the parent then checks the folder that it left. Prints what
+it checked as JSON.
 """
 
 import errno
@@ -14,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,14 @@ from audioldm2.training.stage import Stage
 STEPS = 8
 INTERVALS = loop.Intervals(save=2, sample=0, validate=4)
 JUDGING = Judging(keep_best=1, keep_last=2)
-WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link"}  # events of Python's audit
+WRITES = {
+    "os.rename",
+    "os.mkdir",
+    "os.remove",
+    "os.rmdir",
+    "os.truncate",
+    "os.link",
+}  # events of Python's audit
 KILLED, REFUSED = 9, 3
 
 
@@ -42,12 +52,16 @@ class Toy(Stage[Recipe]):
     def trainable(self) -> tuple[str, ...]:
         return ("projection",)
 
-    def training_step(self, clips: Tensor, captions: list[str], generator: torch.Generator) -> dict[str, Tensor]:
+    def training_step(
+        self, clips: Tensor, captions: list[str], generator: torch.Generator
+    ) -> dict[str, Tensor]:
         loss = self.distance(generator) + clips.mean()
         return {"loss": loss, "grad_norm": self.optimizer.step(loss, self.done)}
 
     @torch.no_grad()
-    def validation_step(self, clips: Tensor, captions: list[str], generator: torch.Generator) -> dict[str, Tensor]:
+    def validation_step(
+        self, clips: Tensor, captions: list[str], generator: torch.Generator
+    ) -> dict[str, Tensor]:
         return {"loss": self.distance(generator)}
 
     def distance(self, generator: torch.Generator) -> Tensor:
@@ -112,7 +126,7 @@ def run(action: Callable[[], None]) -> int:
 
 
 class Faults:
-    """Counts what this process writes below a folder, for good, and calls `strike` at some of these moments."""
+    """Counts what this process writes below a folder and calls `strike` at some of these moments."""
 
     def __init__(self, folder: Path, strike: Callable[[], None], first: int, last: int | None) -> None:
         self.folder, self.strike, self.first, self.last = str(folder), strike, first, last
@@ -208,16 +222,17 @@ def require_whole(folder: Path) -> None:
 
 def kills(home: Path, expected: dict[str, Any], seconds: float, count: int) -> dict[str, Any]:
     """Kills a run at random moments, resumes it, and starts again when it ends."""
-    draw, killed, ended, folder = random.Random(0), 0, 0, begun(home / "run", home / "initial")
+    draw, killed, ended = random.Random(0), 0, 0
+    folder = begun(home / "run", home / "initial")
     while killed < count or not ended:
-        pid = fork(lambda: train(folder))
+        pid = fork(partial(train, folder))
         time.sleep(draw.random() * seconds)
         os.kill(pid, signal.SIGKILL)
         if result(pid) == -signal.SIGKILL:
             killed += 1
             require_whole(folder)
         if killed >= count or result_is_complete(folder):
-            assert run(lambda: train(folder)) == 0
+            assert run(partial(train, folder)) == 0
             require_equal(contents(folder), expected)
             ended += 1
             folder = begun(folder, home / "initial")

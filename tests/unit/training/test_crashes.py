@@ -54,7 +54,7 @@ def test_run_that_waits_for_space_loses_nothing(home: Path):
 
 def test_run_on_a_full_file_system_waits_for_space(home: Path):
     (home / "disk").mkdir()
-    mount = f"mount -t tmpfs -o size=24m tmpfs {home / 'disk'} && exec \"$@\""
+    mount = f'mount -t tmpfs -o size=24m tmpfs {home / "disk"} && exec "$@"'
     inside = ["unshare", "-rm", "sh", "-c", mount, "sh"]
     if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody mount a file system in a namespace of its own")

@@ -18,6 +18,18 @@ def test_learning_rate_warms_up_and_decays():
     assert cosine.learning_rate_at(103) < 1e-3
 
 
+def test_linear_schedule_falls_to_zero():
+    recipe = Recipe(learning_rate=1.0, warmup=4, steps=104, schedule="linear")
+    assert [recipe.learning_rate_at(step) for step in (3, 4, 54, 104)] == pytest.approx([1, 1, 0.5, 0])
+
+
+def test_cosine_field_of_earlier_versions_is_read():
+    for old, new in ((True, "cosine"), (False, "constant")):
+        assert override(Recipe(), {"cosine": old}, "run.json").schedule == new
+    with pytest.raises(ValueError, match="has 'cosine'"):
+        override(Recipe(), {"cosine": "fast"}, "run.json")
+
+
 def test_warmup_takes_at_most_a_tenth_of_the_steps():
     assert Recipe(learning_rate=1.0, warmup=4, steps=20).learning_rate_at(1) == 1
 
