@@ -20,15 +20,22 @@ DEVICE_NAME = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³
 RESERVED = '<>:"/\\|?*'
 LONGEST_NAME = 240  # bytes; file systems allow 255, and a number and a suffix are appended
 _DIGEST = 8  # hex digits
+DRAFT = re.compile(r"\.audioldm2-(\d+)-[0-9a-f]+.*")  # how the temporary files and folders below are named
+# What PyTorch, which raises a plain RuntimeError, and safetensors say when the system refuses a write.
+NOT_WRITTEN = ("PytorchStreamWriter failed", "file write failed", "unexpected pos", "No space left on device")
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path; rename it to `path` when the block succeeds, delete it when the block raises.
 
     The temporary file is hidden and has the folder and the suffix of `path`. Until the final rename the old
     file stays untouched; the new one inherits its permissions. Symbolic links are followed. Interrupts count
     as exceptions: they too delete the temporary file.
+
+    Args:
+        path: the file to write.
+        durable: wait until the new file is on the disk, so that not even a power failure loses both.
 
     Raises:
         OSError: from the system, unchanged: no such folder, no permission, disk full, `path` is a folder.
@@ -42,7 +49,11 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         if target.exists():
             shutil.copymode(target, temporary)
+        if durable:
+            flush_to_disk(temporary)
         os.replace(temporary, target)
+        if durable:
+            flush_to_disk(target.parent)
     except BaseException:
         with contextlib.suppress(OSError):  # the block may have written nothing; keep the first error
             temporary.unlink()
@@ -50,7 +61,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike, *, force: bool = False, durable: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder; rename it to `path` when the block succeeds, delete it when it raises.
 
     No system swaps two folders in one step, so `force` takes two renames: `path` moves aside, then the new
@@ -61,6 +72,7 @@ def atomic_folder(path: str | os.PathLike, *, force: bool = False) -> Iterator[P
     Args:
         path:  the folder to write.
         force: replace a folder that exists.
+        durable: wait until the new folder is on the disk, so that not even a power failure loses both.
 
     Raises:
         FileExistsError: `path` exists and `force` is False, or another process created it during the block.
@@ -77,20 +89,25 @@ def atomic_folder(path: str | os.PathLike, *, force: bool = False) -> Iterator[P
     temporary.mkdir()
     try:
         yield temporary
+        if durable:
+            for each in (*temporary.rglob("*"), temporary):
+                flush_to_disk(each)
         if force and path.exists():
             path.rename(old)
         _take_place(temporary, path)
+        if durable:
+            flush_to_disk(path.parent)
     except BaseException:
         if old.exists() and not path.exists():
             old.rename(path)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if path.exists():
+        if path.exists() or not old.exists():  # otherwise neither rename succeeded: `recover_folder` finishes
+            shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 
 
-def recover_folder(path: str | os.PathLike) -> bool:
+def recover_folder(path: str | os.PathLike, *, sole_owner: bool = False) -> bool:
     """Finish what a killed `atomic_folder(path, force=True)` began, and delete its leftovers.
 
     A draft is complete exactly if the old folder has already moved aside. So:
@@ -102,6 +119,11 @@ def recover_folder(path: str | os.PathLike) -> bool:
     Folders of processes that still run, or that ran on another machine, stay untouched. The names of drafts
     carry the process id and a tag of machine and target, so a draft of another target is safe too.
 
+    Args:
+        path: the folder that was to be written.
+        sole_owner: nobody else writes into the parent of `path`, and nobody wrote another folder there, so
+            that every draft in it is a leftover, whatever machine or container it comes from.
+
     Returns:
         True if `path` was missing and exists now.
 
@@ -109,13 +131,16 @@ def recover_folder(path: str | os.PathLike) -> bool:
         OSError: from the system, unchanged, when the rename fails.
     """
     path = Path(os.path.realpath(path))
-    name = re.compile(rf"\.audioldm2-(\d+)-{_draft_tag(path)}-[0-9a-f]+(?:-old)?")
+    tag = "[0-9a-f]+" if sole_owner else _draft_tag(path)
+    name = re.compile(rf"\.audioldm2-(\d+)-{tag}-[0-9a-f]+(?:-old)?")
     try:
         siblings = sorted(os.listdir(path.parent))
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return False  # the caller's own access to `path` reports it better
     found = [(path.with_name(each), name.fullmatch(each)) for each in siblings]
-    leftovers = [folder for folder, match in found if match and not _is_running(int(match[1]))]
+    leftovers = [
+        folder for folder, match in found if match and (sole_owner or not _is_running(int(match[1])))
+    ]
     recovered = False
     for old in leftovers:
         if old.name.endswith("-old") and not path.exists():
@@ -130,6 +155,50 @@ def recover_folder(path: str | os.PathLike) -> bool:
         for folder in leftovers:
             shutil.rmtree(folder, ignore_errors=True)
     return recovered
+
+
+def remove_drafts(folder: Path, *, sole_owner: bool = False) -> list[int]:
+    """Delete the drafts of files and folders that killed processes left in `folder`.
+
+    Call `recover_folder` first where a folder may be missing: its draft may be all that is left of it.
+
+    Args:
+        folder: where to look; not in its sub-folders.
+        sole_owner: nobody else writes there. Otherwise, drafts of processes that run on this machine stay.
+
+    Returns:
+        The size of each in bytes.
+    """
+    sizes = []
+    for draft in sorted(folder.iterdir()):
+        match = DRAFT.fullmatch(draft.name)
+        if not match or (not sole_owner and _is_running(int(match[1]))):
+            continue
+        files = draft.rglob("*") if draft.is_dir() else [draft]
+        sizes.append(sum(file.stat().st_size for file in files if file.is_file()))
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        else:
+            draft.unlink()
+    return sizes
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    if sys.platform == "win32":  # which opens no folders, and flushes files only if they are open for writing
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_refused_write(error: BaseException) -> bool:
+    """Whether an error that was raised while writing says that the system refused, as with a full disk."""
+    return isinstance(error, OSError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in NOT_WRITTEN)
+    )
 
 
 def _draft_tag(path: Path) -> str:

@@ -37,6 +37,7 @@ class Checkpoint:
     revision: str | None = None  # commit of a hub repository
     seconds: float = DEFAULT_SECONDS  # length of a sound when the caller names none
     unconditional: str = "reference"  # how an empty negative prompt is encoded: `prompt.encode.UNCONDITIONAL`
+    normalized: bool = True  # whether it learnt sounds at a peak of 0.5, as upstream trains
     symbols: tuple[str, ...] | None = None  # of a speech model: the symbol of each phoneme id
 
 

@@ -57,17 +57,8 @@ __all__ = [  # what other packages import from here
 
 FORMAT = 4  # of the converted folder; raised when an old reader could not read a new folder
 FIELDS = {  # of config.json
-    *(
-        "audioldm2_format",
-        "source",
-        "revision",
-        "schedule",
-        "clap_mel",
-        "seconds",
-        "unconditional",
-        "symbols",
-    ),
-    "networks",
+    *("audioldm2_format", "source", "revision", "schedule", "clap_mel", "seconds"),
+    *("unconditional", "normalized", "symbols", "networks"),
 }
 
 
@@ -108,6 +99,7 @@ def read(folder: Path) -> Checkpoint:
         revision=validate.typed(f"'revision' in {path}", config["revision"], str | None),
         seconds=validate.typed(f"'seconds' in {path}", config["seconds"], float),
         unconditional=validate.typed(f"'unconditional' in {path}", config["unconditional"], str),
+        normalized=validate.typed(f"'normalized' in {path}", config["normalized"], bool),
         symbols=validate.typed(f"'symbols' in {path}", config["symbols"], tuple[str, ...] | None),
     )
     check(checkpoint, str(path))
@@ -124,8 +116,8 @@ def _in_current_format(config: dict, path: Path) -> dict:
         config = config | {"audioldm2_format": 2, "symbols": None, "networks": networks}
     if config.get("audioldm2_format") == 2:  # before models with a length of their own
         config = config | {"audioldm2_format": 3, "seconds": DEFAULT_SECONDS}
-    if config.get("audioldm2_format") == 3:  # before models that were trained with zeros of GPT-2
-        config = config | {"audioldm2_format": FORMAT, "unconditional": "reference"}
+    if config.get("audioldm2_format") == 3:  # before models could be trained as upstream trains them
+        config = config | {"audioldm2_format": FORMAT, "unconditional": "reference", "normalized": True}
     if config.get("audioldm2_format") != FORMAT:
         raise WeightsError(
             f"{path} has format {config.get('audioldm2_format')!r}; this version reads format {FORMAT}. "
@@ -151,6 +143,8 @@ def write(
     *,
     dtype: torch.dtype | None = None,
     force: bool = False,
+    durable: bool = False,
+    notes: Mapping[str, Any] | None = None,
     on_network: Callable[[str, int, int], object] = ignore_network,
 ) -> None:
     """Write a converted folder, whole or not at all.
@@ -161,6 +155,8 @@ def write(
         dtype: cast every tensor to it. The default keeps each dtype, except float64, which becomes
             float32: the published CLAP has two scalars in it by accident.
         force: replace the folder if it exists.
+        durable: wait until the folder is on the disk.
+        notes: further JSON files, name -> content; readers of the format ignore them.
         on_network: called with each network's name, number of tensors and bytes before it is written.
 
     Raises:
@@ -169,7 +165,7 @@ def write(
         OSError: the disk refuses.
     """
     require_tokenizers(checkpoint)
-    with atomic_folder(folder, force=force) as draft, naming_folder(folder):
+    with atomic_folder(folder, force=force, durable=durable) as draft, naming_folder(folder):
         for name, open_state in checkpoint.states.items():
             state = prepare(name, open_state(), dtype, checkpoint.source)
             on_network(name, len(state), sum(tensor.nbytes for tensor in state.values()))
@@ -185,10 +181,12 @@ def write(
             "clap_mel": checkpoint.clap_mel,
             "seconds": checkpoint.seconds,
             "unconditional": checkpoint.unconditional,
+            "normalized": checkpoint.normalized,
             "symbols": checkpoint.symbols,
             "networks": {name: asdict(config) for name, config in checkpoint.configs.items()},
         }
-        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, content in {"config.json": config, **(notes or {})}.items():
+            (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def require_tokenizers(checkpoint: Checkpoint) -> None:

@@ -1,10 +1,5 @@
 """Errors in words: which ones a user can cause, and the sentence for each."""
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import torch
 
 from audioldm2.cli.arguments import Parser
@@ -30,7 +25,6 @@ DEVICE_FAILED = (
     "CUDNN_STATUS_",
     "MPS error",
 )
-NOT_WRITTEN = ("PytorchStreamWriter failed", "file write failed", "unexpected pos", "No space left on device")
 
 
 def in_words(error: Exception, parser: Parser, out_of_memory: str) -> str | None:
@@ -54,19 +48,6 @@ def in_words(error: Exception, parser: Parser, out_of_memory: str) -> str | None
         if any(words in str(error) for words in DEVICE_FAILED):
             return f"the device has failed ({first}). Run it again, or on another device with --device cpu."
     return None
-
-
-@contextmanager
-def naming_full_disk(folder: Path) -> Iterator[None]:
-    """Let `torch.save`, which reports a full disk as a RuntimeError without a file, name a folder."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(words in str(error) for words in NOT_WRITTEN):
-            raise
-        first = str(error).splitlines()[0]
-        reason = f"it could not be written ({first}); is the disk full?"
-        raise OSError(errno.ENOSPC, reason, str(folder)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,34 +4,21 @@ import argparse
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
-import torch
-
-from audioldm2.checkpoints import storage, validate
 from audioldm2.checkpoints.load import open_checkpoint, resolve_device
 from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
-from audioldm2.cli.failures import naming_full_disk
 from audioldm2.cli.streams import print_result, report
-from audioldm2.errors import require_choice, require_whole, some
-from audioldm2.files import atomic_write
-from audioldm2.training import STAGES, loop, sources
-from audioldm2.training.data import AtTrainedLevel, Captioned, Sounds
-from audioldm2.training.new_model import SIZES, configs_from, from_scratch
-from audioldm2.training.recipe import Recipe, override
-from audioldm2.training.sources import ClipSettings, DataOptions
-from audioldm2.training.stage import Stage
-
-# Opens data that is no folder, by its name for --data: (seconds of a clip, sample rate, seed) -> the data.
-Worlds = Mapping[str, Callable[[float, int, int], Captioned]]
+from audioldm2.cli.train_run import Run, Worlds, begin, is_new, read_recipe, resume
+from audioldm2.errors import require_whole
+from audioldm2.training import STAGES, loop
+from audioldm2.training.full_disk import ON_FULL_DISK
 
 OUT_OF_MEMORY = "Try fewer clips a step (--batch) or shorter ones (--seconds)."
-SETTINGS = {"stage", "data", "recipe", "seed", "save", "sample"}  # the keys of run.json
-DATA_SETTINGS = {"data_options", "data_digest"}  # keys that run.json has since version 0.3
+# What ends a run in order: Ctrl-C; a scheduler, Docker or kill; a terminal that closes (not on Windows).
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 OF_RESUME = {"resume", "out", "steps", "device", "workers"}  # the flags that --resume allows
 
 DESCRIPTION = """\
@@ -43,9 +30,10 @@ Train one stage of AudioLDM 2 on your own sounds, from nothing or from a model.
   audioldm2 train --stage ldm     --data sounds/ --out runs/ldm     --model runs/clap/model
   audioldm2 "a dog barks" --model runs/ldm/model -o dog.wav
 
-or one stage of a published model:
+or one stage of a trained model, with gentle settings (recipe "finetune"), judged on sounds kept aside:
 
-  audioldm2 train --stage ldm --data sounds/ --out runs/tuned --model ./base --config published
+  audioldm2 train --stage ldm --data sounds/ --out runs/tuned --model ./base --mix old-sounds/:0.25 \\
+                  --validation held-out/ --prompt "an oud, slowly" --patience 5
 
 sounds/ holds sound files and their captions: one table, such as captions.csv with the columns file and
 caption, or captions.jsonl with lines such as {"file": "dog.wav", "caption": "a dog barks"}; or a dog.txt
@@ -54,14 +42,17 @@ as they are. Sounds to validate on come from a column "split", from validation.c
 --validation. The stages vae and vocoder of a model that has vocabularies need no captions. Every sound is
 decoded once before training starts.
 
-Ctrl-C saves and stops; --resume --out RUN continues, on a CPU to the bit. RUN/model is the current model at
-any time, RUN/metrics.jsonl has a line a step, and RUN/samples holds sounds to listen to."""
+Ctrl-C and SIGTERM save and stop (exit codes 130 and 143), and an error saves first; --resume --out RUN
+continues, on a CPU to the bit, and repairs what a kill left. RUN/model is the current model at any time,
+RUN/best holds the one with the lowest validation loss, RUN/samples sounds to listen to; RUN/metrics.jsonl has
+a line a step, RUN/validation.jsonl a line a validation."""
 
 EPILOG = """\
-The recipe of a stage holds all its numbers. There are two, "small" (for what --model small creates) and
-"published". --config chooses one, or names a JSON file with the fields that differ, such as {"like":
-"published", "learning_rate": 3e-5, "bf16": true}; without "like" the others are those of small. --show prints
-the recipe.
+The recipe of a stage holds all its numbers. There are three: "small" (for what --model small creates),
+"published" (for --model published) and "finetune" (for a trained model). The model chooses, and a line says
+which. --config chooses another, or names a JSON file with the fields that differ, such as {"learning_rate":
+3e-5, "schedule": "cosine", "bf16": true}; a field "like" names the recipe that it changes. --show prints the
+recipe.
 """
 
 
@@ -76,17 +67,14 @@ def parser(prog: str = "audioldm2 train") -> Parser:
         help="what to begin with: a converted folder, a hub id, anything that 'audioldm2 --model' takes; or, "
         "from nothing, 'small' (6 million parameters), 'published' (1.1 billion), or a JSON file of sizes, "
         'such as {"unet": {"depth": 2}}, the others being those of small (default: %(default)s)')
-    add("--config", default="small", metavar="RECIPE",
-        help="small, published, or a JSON file (default: %(default)s)")
+    add("--config", metavar="RECIPE",
+        help="small, published, finetune, or a JSON file (default: what suits --model)")
     add("--resume", action="store_true", help="continue the run in --out, with its own settings")
     add = made.add_argument_group("more").add_argument
     add("--show", action="store_true", help="print the recipe of --stage and --config, and stop")
     add("--steps", type=whole_number, metavar="N", help="steps in all (default: the recipe's)")
     add("--batch", type=whole_number, metavar="N", help="clips a step (default: the recipe's)")
     add("--seconds", type=number, metavar="S", help="length of each clip (default: the recipe's)")
-    add("--validation", metavar="SOUNDS",
-        help="sounds to validate on: a table, a folder, or a fraction of those to train on, such as 0.05 "
-        "(default: those that the data names)")
     add("--audio-column", metavar="NAME",
         help="the table's column of sound files (default: file, file_name, filename, audio, wav or path)")
     add("--caption-column", metavar="NAME",
@@ -102,6 +90,27 @@ def parser(prog: str = "audioldm2 train") -> Parser:
         help="steps between savings (default: %(default)s)")
     add("--sample-every", type=whole_number, default=5000, metavar="N",
         help="steps between sounds to listen to; 0: none (default: %(default)s)")
+    add("--prompt", dest="prompts", action="append", metavar="TEXT",
+        help="a prompt for these sounds; may be repeated (default: captions of the data)")
+    add("--on-full-disk", choices=ON_FULL_DISK, default="wait",
+        help="wait for space with all steps in memory, or stop with the last save (default: %(default)s)")
+    add("--tensorboard", action="store_true",
+        help="write curves to RUN/tensorboard too; needs pip install 'audioldm2[tensorboard]'")
+    add = made.add_argument_group("old sounds, validation").add_argument
+    add("--mix", metavar="FOLDER[:SHARE]",
+        help="old sounds and captions, which make up a share of the clips, so that the model keeps what it "
+        "knew (default share: 0.25)")
+    add("--validation", metavar="SOUNDS",
+        help="sounds that are not trained on, to judge by: a table, a folder, or a fraction of the sounds of "
+        "--data, such as 0.05 (default: those that the data names)")
+    add("--validate-every", type=whole_number, default=500, metavar="N",
+        help="steps between validations (default: %(default)s)")
+    add("--keep-best", type=whole_number, default=1, metavar="K",
+        help="models to keep in RUN/best, by validation loss (default: %(default)s)")
+    add("--keep-last", type=whole_number, default=1, metavar="K",
+        help="last saved models to keep; above 1, in RUN/last (default: %(default)s)")
+    add("--patience", type=whole_number, default=0, metavar="K",
+        help="end after K validations without a lower loss; 0: never (default: %(default)s)")
     # fmt: on
     return made
 
@@ -113,28 +122,36 @@ def run(arguments: Sequence[str], *, prog: str = "audioldm2 train", worlds: Worl
         arguments: of the command line.
         prog: how the program is called, for messages.
         worlds: data that --data knows by name, beside folders.
+
+    Returns:
+        0 where the run is complete; 128 and the signal's number where a signal ended it, saved.
     """
     given = parse(arguments, prog)
     if given.show:
-        print_result(json.dumps(asdict(read_recipe(given)), indent=2))
+        recipe, _ = read_recipe(given, None if is_new(given.model) else open_checkpoint(given.model))
+        print_result(json.dumps(asdict(recipe), indent=2))
         return 0
     device = resolve_device(given.device)
-    worlds = worlds or {}
-    opened = resume(given, device, worlds) if given.resume else begin(given, device, worlds)
-    stage, data, validation, intervals = opened
-    parameters = sum(p.numel() for network in stage.trained.values() for p in network.parameters())
-    networks = f"{', '.join(stage.trained)}, {parameters / 1e6:.1f} million parameters"
-    report(f"{stage.name} on {device}: trains {networks}")
-    report(f"{data!r}; batches of {stage.recipe.batch} clips of {stage.recipe.seconds:g} s")
-    if validation is not None:
-        report(repr(validation))
-    if stage.done >= stage.recipe.steps:
-        report(f"{stage.done} steps are done already; --steps asks for more")
-    elif train_until_interrupted(stage, data, given.out, intervals):
-        report(f"done: {given.out / 'model'} is the model")
-    else:
+    opened = resume if given.resume else begin
+    with opened(given, device, worlds or {}) as run:
+        stage = run.stage
+        parameters = sum(p.numel() for network in stage.trained.values() for p in network.parameters())
+        networks = f"{', '.join(stage.trained)}, {parameters / 1e6:.1f} million parameters"
+        report(f"{stage.name} on {device}: trains {networks}")
+        if run.validation is not None:
+            report(repr(run.validation))
+        report(f"{run.data!r}; batches of {stage.recipe.batch} clips of {stage.recipe.seconds:g} s")
+        for warning in stage.warnings():
+            report(f"note: {warning}")
+        if stage.done >= stage.recipe.steps:
+            report(f"{stage.done} steps are done already; --steps asks for more")
+            return 0
+        signals = train_until_signal(run, given.out)
+        if not signals:
+            report(f"done: {stage.outcome(given.out)}")
+            return 0
         report(f"saved at step {stage.done}; continue with: {prog} --resume --out {given.out}")
-    return 0
+        return 128 + signals[0]
 
 
 def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
@@ -159,138 +176,33 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     require_whole("workers", given.workers, 1)
     require_whole("save_every", given.save_every, 1)
     require_whole("sample_every", given.sample_every, 0)
+    require_whole("validate_every", given.validate_every, 1)
     return given
 
 
-def train_until_interrupted(stage: Stage, data: Captioned, folder: Path, intervals: loop.Intervals) -> bool:
-    """Train to the last step, or until Ctrl-C, which ends after the current step; whether it was the last."""
-    stop: list[int] = []  # filled by Ctrl-C, and read after each step, so that no step is cut in two
+def train_until_signal(run: Run, folder: Path) -> list[int]:
+    """Train to the end, or until a signal, which ends the run after the current step; the signals so far."""
+    signals: list[int] = []  # read after each step, so that no step is cut in two
 
     def ask_to_stop(number: int, frame: object) -> None:
-        stop.append(number)
-        signal.signal(number, signal.default_int_handler)  # a second Ctrl-C stops at once
-        report("stopping after this step; once more stops at once")
+        if number in signals and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C
+        signals.append(number)
+        once_more = "; once more stops at once" if number == signal.SIGINT else ""
+        report(f"{signal.Signals(number).name}: stopping after this step{once_more}")
 
-    before = signal.signal(signal.SIGINT, ask_to_stop)
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
+    for each, handler in before.items():
+        if handler != signal.SIG_IGN:  # as nohup asks for SIGHUP
+            signal.signal(each, ask_to_stop)
+    settings = run.settings
     try:
-        with naming_full_disk(folder):
-            return loop.train(stage, data, folder, intervals, report=report, should_stop=lambda: bool(stop))
+        complete = loop.train(
+            run.stage, run.data, folder, settings.intervals, validation=run.validation,
+            judging=settings.judging, on_full_disk=settings.on_full_disk, tensorboard=settings.tensorboard,
+            report=report, should_stop=lambda: bool(signals),
+        )  # fmt: skip
+        return [] if complete else signals
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-Opened = tuple[Stage, Captioned, Captioned | None, loop.Intervals]  # the second source is for validation
-
-
-def begin(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> Opened:
-    """Start a run: write its folder, with the settings and the model that it begins with."""
-    kind = STAGES[given.stage]
-    recipe = read_recipe(given)
-    intervals = loop.Intervals(given.save_every, given.sample_every)
-    if given.out.exists() and any(given.out.iterdir()):
-        raise ValueError(f"{given.out} is not empty; continue there with --resume, or choose another folder.")
-    options = DataOptions(*(getattr(given, field.name) for field in fields(DataOptions)))
-    if options.validation is not None and Path(options.validation).exists():
-        options = replace(options, validation=str(Path(options.validation).resolve()))
-    with TemporaryDirectory() as vocabularies:
-        if given.model in SIZES or given.model.endswith(".json"):
-            configs = SIZES.get(given.model) or configs_from(read_json(given.model), given.model)
-            rate = configs["hifigan"].sample_rate
-            data = open_data(given.data, clips_of(recipe, rate, given, kind), worlds, options)
-            checkpoint = from_scratch(configs, data.captions(), Path(vocabularies), seed=given.seed)
-        else:
-            checkpoint = open_checkpoint(given.model)
-            rate = checkpoint.configs["hifigan"].sample_rate
-            data = open_data(given.data, clips_of(recipe, rate, given, kind), worlds, options)
-        validation = open_validation(given.data, clips_of(recipe, rate, given, kind), worlds, options)
-        kind(checkpoint, recipe, device, given.seed)  # raises what is wrong before anything is written
-        given.out.mkdir(parents=True, exist_ok=True)
-        storage.write(checkpoint, given.out / "model")
-    where = given.data if given.data in worlds else str(Path(given.data).resolve())
-    settings = {"stage": given.stage, "data": where, "recipe": asdict(recipe), "seed": given.seed}
-    settings |= {"data_options": asdict(options), "data_digest": digest_of(data)}
-    write_settings(given.out, settings | asdict(intervals))
-    return kind(storage.read(given.out / "model"), recipe, device, given.seed), data, validation, intervals
-
-
-def resume(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> Opened:
-    """Open a run that was stopped, with its own settings, but for --steps."""
-    file = given.out / "run.json"
-    if not file.is_file():
-        raise ValueError(f"{given.out} holds no run to continue; it has no run.json.")
-    settings = read_json(file)
-    if set(settings) - DATA_SETTINGS != SETTINGS:
-        raise ValueError(f"{file} has {some(sorted(settings))}; it has to have {some(sorted(SETTINGS), 9)}.")
-    kind = STAGES[require_choice(f"'stage' in {file}", settings["stage"], STAGES)]
-    recipe = override(kind.recipes["small"], settings["recipe"], f"'recipe' in {file}")
-    if given.steps is not None:
-        recipe = replace(recipe, steps=given.steps)
-        settings["recipe"] = asdict(recipe)
-        write_settings(given.out, settings)
-    stage = kind(storage.read(given.out / "model"), recipe, device, settings["seed"])
-    options = validate.build(
-        DataOptions, settings.get("data_options", {}), f"'data_options' in {file}", default=DataOptions()
-    )
-    clips = replace(clips_of(recipe, stage.front_end.sample_rate, given, kind), seed=settings["seed"])
-    data = open_data(settings["data"], clips, worlds, options)
-    validation = open_validation(settings["data"], clips, worlds, options)
-    if settings.get("data_digest") not in (None, digest_of(data)):
-        report(
-            f"note: the sounds or captions of {settings['data']} have changed since the run began, so that "
-            "it does not continue as it would have"
-        )
-    loop.resume(stage, given.out)
-    return stage, data, validation, loop.Intervals(settings["save"], settings["sample"])
-
-
-def clips_of(recipe: Recipe, rate: int, given: argparse.Namespace, kind: type[Stage]) -> ClipSettings:
-    return ClipSettings(
-        recipe.seconds, rate, given.seed, recipe.pad, recipe.normalize, kind.captioned, given.workers
-    )
-
-
-def open_data(name: str, clips: ClipSettings, worlds: Worlds, options: DataOptions) -> Captioned:
-    """Open what to train on: a folder, a table, or a world."""
-    if name not in worlds:
-        return sources.open_data(Path(name), clips, options, report)
-    if options != DataOptions():
-        raise ValueError(
-            f"{name} is no folder and no table; it takes no options of data such as --validation."
-        )
-    world = worlds[name](clips.seconds, clips.sample_rate, clips.seed)
-    return AtTrainedLevel(world) if clips.normalize else world
-
-
-def open_validation(
-    name: str, clips: ClipSettings, worlds: Worlds, options: DataOptions
-) -> Captioned | None:  # fmt: skip
-    """Open what to validate on; None where there is nothing."""
-    return None if name in worlds else sources.open_validation(Path(name), clips, options, report)
-
-
-def digest_of(data: Captioned) -> str | None:
-    """A hash of the sounds and captions; None for a world, which is always the same."""
-    return data.digest() if isinstance(data, Sounds) else None
-
-
-def read_recipe(given: argparse.Namespace) -> Recipe:
-    """A recipe of the stage; the fields of a JSON file replace its own, and the flags replace those."""
-    recipes, name = STAGES[given.stage].recipes, given.config
-    values = {} if name in recipes else read_json(name)
-    like = name if name in recipes else values.pop("like", "small")
-    if like not in recipes:
-        raise ValueError(f"'like' in {name} is {like!r}; it has to be one of {', '.join(recipes)}.")
-    flags = {flag: getattr(given, flag) for flag in ("steps", "batch", "seconds")}
-    values |= {flag: value for flag, value in flags.items() if value is not None}
-    return override(recipes[like], values, f"the recipe {name}")
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise ValueError(f"{path} cannot be found.")
-    return storage.read_json(Path(path))
-
-
-def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    with atomic_write(folder / "run.json") as draft:
-        draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -15,7 +15,7 @@ the training clips prevents this.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -28,7 +28,7 @@ from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.tokenizers import ClapTokenizer, pad
 from audioldm2.training.losses import contrastive_loss
 from audioldm2.training.recipe import Recipe
-from audioldm2.training.stage import Sample, Stage
+from audioldm2.training.stage import Sample, Stage, denoiser_is_trained
 
 NOISE_LEVEL = (25.0, 85.0)  # dB by which the added noise lies below the clip
 NOISE_SLOPE = 15.0  # dB, the most that its lowest or highest band differs from the middle
@@ -44,7 +44,7 @@ class ClapRecipe(Recipe):
     seconds: float = MAX_SECONDS
     learning_rate: float = 1e-4
     warmup: int = 3200
-    cosine: bool = True
+    schedule: str = "cosine"
     betas: tuple[float, ...] = (0.99, 0.9)
     weight_decay: float = 0.0
     train_text: bool = True  # False: freeze the text encoder and train the audio encoder towards it
@@ -74,6 +74,17 @@ class ClapStage(Stage[ClapRecipe]):
             betas=(0.9, 0.99),
             noise=0.7,
         ),
+        # The text encoder stays: a denoiser is conditioned on it.
+        "finetune": ClapRecipe(
+            batch=32,
+            steps=2000,
+            learning_rate=1e-5,
+            warmup=50,
+            betas=(0.9, 0.99),
+            ema=0.995,
+            train_text=False,
+            noise=0.7,
+        ),
     }
 
     def __init__(
@@ -82,6 +93,19 @@ class ClapStage(Stage[ClapRecipe]):
         super().__init__(checkpoint, recipe, device, seed)
         self.tokenizer = ClapTokenizer.from_folder(checkpoint.tokenizers["clap_tokenizer"])
         self.clap_mel = clap_mel_of(checkpoint, checkpoint.source)
+
+    @classmethod
+    def recipe_for(cls, checkpoint: Checkpoint) -> Recipe:
+        """Returns the recipe "finetune" for clips as long as the model's sounds, or as CLAP's input."""
+        return replace(cls.recipes["finetune"], seconds=min(checkpoint.seconds, MAX_SECONDS))
+
+    def warnings(self) -> list[str]:
+        if not self.recipe.train_text or not denoiser_is_trained(self.initial):
+            return []
+        return [
+            f"the denoiser of {self.initial.source} is conditioned on the text encoder that this changes; "
+            "train the stage 'ldm' next, or set train_text to false"
+        ]
 
     def trainable(self) -> tuple[str, ...]:
         return ("clap_text", "clap_audio") if self.recipe.train_text else ("clap_audio",)
@@ -104,6 +128,22 @@ class ClapStage(Stage[ClapRecipe]):
     def training_step(
         self, clips: Tensor, captions: list[str], generator: torch.Generator
     ) -> dict[str, Tensor]:
+        metrics = self.compare(clips, captions, generator)
+        grad_norm = self.optimizer.step(metrics["loss"], self.done)
+        with torch.no_grad():
+            for encoder in self.trained.values():
+                encoder.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        scale = self.trained["clap_audio"].logit_scale.exp()
+        return metrics | {"scale": scale, "grad_norm": grad_norm}
+
+    @torch.no_grad()
+    def validation_step(
+        self, clips: Tensor, captions: list[str], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        return self.compare(clips, captions, generator)
+
+    def compare(self, clips: Tensor, captions: list[str], generator: torch.Generator) -> dict[str, Tensor]:
+        """Computes the contrastive loss of clips, some with noise, and how many find their caption."""
         text, audio = self.network("clap_text"), self.trained["clap_audio"]
         tokens = pad([self.tokenizer.encode(caption) for caption in captions], self.tokenizer.pad_id)
         if self.recipe.noise:
@@ -116,15 +156,8 @@ class ClapStage(Stage[ClapRecipe]):
         sounds, texts = sounds.float(), texts.float()
         same = torch.tensor([[one == other for other in captions] for one in captions], device=self.device)
         loss = contrastive_loss(sounds, texts, audio.logit_scale, text.logit_scale, same)
-        grad_norm = self.optimizer.step(loss, self.done)
-        with torch.no_grad():
-            for encoder in self.trained.values():
-                encoder.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-            nearest = (sounds @ texts.T).argmax(dim=1)  # the caption that each sound chooses
-            accuracy = same.gather(1, nearest[:, None]).float().mean()
-        return {
-            "loss": loss, "accuracy": accuracy, "scale": audio.logit_scale.exp(), "grad_norm": grad_norm
-        }  # fmt: skip
+        nearest = (sounds @ texts.T).argmax(dim=1)  # the caption that each sound chooses
+        return {"loss": loss, "accuracy": same.gather(1, nearest[:, None]).float().mean()}
 
     def samples(self, model: AudioLDM2, wave: Tensor, captions: list[str]) -> Iterator[Sample]:
         """Yields nothing: CLAP makes no sounds. See "accuracy" in the metrics instead."""

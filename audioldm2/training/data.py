@@ -216,6 +216,12 @@ class Sounds:
             )
 
 
+def digest_of(data: Captioned) -> str | None:
+    """Returns a hash of a source's sounds and captions; None for one that has none, such as a world."""
+    digest = getattr(data, "digest", None)
+    return None if digest is None else digest()
+
+
 class AtTrainedLevel:
     """Another source's clips at the level of the published models, for sources that know no level."""
 

@@ -6,8 +6,8 @@ the denoiser also learns the unconditional distribution, which guidance needs.
 
 Source: Ho et al. 2020, "DDPM" (arXiv 2006.11239), algorithm 1; Ho & Salimans 2022 (arXiv 2207.12598) for the
 empty captions; AudioLDM 2 (arXiv 2308.05734), section III. The paper first trains GPT-2 to predict AudioMAE
-features of the sound, but no published checkpoint contains AudioMAE; here GPT-2 learns from the denoiser's
-loss.
+features of the sound. Only the original .pth files contain AudioMAE, and no network here reads it; here GPT-2
+learns from the denoiser's loss.
 
 Traps
 - An empty caption is padded to the length of the caption that it replaces: guidance encodes a missing
@@ -20,6 +20,7 @@ Traps
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -35,6 +36,7 @@ from audioldm2.training.recipe import Recipe
 from audioldm2.training.stage import Sample, Stage
 
 LENGTH_STEP = 4  # tokens between padded lengths
+VALIDATION_TIMES = 8  # parts of the schedule; each validation clip is noised to one time in each
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,15 @@ class LDMStage(Stage[LDMRecipe]):
 
     name = "ldm"
     captioned = True
+    generates = True
     recipes: ClassVar = {
         "published": LDMRecipe(),
         "small": LDMRecipe(
             normalize=False,
-            batch=32, seconds=2.56, pool=16_384, steps=7500, learning_rate=1e-3, warmup=300, cosine=True,
-            ema=0.999, min_snr=5.0, train_t5=True,
+            batch=32, seconds=2.56, pool=16_384, steps=7500, learning_rate=1e-3, warmup=300,
+            schedule="cosine", ema=0.999, min_snr=5.0, train_t5=True,
         ),
+        "finetune": LDMRecipe(batch=8, steps=2000, learning_rate=1e-4, warmup=50, ema=0.995),
     }  # fmt: skip
 
     def __init__(
@@ -121,9 +125,30 @@ class LDMStage(Stage[LDMRecipe]):
         loss = noise_loss(predicted.float(), eps, alpha_bar, self.recipe.min_snr)
         return {"loss": loss, "grad_norm": self.optimizer.step(loss, self.done)}
 
+    @torch.no_grad()
+    def validation_step(
+        self, clips: Tensor, captions: list[str], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Computes the error of the predicted noise, unweighted, over all times and in each part of them."""
+        mean, std = clips.unbind(dim=1)
+        x0 = mean + std * self.randn_like(std, generator)  # (batch, channels, time, mel)
+        with self.autocast():
+            cond = self.encode(captions, torch.zeros(len(clips), dtype=torch.bool))
+        edges = torch.linspace(0, self.schedule.steps, VALIDATION_TIMES + 1).round().long().tolist()
+        metrics = {}
+        for first, end in pairwise(edges):
+            t = torch.randint(first, end, (len(clips),), generator=generator)
+            eps = self.randn_like(x0, generator)
+            alpha_bar = self.alpha_bar[t].to(self.device).view(-1, 1, 1, 1)
+            noisy = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
+            with self.autocast():
+                predicted = self.network("unet")(noisy, t.to(self.device), **cond.tensors)
+            metrics[f"loss_t{first}-{end - 1}"] = (predicted.float() - eps).square().mean()
+        return {"loss": torch.stack(list(metrics.values())).mean()} | metrics
+
     def checkpoint(self) -> Checkpoint:
-        """Returns the whole model; its default duration is the length of the training clips."""
-        return replace(super().checkpoint(), seconds=self.recipe.seconds)
+        """Returns the whole model; it keeps the length and level of the training clips."""
+        return replace(super().checkpoint(), seconds=self.recipe.seconds, normalized=self.recipe.normalize)
 
     def encode(self, captions: list[str], dropped: Tensor, offset: int | None = None) -> Conditioning:
         """Encodes captions, with gradients into the networks that are trained.

@@ -1,189 +1,195 @@
-"""The training loop of all stages: step, log, save, write samples; stop after any step and resume exactly.
+"""The loop of all stages: step, log, validate, save, write samples; stop after any step, resume exactly.
 
-A run's folder holds
-  model/         the whole model so far, in the converted format; `audioldm2.load` reads it at any time
-  state.pt       what resuming needs: raw weights, optimizers, averages, the number of steps
-  metrics.jsonl  one line per step
-  samples/       sounds, and spectrograms if matplotlib is installed; one folder per sampling
-Every file but the log, which grows line by line, is replaced atomically.
+run_folder.py describes what a run's folder holds. Whatever ends a run (the last step, a signal, an error, a
+full disk), the last good state is saved first; after a kill, the next start repairs the folder.
 """
 
-import json
-import math
-import pickle
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from audioldm2.audio import write_wav
-from audioldm2.audio.plot import save_spectrogram
-from audioldm2.checkpoints import storage
-from audioldm2.checkpoints.load import load
 from audioldm2.errors import require_whole
-from audioldm2.files import atomic_write, safe_name
 from audioldm2.training.data import Captioned, Pool
+from audioldm2.training.full_disk import DiskWriter
+from audioldm2.training.judging import Judge, Judging, samples_folder, write_samples
+from audioldm2.training.metrics import JsonLines, TensorBoard
+from audioldm2.training.progress import Progress
+from audioldm2.training.run_folder import measure, model_step, save
 from audioldm2.training.stage import Stage
 
 Report = Callable[[str], object]
-PROGRESS_SECONDS = 5.0  # least time between two lines of progress
-SAMPLE_CLIPS = 4  # clips per sampling
-MEASURED_BATCHES = 8  # batches that `Stage.measure` gets
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Steps from one save to the next, and between samplings. The last step is always saved."""
+    """Steps from one save to the next, between samplings, and between validations; the last step is saved."""
 
     save: int = 1000
     sample: int = 5000  # 0: never
+    validate: int = 500  # if there are validation clips
 
     def __post_init__(self) -> None:
         require_whole("save", self.save, 1)
         require_whole("sample", self.sample, 0)
+        require_whole("validate", self.validate, 1)
 
 
 def train(
-    stage: Stage, data: Captioned, folder: Path, intervals: Intervals, *,
-    report: Report = lambda line: None, should_stop: Callable[[], bool] = lambda: False,
+    stage: Stage, data: Captioned, folder: Path, intervals: Intervals, *, validation: Captioned | None = None,
+    judging: Judging | None = None, on_full_disk: str = "stop", tensorboard: bool = False,
+    report: Report = lambda line: None, should_stop: Callable[[], object] = lambda: False,
 ) -> bool:  # fmt: skip
-    """Trains until the recipe's last step.
+    """Trains until the recipe's last step, or until the validation loss has not improved for long.
 
     Args:
         stage: continues from its current step.
         data: the clips.
         folder: of the run; it must exist.
-        intervals: when to save and to write samples.
+        intervals: when to save, to write samples and to validate.
+        validation: clips that are not trained on.
+        judging: what is kept, the samples' prompts, early stopping.
+        on_full_disk: "wait" for space, or "stop".
+        tensorboard: write curves for TensorBoard too.
         report: called with lines of progress.
-        should_stop: called after every step; if it returns True, the run is saved and ends.
+        should_stop: called after every step; if it returns something true, the run is saved and ends.
 
     Returns:
-        Whether the last step was reached.
+        Whether the run is complete, rather than stopped from outside.
 
     Raises:
-        FloatingPointError: a metric is NaN or infinite. What was saved before stays.
+        FloatingPointError: the loss or a gradient is NaN or infinite.
+        OSError: the disk refused a write, and the run does not wait.
+        Exception: from the data or the networks. The last good state is saved before any of these is raised.
     """
-    steps, size = stage.recipe.steps, stage.recipe.batch
-    progress = Progress(stage.done, steps, report)
-    pool = Pool(data, stage.prepare, stage.recipe.pool, size, stage.seed) if stage.recipe.pool else None
-
-    def prepared(step: int) -> tuple[Tensor, list[str]]:
-        if pool is not None:
-            return pool.batch(step)
-        wave, captions = data.batch(step, size)
-        return stage.prepare(wave), captions
-
-    with (
-        ThreadPoolExecutor(1) as executor,  # prepares the next batch while the device works on this one
-        open(folder / "metrics.jsonl", "a", encoding="utf-8") as log,
-    ):
-        upcoming: Future = executor.submit(prepared, stage.done)
-        while stage.done < steps:
-            batch = upcoming.result()
-            if stage.done + 1 < steps:
-                upcoming = executor.submit(prepared, stage.done + 1)
-            metrics = stage.step_prepared(*batch)
-            for name, value in metrics.items():
-                if not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"{name} is {value} at step {stage.done}; try a lower learning_rate. "
-                        f"{folder} still holds the last save."
-                    )
-            log.write(json.dumps({"step": stage.done} | metrics) + "\n")
-            progress.add(stage.done, metrics)
-            stops = stage.done == steps or should_stop()
-            samples = intervals.sample and stage.done % intervals.sample == 0
-            if stops or samples or stage.done % intervals.save == 0:
-                log.flush()
-                save(stage, data, folder)
-            if samples:
-                write_samples(stage, data, folder, report)
-            if stops:
-                break
-    return stage.done == steps
+    disk = DiskWriter(folder, on_full_disk, report, should_stop)
+    run = _Run(stage, data, folder, intervals, judging or Judging(), validation, disk, report)
+    with ExitStack() as stack:
+        if tensorboard:
+            run.board = TensorBoard(folder, stage.done)
+            stack.callback(run.board.close)
+        run.log.require_writable()
+        run.finish_last_save()
+        try:
+            return run.train(should_stop)
+        except Exception:
+            run.save_before_ending()
+            raise
 
 
-def save(stage: Stage, data: Captioned, folder: Path) -> None:
-    """Writes the state for resuming, and the model."""
-    with atomic_write(folder / "state.pt") as draft:
-        torch.save(stage.state_dict(), draft)
-    stage.measure(data.batch(step, stage.recipe.batch)[0] for step in range(MEASURED_BATCHES))
-    storage.write(stage.checkpoint(), folder / "model", force=True)
+class _Run:
+    """One call of `train`."""
 
+    def __init__(
+        self, stage: Stage, data: Captioned, folder: Path, intervals: Intervals, judging: Judging,
+        validation: Captioned | None, disk: DiskWriter, report: Report,
+    ) -> None:  # fmt: skip
+        self.stage, self.data, self.folder, self.intervals = stage, data, folder, intervals
+        self.disk, self.report, self.prompts = disk, report, judging.prompts
+        self.judge = Judge(stage, validation, folder, judging, disk)
+        self.log = JsonLines(folder / "metrics.jsonl")
+        self.board: TensorBoard | None = None
+        self.saved = stage.done  # the step of the last save
+        self.save_failed = False
 
-def resume(stage: Stage, folder: Path) -> None:
-    """Restores a stage from a run's folder and drops the log lines of later steps.
+    def train(self, should_stop: Callable[[], object]) -> bool:
+        """Takes steps until the end; returns whether the run is complete."""
+        stage, steps, size = self.stage, self.stage.recipe.steps, self.stage.recipe.batch
+        progress = Progress(stage.done, steps, self.report)
+        pool = (
+            Pool(self.data, stage.prepare, stage.recipe.pool, size, stage.seed) if stage.recipe.pool else None
+        )
 
-    Args:
-        stage: of the same kind and recipe as the run's.
-        folder: of the run.
+        def prepared(step: int) -> tuple[Tensor, list[str]]:
+            if pool is not None:
+                return pool.batch(step)
+            wave, captions = self.data.batch(step, size)
+            return stage.prepare(wave), captions
 
-    Raises:
-        ValueError: the state belongs to another stage or model, or is damaged.
-    """
-    path = folder / "state.pt"
-    try:
-        if path.exists():  # otherwise the run was stopped before its first save
-            stage.load_state_dict(torch.load(path, map_location=stage.device, weights_only=True))
-    except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} does not hold the state of this run: {error}") from error
-    log = folder / "metrics.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-    with atomic_write(log) as draft:
-        draft.write_text("".join(lines[: stage.done]), encoding="utf-8")
+        with ThreadPoolExecutor(1) as executor:  # prepares the next batch while the device works on this one
+            upcoming: Future = executor.submit(prepared, stage.done)
+            while stage.done < steps and not self.judge.gives_up:
+                batch = upcoming.result()
+                if stage.done + 1 < steps:
+                    upcoming = executor.submit(prepared, stage.done + 1)
+                metrics = self.step(batch)
+                progress.add(stage.done, metrics)
+                self.validate()
+                stops = stage.done == steps or should_stop() or self.judge.gives_up
+                due = self.is_due(self.intervals.save) or self.is_due(self.intervals.sample)
+                if stops or due or stage.done in self.judge.best:
+                    self.save()
+                if stops:
+                    break
+        if self.judge.gives_up:
+            self.report(f"the validation loss has not improved in {self.judge.judging.patience} validations")
+        return stage.done == steps or self.judge.gives_up
 
+    def step(self, batch: tuple[Tensor, list[str]]) -> dict[str, float]:
+        """Takes a step and logs its metrics."""
+        try:
+            metrics = self.stage.step_prepared(*batch)
+        except FloatingPointError as error:
+            step = self.stage.done + 1
+            raise FloatingPointError(f"{error} at step {step}; try a lower learning_rate.") from error
+        self.disk.write(partial(self.log.append, {"step": self.stage.done} | metrics))
+        if self.board:
+            self.board.add("training", self.stage.done, metrics)
+        return metrics
 
-def write_samples(stage: Stage, data: Captioned, folder: Path, report: Report) -> None:
-    """Writes sounds of the model that was just saved, and spectrograms if matplotlib is installed."""
-    wave, captions = data.batch(0, SAMPLE_CLIPS)
-    model = load(folder / "model", device=stage.device, dtype="float32")
-    target = folder / "samples" / f"step-{stage.done:07d}"
-    frame_seconds = stage.front_end.hop / stage.front_end.sample_rate
-    for sample in stage.samples(model, wave, captions):
-        target.mkdir(parents=True, exist_ok=True)
-        path = target / f"{safe_name(sample.name)}.wav"
-        write_wav(path, sample.wave, model.sample_rate)
-        if find_spec("matplotlib"):
-            save_spectrogram(sample.mel, sample.name, path.with_suffix(".png"), frame_seconds)
-        report(f"  {path}")
-
-
-class Progress:
-    """Reports progress: metrics averaged since the last report, speed, and the remaining time."""
-
-    def __init__(self, done: int, steps: int, report: Report) -> None:
-        self.steps, self.report = steps, report
-        self.pause = 0.0  # report the first step at once
-        self._restart(done)
-
-    def add(self, done: int, metrics: dict[str, float]) -> None:
-        """Adds the metrics of a step, and reports if the last report is long enough ago."""
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-        seconds = time.monotonic() - self.since
-        if seconds < self.pause and done < self.steps:
+    def validate(self) -> None:
+        """Validates if it is due."""
+        judge = self.judge
+        if judge.data is None or not self.is_due(self.intervals.validate) or self.stage.done in judge.losses:
             return
-        speed = (done - self.first) / max(seconds, 1e-9)
-        left = (self.steps - done) / speed
-        means = "  ".join(f"{name} {total / self.counts[name]:.4g}" for name, total in self.sums.items())
-        self.report(f"step {done}/{self.steps}  {means}  {speed:.3g} steps/s, {_duration(left)} left")
-        self.pause = PROGRESS_SECONDS
-        self._restart(done)
+        metrics = judge.validate(self.report)
+        if self.board:
+            self.board.add("validation", self.stage.done, metrics)
 
-    def _restart(self, done: int) -> None:
-        self.first, self.since = done, time.monotonic()
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+    def is_due(self, interval: int) -> bool:
+        """Whether the current step is a multiple of an interval, which is not 0."""
+        return interval > 0 and self.stage.done % interval == 0
 
+    def save(self) -> None:
+        """Saves, writes samples if they are due, and keeps the model if it is one of the best."""
+        self.save_failed = True
+        self.disk.write(partial(save, self.stage, self.data, self.folder))
+        self.save_failed, self.saved = False, self.stage.done
+        self.after_saving()
 
-def _duration(seconds: float) -> str:
-    for limit, unit, name in ((100, 1, "s"), (6000, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds / 3600:.1f} h"
+    def after_saving(self) -> None:
+        """Does what follows a save."""
+        self.judge.keep_models()
+        if self.is_due(self.intervals.sample) and not samples_folder(self.folder, self.stage.done).exists():
+            arguments = (self.stage, self.data, self.folder, self.report, self.prompts)
+            self.disk.write(partial(write_samples, *arguments))
+
+    def finish_last_save(self) -> None:
+        """Completes the save of a process that was killed between the state and what follows from it."""
+        if not self.stage.done:
+            return
+        if model_step(self.stage, self.folder) != self.stage.done:
+            measure(self.stage, self.data)
+            self.disk.write(partial(self.stage.save_model, self.folder))
+        self.validate()
+        self.after_saving()
+
+    def save_before_ending(self) -> None:
+        """Saves the last good state before an error ends the run, and reports what is lost if that fails."""
+        stage, step = self.stage, self.stage.done
+        if step == self.saved or self.save_failed:
+            return
+        if stage.torn:
+            self.report(f"step {step + 1} failed half-way; {self.folder} holds step {self.saved}")
+            return
+        try:
+            save(stage, self.data, self.folder)
+        except Exception as other:
+            self.report(f"step {step} could not be saved ({other}); {self.folder} holds step {self.saved}")
+        else:
+            self.saved = step
+            self.report(f"saved at step {step}, before the error")

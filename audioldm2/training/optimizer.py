@@ -1,6 +1,8 @@
 """Optimizers with a recipe's settings, and the exponential moving average of weights."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ class Optimizer:
     def __init__(self, networks: Iterable[nn.Module], recipe: Recipe) -> None:
         self.parameters = [parameter for network in networks for parameter in network.parameters()]
         self.recipe = recipe
+        self.updates = 0  # begun by this object: tells whether a step that failed had changed parameters
         matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
         vectors = [parameter for parameter in self.parameters if parameter.ndim <= 1]
         lr, decay = recipe.learning_rate, recipe.weight_decay
@@ -33,7 +36,7 @@ class Optimizer:
             self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
 
     def step(self, loss: Tensor, step: int) -> Tensor:
-        """Backpropagates a loss and updates the parameters.
+        """Backpropagates a loss and updates the parameters, unless the loss or its gradient is not finite.
 
         Args:
             loss: a scalar.
@@ -41,13 +44,19 @@ class Optimizer:
 
         Returns:
             The norm of the gradient before clipping.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is NaN or infinite; no parameter has changed.
         """
+        _require_finite("the loss", loss)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(step)
             optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        _require_finite("the norm of the gradient", norm)
+        self.updates += 1
         for optimizer in self.optimizers:
             optimizer.step()
         return norm
@@ -60,6 +69,11 @@ class Optimizer:
         """Restores what `state_dict` returned; raises ValueError if the optimizers differ."""
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
+
+
+def _require_finite(name: str, value: Tensor) -> None:
+    if not math.isfinite(number := float(value.detach())):
+        raise FloatingPointError(f"{name} is {number}")
 
 
 class EMA:
@@ -84,3 +98,16 @@ class EMA:
                 self.state[key].lerp_(tensor, 1 - decay)
             else:
                 self.state[key].copy_(tensor)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Puts the average into the network while the block lasts. No weight is copied, only pointers."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for key, tensor in self.network.state_dict(keep_vars=True).items():
+            tensor.data, self.state[key] = self.state[key], tensor.data

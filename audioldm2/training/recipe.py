@@ -9,6 +9,7 @@ from audioldm2.errors import ArgumentError, some
 from audioldm2.training.data import PADDINGS
 
 OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("constant", "linear", "cosine")  # of the learning rate after the warmup
 # Old field names, which run.json files and recipes of version 0.1 contain.
 RENAMED = {
     "optimiser": "optimizer",
@@ -31,7 +32,7 @@ class Recipe:
     optimizer: str = "adamw"  # or "muon" for matrices and convolutions (muon.py)
     learning_rate: float = 1e-4
     warmup: int = 0  # steps over which the learning rate rises from 0; at most a tenth of all steps
-    cosine: bool = False  # decay the learning rate to 0 along half a cosine; otherwise it stays constant
+    schedule: str = "constant"  # then it stays, or decays to 0: "linear", or along half a "cosine"
     betas: tuple[float, ...] = (0.9, 0.999)  # of AdamW
     weight_decay: float = 0.0  # of matrices and convolutions; vectors have none
     max_grad_norm: float = 1.0  # longer gradients are scaled down to this norm
@@ -48,6 +49,7 @@ class Recipe:
             optimizer=(self.optimizer in OPTIMIZERS, f"be one of {', '.join(OPTIMIZERS)}"),
             learning_rate=(self.learning_rate > 0, "be above 0"),
             warmup=(self.warmup >= 0, "be at least 0"),
+            schedule=(self.schedule in SCHEDULES, f"be one of {', '.join(SCHEDULES)}"),
             betas=(
                 len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
                 "be two numbers from 0 to below 1",
@@ -71,13 +73,13 @@ class Recipe:
         return self.warmup_and_decay(step, self.learning_rate, self.steps)
 
     def warmup_and_decay(self, step: int, peak: float, steps: int) -> float:
-        """Returns the learning rate at a step of `steps`: a linear warmup, then constant or half a cosine."""
+        """Returns the learning rate at a step of `steps`: a linear warmup, then the schedule."""
         warmup = min(self.warmup, steps // 10)
         peak *= min(1.0, (step + 1) / max(1, warmup))
-        if not self.cosine or step < warmup:
+        if self.schedule == "constant" or step < warmup:
             return peak
-        progress = (step - warmup) / (steps - warmup)
-        return peak * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        left = 1 - min((step - warmup) / (steps - warmup), 1.0)
+        return peak * (left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
 SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
@@ -88,7 +90,7 @@ def override(recipe: SomeRecipe, values: dict[str, Any], where: str) -> SomeReci
 
     Args:
         recipe: stays unchanged.
-        values: {field: value}; names of version 0.1 are accepted too.
+        values: {field: value}; the names of earlier versions are accepted too.
         where: the object's name in messages.
 
     Raises:
@@ -96,6 +98,8 @@ def override(recipe: SomeRecipe, values: dict[str, Any], where: str) -> SomeReci
         WeightsError: a value is not allowed.
     """
     values = {RENAMED.get(name, name): value for name, value in values.items()}
+    if isinstance(values.get("cosine"), bool):  # the field of version 0.2 and before
+        values["schedule"] = "cosine" if values.pop("cosine") else "constant"
     known = [field.name for field in fields(recipe)]
     unknown = [name for name in values if name not in known]
     if unknown:

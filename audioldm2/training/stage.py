@@ -1,14 +1,18 @@
 """The base class of all stages: networks, training steps, saving and restoring state."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from audioldm2.audio import vae_front_end, vae_log_mel
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.load import load
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import ArgumentError, some
 from audioldm2.pipeline import AudioLDM2
@@ -16,6 +20,8 @@ from audioldm2.runtime.placement import Networks
 from audioldm2.training.optimizer import EMA, Optimizer
 from audioldm2.training.randomness import forked_rng, generator
 from audioldm2.training.recipe import Recipe
+
+NOTES = "training.json"  # in the model's folder: the stage and the step that it is of
 
 # Keys of state.pt in version 0.1, which `load_state_dict` still reads.
 OLD_KEYS = {"ema": "averages", "optimizer": "descent", "adversary_optimizer": "adversary_descent"}
@@ -47,7 +53,10 @@ class Stage(Generic[SomeRecipe]):
 
     name: ClassVar[str]
     captioned: ClassVar[bool]  # whether the stage reads captions
-    recipes: ClassVar[dict[str, Recipe]]  # "published": of the paper or upstream; "small": for SMALL networks
+    generates: ClassVar[bool] = False  # whether its samples are sounds for captions
+    product: ClassVar[str] = "model"  # the folder in the run's that the stage writes
+    # "published": of the paper or upstream; "small": for SMALL networks; "finetune": for a trained model
+    recipes: ClassVar[dict[str, Recipe]]
 
     def __init__(
         self, checkpoint: Checkpoint, recipe: SomeRecipe, device: torch.device, seed: int = 0
@@ -77,6 +86,15 @@ class Stage(Generic[SomeRecipe]):
         self.adversary: Any = None if adversary is None else adversary.to(device)
         self.adversary_optimizer: Any = None if adversary is None else Optimizer([adversary], recipe)
         self.done = 0  # steps taken
+        self.torn = False  # a step failed half-way, after it had changed weights: not a state to save
+
+    @classmethod
+    def recipe_for(cls, checkpoint: Checkpoint) -> Recipe:
+        """Returns the recipe "finetune" with what depends on the model: clips are as long as its sounds."""
+        recipe = cls.recipes["finetune"]
+        return replace(
+            recipe, seconds=checkpoint.seconds, normalize=recipe.normalize and checkpoint.normalized
+        )
 
     # What each stage defines --------------------------------------------------------------------------------
 
@@ -111,8 +129,27 @@ class Stage(Generic[SomeRecipe]):
         """
         raise NotImplementedError
 
+    def validation_step(
+        self, clips: Tensor, captions: list[str], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Computes losses of prepared clips and changes nothing.
+
+        Args:
+            clips: (batch, ...), from `prepare`.
+            captions: one per clip.
+            generator: of noise and times; the same one gives the same losses.
+
+        Returns:
+            "loss", by which the best model is chosen, and its parts.
+        """
+        raise NotImplementedError
+
     def measure(self, waves: Iterable[Tensor]) -> None:
         """Measures what the saved model has to know about the trained networks, on batches of clips."""
+
+    def warnings(self) -> list[str]:
+        """Returns sentences about what this recipe does to other networks of the model."""
+        return []
 
     def trained_configs(self) -> dict[str, Any]:
         """Returns the configs that training has changed."""
@@ -136,13 +173,19 @@ class Stage(Generic[SomeRecipe]):
 
     def step_prepared(self, clips: Tensor, captions: list[str]) -> dict[str, float]:
         """Takes one training step on clips that `prepare` has returned; returns the metrics."""
-        position = (self.seed, self.done)
-        with forked_rng(self.device, "dropout", *position):
-            metrics = self.training_step(clips, captions, generator("noise", *position))
+        position, updates, buffers = (self.seed, self.done), self._updates(), self._buffers()
+        try:
+            with forked_rng(self.device, "dropout", *position):
+                metrics = self.training_step(clips, captions, generator("noise", *position))
+            values = {name: float(value.detach()) for name, value in metrics.items()}
+            for ema in self.ema.values():
+                ema.update(self.done + 1)
+        except BaseException:
+            self.torn = self._updates() != updates
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            raise
         self.done += 1
-        for ema in self.ema.values():
-            ema.update(self.done)
-        values = {name: float(value.detach()) for name, value in metrics.items()}
         return values | {"learning_rate": self.recipe.learning_rate_at(self.done - 1)}
 
     def require_length(self, name: str, seconds: float) -> None:
@@ -156,6 +199,27 @@ class Stage(Generic[SomeRecipe]):
         least = -(-self.least_samples() // latent_frame) * latent_frame / self.front_end.sample_rate
         if round(seconds * self.front_end.sample_rate) < round(least * self.front_end.sample_rate):
             raise ArgumentError(name, seconds, f"be at least {least:g} for the stage '{self.name}'")
+
+    def _updates(self) -> int:
+        """Counts the updates that the optimizers have begun."""
+        return self.optimizer.updates + (self.adversary_optimizer.updates if self.adversary_optimizer else 0)
+
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Returns each running statistic, which a forward pass already changes, with a copy of it."""
+        networks = [*self.trained.values(), *([] if self.adversary is None else [self.adversary])]
+        buffers = [buffer for network in networks for buffer in network.buffers()]
+        return [(buffer, buffer.clone()) for buffer in buffers]
+
+    @contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """Gives the trained networks the weights that `checkpoint` saves, and eval mode, inside the block."""
+        with ExitStack() as stack:
+            for ema in self.ema.values():
+                stack.enter_context(ema.in_place())
+            for network in self.trained.values():
+                network.eval()
+                stack.callback(network.train)
+            yield
 
     def network(self, name: str) -> Any:
         """Returns a network of this stage, loaded."""
@@ -186,6 +250,19 @@ class Stage(Generic[SomeRecipe]):
         configs = self.initial.configs | self.trained_configs()
         return replace(self.initial, configs=configs, states=self.initial.states | states)
 
+    def save_model(self, folder: Path) -> None:
+        """Writes what the run makes, the whole model, into the run's folder, with the step that it is of."""
+        notes = {NOTES: {"stage": self.name, "step": self.done}}
+        storage.write(self.checkpoint(), folder / self.product, force=True, durable=True, notes=notes)
+
+    def load_model(self, folder: Path) -> AudioLDM2:
+        """Loads what `save_model` has written, to generate with it."""
+        return load(folder / self.product, device=self.device, dtype="float32")
+
+    def outcome(self, folder: Path) -> str:
+        """Says what the run has made."""
+        return f"{folder / self.product} is the model"
+
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a resumed run needs to continue exactly."""
         return {
@@ -210,6 +287,11 @@ class Stage(Generic[SomeRecipe]):
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
             self.adversary_optimizer.load_state_dict(state["adversary_optimizer"])
+
+
+def denoiser_is_trained(checkpoint: Checkpoint) -> bool:
+    """Whether the model has a denoiser that has learnt: a new one starts with a last layer of zeros."""
+    return "unet" in checkpoint.states and bool(checkpoint.states["unet"]()["conv_out.weight"].any())
 
 
 def _make_trainable(network: nn.Module) -> None:

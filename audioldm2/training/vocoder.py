@@ -90,8 +90,13 @@ class VocoderStage(Stage[VocoderRecipe]):
         "published": VocoderRecipe(),
         "small": VocoderRecipe(
             seconds=2.56, window=0.32, pool=2048, steps=18_600, partials_until=6000, additive_until=9600,
-            optimizer="muon", learning_rate=3e-3, mel_learning_rate=1e-3, warmup=100, cosine=True,
+            optimizer="muon", learning_rate=3e-3, mel_learning_rate=1e-3, warmup=100, schedule="cosine",
             weight_decay=0.0, bf16=True, additive_weight=2.0, mel_weight=1.0, stft_weights=(0.0, 0.0, 0.0),
+            floor=1e-3, adversary_start=None, through_vae=0.5,
+        ),
+        # Without discriminators: new ones would first teach a trained vocoder noise.
+        "finetune": VocoderRecipe(
+            batch=8, steps=2000, learning_rate=1e-5, warmup=50, ema=0.995, max_grad_norm=10.0, mel_weight=1.0,
             floor=1e-3, adversary_start=None, through_vae=0.5,
         ),
     }  # fmt: skip
@@ -109,6 +114,11 @@ class VocoderStage(Stage[VocoderRecipe]):
                 f"be 0 for a vocoder with {config.channels} channels whose first upsampling rate is "
                 f"{config.upsample_rates[0]}: learning partials needs {channels} channels and rate 1",
             )  # fmt: skip
+
+    @classmethod
+    def recipe_for(cls, checkpoint: Checkpoint) -> Recipe:
+        """Returns the recipe "finetune": a vocoder hears clips of the same length for every model."""
+        return cls.recipes["finetune"]
 
     def trainable(self) -> tuple[str, ...]:
         return ("hifigan",)
@@ -188,6 +198,20 @@ class VocoderStage(Stage[VocoderRecipe]):
             loss = loss + recipe.matching_weight * metrics["matching"]
         metrics["grad_norm"] = self.optimizer.step(loss, self.done)
         return {"loss": loss} | metrics
+
+    @torch.no_grad()
+    def validation_step(
+        self, clips: Tensor, captions: list[str], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        recipe, hop = self.recipe, self.front_end.hop
+        real, mel = clips[..., :hop].flatten(1), clips[..., hop : hop + self.front_end.mels]
+        with self.autocast():
+            fake = self.trained["hifigan"](mel)[:, : real.shape[1]]
+        fake = fake.float()
+        return {
+            "loss": losses.mel_loss(fake, real, self.front_end, recipe.floor),
+            "stft": losses.stft_loss(fake, real, VocoderRecipe.stft_weights, recipe.floor),
+        }
 
     def crop(self, clips: Tensor, generator: torch.Generator) -> Tensor:
         """Crops a random window from each prepared clip (batch, frames, values)."""

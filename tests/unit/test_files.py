@@ -189,6 +189,26 @@ def test_atomic_folder_recovers_what_a_killed_process_left(tmp_path):
     assert tree(tmp_path) == {"out/a.txt": "new"}
 
 
+def test_folder_survives_when_both_renames_fail(tmp_path, monkeypatch):
+    """The old folder has moved aside; the new one may neither take its place nor may the old one return."""
+    target = tmp_path / "model"
+    with atomic_folder(target) as draft:
+        (draft / "weights").write_text("old")
+    rename = Path.rename
+
+    def refuse_second(self, to):
+        if Path(to) == target:
+            raise OSError(28, "No space left on device")
+        return rename(self, to)
+
+    with pytest.raises(OSError), atomic_folder(target, force=True) as draft:
+        (draft / "weights").write_text("new")
+        monkeypatch.setattr(Path, "rename", refuse_second)
+    monkeypatch.undo()
+    assert recover_folder(target, sole_owner=True)
+    assert (target / "weights").read_text() == "new" and os.listdir(tmp_path) == ["model"]
+
+
 def test_recovery_spares_running_processes_and_other_folders(tmp_path, monkeypatch):
     out = tmp_path / "out"
     with atomic_folder(out) as draft:

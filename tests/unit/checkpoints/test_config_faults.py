@@ -325,7 +325,18 @@ def test_rejects_other_format_version(converted: Path, version: object):
 
 
 @pytest.mark.parametrize(
-    "field", ["source", "revision", "schedule", "clap_mel", "seconds", "unconditional", "symbols", "networks"]
+    "field",
+    [
+        "source",
+        "revision",
+        "schedule",
+        "clap_mel",
+        "seconds",
+        "unconditional",
+        "normalized",
+        "symbols",
+        "networks",
+    ],
 )
 def test_rejects_missing_field_of_converted_config(converted: Path, field: str):
     checkpoints.change_json(converted / "config.json", **{field: ...})

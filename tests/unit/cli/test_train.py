@@ -63,7 +63,8 @@ def test_resume_with_more_steps(home: Path, capsys, tmp_path: Path, monkeypatch)
     assert steps == [1, 2, 3]
 
 
-def test_ctrl_c_saves_and_reports_how_to_continue(home: Path, tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_reports_how_to_continue(number: int, home: Path, tmp_path: Path):
     words = [
         "--stage",
         "vae",
@@ -80,14 +81,58 @@ def test_ctrl_c_saves_and_reports_how_to_continue(home: Path, tmp_path: Path):
     for line in process.stderr:
         if line.startswith("audioldm2: step "):
             break
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "Traceback" not in err
+    assert process.returncode == 128 + number and "Traceback" not in err
     done = int(err.split("saved at step ")[1].split(";")[0])
     assert f"--resume --out {tmp_path / 'run'}" in err
     again = ["--resume", "--out", str(tmp_path / "run"), "--steps", str(done + 1)]
     assert train_script.main(again) == 0
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == done + 1
+
+
+def test_trained_model_gets_the_gentle_recipe(home: Path, tmp_path: Path, capsys):
+    words = [
+        "--stage",
+        "ldm",
+        "--data",
+        home / "sounds",
+        "--model",
+        "demo",
+        "--mix",
+        f"{home / 'sounds'}:0.5",
+    ]
+    more = ["--validation", 0.2, "--validate-every", 1]
+    assert run(*words, *more, "--out", tmp_path / "run", *FEW, "--steps", 1) == 0, capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "recipe finetune, because demo is a trained model: 1 steps of 2 clips of 2.56 s" in err
+    assert "learning rate 0.0001 (constant), T5 fixed" in err and "trains unet, projection, gpt2, 3." in err
+    assert "with 50% of " in err and "validation loss " in err
+    assert (tmp_path / "run" / "best" / "step-0000001" / "config.json").exists()
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert settings["mix_share"] == 0.5 and settings["recipe"]["train_t5"] is False
+
+
+def test_settings_of_version_0_1_resume(home: Path, tmp_path: Path, capsys):
+    words = ["--stage", "clap", "--data", home / "sounds", "--out", tmp_path / "run"]
+    assert run(*words, "--model", home / "sizes.json", *FEW) == 0, capsys.readouterr().err
+    file = tmp_path / "run" / "run.json"
+    settings = json.loads(file.read_text())
+    old = {name: settings[name] for name in ("stage", "data", "recipe", "seed", "save", "sample")}
+    old["recipe"]["cosine"] = old["recipe"].pop("schedule") == "cosine"
+    file.write_text(json.dumps(old))
+    assert run("--resume", "--out", tmp_path / "run", "--steps", 3) == 0, capsys.readouterr().err
+
+
+def test_edited_settings_are_refused(home: Path, tmp_path: Path, capsys):
+    words = ["--stage", "clap", "--data", home / "sounds", "--out", tmp_path / "run"]
+    assert run(*words, "--model", home / "sizes.json", *FEW) == 0, capsys.readouterr().err
+    file = tmp_path / "run" / "run.json"
+    file.write_text(file.read_text().replace('"learning_rate": 0.001', '"learning_rate": 0.5'))
+    capsys.readouterr()
+    assert run("--resume", "--out", tmp_path / "run", "--steps", 3) == 2
+    err = capsys.readouterr().err
+    assert "run.json was edited: learning_rate is 0.5 and was 0.001" in err
 
 
 def test_show_prints_the_recipe(home: Path, capsys):
@@ -106,8 +151,11 @@ def test_show_prints_the_recipe(home: Path, capsys):
         (["--config", "odd.json"], "the recipe odd.json has 'speed'; "),
         (
             ["--config", "unlike.json"],
-            "'like' in unlike.json is 'huge'; it has to be one of published, small.",
+            "'like' in unlike.json is 'huge'; it has to be one of published, small, finetune.",
         ),
+        (["--mix", "sounds:2"], "--mix is 2.0; it has to have a share above 0 and below 1"),
+        (["--patience", "2"], "--patience is 2; it has to be 0 without --validation"),
+        (["--stage", "vae", "--prompt", "a dog"], "--prompt is ['a dog']; it has to be left out"),
         (["--steps", "0"], "--steps is 0; it has to be a whole number of at least 1"),
         (["--save-every", "0"], "--save-every is 0; it has to be a whole number of at least 1"),
         (["--out", "sounds"], "sounds is not empty"),
@@ -193,6 +241,6 @@ def test_full_disk_while_saving_names_the_run(home: Path, tmp_path: Path, capsys
         "--model",
         home / "sizes.json",
     ]
-    assert run(*words, *FEW, "--seconds", "0.64") == 2
+    assert run(*words, *FEW, "--seconds", "0.64", "--on-full-disk", "stop") == 2
     err = capsys.readouterr().err
     assert f"error: {tmp_path / 'run'}: it could not be written" in err and "Traceback" not in err

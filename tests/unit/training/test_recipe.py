@@ -13,9 +13,21 @@ from audioldm2.training.vocoder import VocoderRecipe
 def test_learning_rate_warms_up_and_decays():
     recipe = Recipe(learning_rate=1.0, warmup=4, steps=104)
     assert [recipe.learning_rate_at(step) for step in (0, 1, 3, 4, 103)] == [0.25, 0.5, 1, 1, 1]
-    cosine = replace(recipe, cosine=True)
+    cosine = replace(recipe, schedule="cosine")
     assert [cosine.learning_rate_at(step) for step in (3, 4, 54)] == pytest.approx([1, 1, 0.5])
     assert cosine.learning_rate_at(103) < 1e-3
+
+
+def test_linear_schedule_falls_to_zero():
+    recipe = Recipe(learning_rate=1.0, warmup=4, steps=104, schedule="linear")
+    assert [recipe.learning_rate_at(step) for step in (3, 4, 54, 104)] == pytest.approx([1, 1, 0.5, 0])
+
+
+def test_cosine_field_of_earlier_versions_is_read():
+    for old, new in ((True, "cosine"), (False, "constant")):
+        assert override(Recipe(), {"cosine": old}, "run.json").schedule == new
+    with pytest.raises(ValueError, match="has 'cosine'"):
+        override(Recipe(), {"cosine": "fast"}, "run.json")
 
 
 def test_warmup_takes_at_most_a_tenth_of_the_steps():
@@ -24,7 +36,7 @@ def test_warmup_takes_at_most_a_tenth_of_the_steps():
 
 def test_vocoder_schedule_restarts_after_the_additive_phase():
     recipe = VocoderRecipe(
-        learning_rate=1.0, mel_learning_rate=0.5, warmup=4, steps=204, additive_until=104, cosine=True
+        learning_rate=1.0, mel_learning_rate=0.5, warmup=4, steps=204, additive_until=104, schedule="cosine"
     )
     rates = [recipe.learning_rate_at(step) for step in (3, 54, 107, 156)]
     assert rates == pytest.approx([1, 0.5, 0.5, 0.25])

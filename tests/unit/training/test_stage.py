@@ -25,7 +25,7 @@ def test_stage_overfits_a_few_clips(
     initial: Checkpoint,
 ):  # fmt: skip
     no_adversary = {"adversary_start": None} if "adversary_start" in QUICK[name] else {}
-    stage = stage_of(name, initial, steps=steps, learning_rate=rate, cosine=False, **no_adversary)
+    stage = stage_of(name, initial, steps=steps, learning_rate=rate, schedule="constant", **no_adversary)
     values = [stage.step(*clips(count, seconds))[metric] for _ in range(steps)]
     last = sum(values[-10:]) / 10
     assert last < factor * values[0], f"{metric} went from {values[0]:.3f} to {last:.3f}"

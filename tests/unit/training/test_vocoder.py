@@ -31,7 +31,7 @@ def wide_vocoder(initial: Checkpoint) -> Checkpoint:
 
 
 def test_additive_phase_learns_waveforms(initial: Checkpoint):
-    stage = stage_of("vocoder", initial, additive_until=41, learning_rate=2e-3, cosine=False)
+    stage = stage_of("vocoder", initial, additive_until=41, learning_rate=2e-3, schedule="constant")
     metrics = [stage.step(*clips(2, 0.256)) for _ in range(42)]
     assert not any({"mel", "stft"} & each.keys() for each in metrics[:41])
     assert "mel" in metrics[41] and "stft" in metrics[41]
