@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from audioldm2 import clap_score, ops
+from audioldm2.adapters.model import Adaptable
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
 from audioldm2.denoiser import make_denoiser
 from audioldm2.editing.input_sound import log_mels
@@ -51,7 +52,7 @@ def inference(method: Callable) -> Callable:
     return run
 
 
-class AudioLDM2:
+class AudioLDM2(Adaptable):
     """A loaded model; `audioldm2.load` returns one. Several threads may use it at once."""
 
     def __init__(
@@ -120,6 +121,7 @@ class AudioLDM2:
             ArgumentError: an argument is not allowed; raised before any network runs.
             OSError: the file of `audio` cannot be opened.
         """
+        self = self.as_it_is_now()
         chosen = from_keywords(GenerationOptions, options, keywords)
         request = Request.resolve(prompt, chosen, self.sound, self.schedule)
         if request.candidates > 1:
@@ -339,6 +341,7 @@ class AudioLDM2:
             "dtype": dtypes.describe(self.networks.dtypes),
             "dtype_chosen_because": self.dtype_comparison and str(self.dtype_comparison),
             "ops": self.networks.ops or ops.mode(),
+            "adapters": self.describe_adapters(),
         }
 
     def __repr__(self) -> str:

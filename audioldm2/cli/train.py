@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
+from audioldm2.adapters.lora import LAYER_SETS
+from audioldm2.adapters.writing import hash_of
 from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.hub import DEMO
 from audioldm2.checkpoints.load import open_checkpoint, resolve_device
 from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
 from audioldm2.cli.failures import naming_full_disk
 from audioldm2.cli.streams import print_result, report
-from audioldm2.errors import require_choice, require_whole, some
+from audioldm2.errors import ArgumentError, require_choice, require_whole, some
 from audioldm2.files import atomic_write
 from audioldm2.training import STAGES, loop
 from audioldm2.training.data import Captioned, Folder
@@ -29,6 +32,7 @@ Worlds = Mapping[str, Callable[[float, int, int], Captioned]]
 
 OUT_OF_MEMORY = "Try fewer clips a step (--batch) or shorter ones (--seconds)."
 SETTINGS = {"stage", "data", "recipe", "seed", "save", "sample"}  # the keys of run.json
+OF_BASE = {"base", "base_sha256"}  # further keys of a run that makes an adapter
 OF_RESUME = {"resume", "out", "steps", "device"}  # the flags that --resume allows
 
 DESCRIPTION = """\
@@ -43,6 +47,11 @@ Train one stage of AudioLDM 2 on your own sounds, from nothing or from a model.
 or one stage of a published model:
 
   audioldm2 train --stage ldm --data sounds/ --out runs/tuned --model ./base --config published
+
+or an adapter of a few megabytes (LoRA) for a model that stays as it is:
+
+  audioldm2 train --lora 8 --data sounds/ --out runs/oud --model ./base --config published
+  audioldm2 "an oud" --model ./base --lora runs/oud/adapter -o oud.wav
 
 sounds/ holds sound files and one table: captions.csv with the columns file and caption, or captions.jsonl
 with lines such as {"file": "dog.wav", "caption": "a dog barks"}. The stages vae and vocoder of a model that
@@ -72,9 +81,13 @@ def parser(prog: str = "audioldm2 train") -> Parser:
         'such as {"unet": {"depth": 2}}, the others being those of small (default: %(default)s)')
     add("--config", default="small", metavar="RECIPE",
         help="small, published, or a JSON file (default: %(default)s)")
+    add("--lora", type=whole_number, metavar="RANK",
+        help="train only an adapter of this rank for --model (the stage is then lora)")
     add("--resume", action="store_true", help="continue the run in --out, with its own settings")
     add = made.add_argument_group("more").add_argument
     add("--show", action="store_true", help="print the recipe of --stage and --config, and stop")
+    add("--lora-layers", choices=LAYER_SETS,
+        help="what --lora adapts in the denoiser (default: the recipe's, attention)")
     add("--steps", type=whole_number, metavar="N", help="steps in all (default: the recipe's)")
     add("--batch", type=whole_number, metavar="N", help="clips a step (default: the recipe's)")
     add("--seconds", type=number, metavar="S", help="length of each clip (default: the recipe's)")
@@ -111,7 +124,7 @@ def run(arguments: Sequence[str], *, prog: str = "audioldm2 train", worlds: Worl
     if stage.done >= stage.recipe.steps:
         report(f"{stage.done} steps are done already; --steps asks for more")
     elif train_until_interrupted(stage, data, given.out, intervals):
-        report(f"done: {given.out / 'model'} is the model")
+        report(f"done: {stage.outcome(given.out)}")
     else:
         report(f"saved at step {stage.done}; continue with: {prog} --resume --out {given.out}")
     return 0
@@ -120,6 +133,7 @@ def run(arguments: Sequence[str], *, prog: str = "audioldm2 train", worlds: Worl
 def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     made = parser(prog)
     given = made.parse_args(arguments)
+    _choose_adapter(given)
     named = {name for name, value in vars(given).items() if value != made.get_default(name)}
     if given.resume:
         if "out" not in named or named - OF_RESUME:
@@ -132,6 +146,13 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
                 f"{prog} needs {' and '.join(absent)}; see {prog} --help. For the sound of that word: "
                 'audioldm2 generate "train".'
             )
+        if (
+            STAGES[given.stage].adapts
+            and not given.show
+            and (given.model in SIZES or given.model.endswith(".json"))
+        ):
+            allowed = "be a trained model, such as --model demo: an adapter changes what a model has learnt"
+            raise ArgumentError("model", given.model, allowed)
     for name in ("steps", "batch"):  # before the recipe does, under the names of the flags
         if getattr(given, name) is not None:
             require_whole(name, getattr(given, name), 1)
@@ -139,6 +160,15 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     require_whole("save_every", given.save_every, 1)
     require_whole("sample_every", given.sample_every, 0)
     return given
+
+
+def _choose_adapter(given: argparse.Namespace) -> None:
+    """--lora RANK names the stage too."""
+    if given.lora is None and given.lora_layers is None:
+        return
+    if given.stage not in (None, "ldm", "lora"):
+        raise ArgumentError("stage", given.stage, "be lora, or left out, with --lora and --lora-layers")
+    given.stage = "lora"
 
 
 def train_until_interrupted(stage: Stage, data: Captioned, folder: Path, intervals: loop.Intervals) -> bool:
@@ -177,13 +207,21 @@ def begin(
             checkpoint = open_checkpoint(given.model)
             rate = checkpoint.configs["hifigan"].sample_rate
             data = open_data(given.data, recipe, rate, given.seed, kind.captioned, worlds)
-        kind(checkpoint, recipe, device, given.seed)  # raises what is wrong before anything is written
+        stage = kind(
+            checkpoint, recipe, device, given.seed
+        )  # raises what is wrong before anything is written
         given.out.mkdir(parents=True, exist_ok=True)
-        storage.write(checkpoint, given.out / "model")
+        if not kind.adapts:
+            storage.write(checkpoint, given.out / "model")
     where = given.data if given.data in worlds else str(Path(given.data).resolve())
     settings = {"stage": given.stage, "data": where, "recipe": asdict(recipe), "seed": given.seed}
-    write_settings(given.out, settings | asdict(intervals))
-    return kind(storage.read(given.out / "model"), recipe, device, given.seed), data, intervals
+    settings |= asdict(intervals)
+    if kind.adapts:
+        is_local = given.model != DEMO and Path(given.model).expanduser().exists()
+        base = str(Path(given.model).expanduser().resolve()) if is_local else given.model
+        settings |= {"base": base, "base_sha256": hash_of(checkpoint.states, stage.trainable())}
+    write_settings(given.out, settings)
+    return open_stage(given.out, settings, recipe, device), data, intervals
 
 
 def resume(
@@ -194,7 +232,7 @@ def resume(
     if not file.is_file():
         raise ValueError(f"{given.out} holds no run to continue; it has no run.json.")
     settings = read_json(file)
-    if set(settings) != SETTINGS:
+    if set(settings) - OF_BASE != SETTINGS:
         raise ValueError(f"{file} has {some(sorted(settings))}; it has to have {some(sorted(SETTINGS), 9)}.")
     kind = STAGES[require_choice(f"'stage' in {file}", settings["stage"], STAGES)]
     recipe = override(kind.recipes["small"], settings["recipe"], f"'recipe' in {file}")
@@ -202,11 +240,28 @@ def resume(
         recipe = replace(recipe, steps=given.steps)
         settings["recipe"] = asdict(recipe)
         write_settings(given.out, settings)
-    stage = kind(storage.read(given.out / "model"), recipe, device, settings["seed"])
+    stage = open_stage(given.out, settings, recipe, device)
     rate = stage.front_end.sample_rate
     data = open_data(settings["data"], recipe, rate, settings["seed"], kind.captioned, worlds)
     loop.resume(stage, given.out)
     return stage, data, loop.Intervals(settings["save"], settings["sample"])
+
+
+def open_stage(folder: Path, settings: dict[str, Any], recipe: Recipe, device: torch.device) -> Stage:
+    """The stage of a run, on the model in its folder, or on the one that its adapter is for."""
+    kind = STAGES[settings["stage"]]
+    if not kind.adapts:
+        return kind(storage.read(folder / "model"), recipe, device, settings["seed"])
+    checkpoint = open_checkpoint(settings["base"])
+    stage = kind(checkpoint, recipe, device, settings["seed"])
+    stage.base, stage.base_hash = settings["base"], settings["base_sha256"]
+    found = hash_of(checkpoint.states, stage.trainable())
+    if found != settings["base_sha256"]:
+        raise ValueError(
+            f"{settings['base']} has changed since this run began: its weights have the SHA-256 {found}, and "
+            f"{folder / 'run.json'} says {settings['base_sha256']}. Put the old model back."
+        )
+    return stage
 
 
 def open_data(name: str, recipe: Recipe, rate: int, seed: int, captioned: bool, worlds: Worlds) -> Captioned:
@@ -223,6 +278,7 @@ def read_recipe(given: argparse.Namespace) -> Recipe:
     if like not in recipes:
         raise ValueError(f"'like' in {name} is {like!r}; it has to be one of {', '.join(recipes)}.")
     flags = {flag: getattr(given, flag) for flag in ("steps", "batch", "seconds")}
+    flags |= {"rank": given.lora, "layers": given.lora_layers}
     values |= {flag: value for flag, value in flags.items() if value is not None}
     return override(recipes[like], values, f"the recipe {name}")
 

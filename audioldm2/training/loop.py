@@ -2,6 +2,7 @@
 
 A run's folder holds
   model/         the whole model so far, in the converted format; `audioldm2.load` reads it at any time
+                 (of an adapter's run: adapter/, which `load_lora` reads)
   state.pt       what resuming needs: raw weights, optimizers, averages, the number of steps
   metrics.jsonl  one line per step
   samples/       sounds, and spectrograms if matplotlib is installed; one folder per sampling
@@ -23,8 +24,6 @@ from torch import Tensor
 
 from audioldm2.audio import write_wav
 from audioldm2.audio.plot import save_spectrogram
-from audioldm2.checkpoints import storage
-from audioldm2.checkpoints.load import load
 from audioldm2.errors import require_whole
 from audioldm2.files import atomic_write, safe_name
 from audioldm2.training.data import Captioned, Pool
@@ -113,7 +112,7 @@ def save(stage: Stage, data: Captioned, folder: Path) -> None:
     with atomic_write(folder / "state.pt") as draft:
         torch.save(stage.state_dict(), draft)
     stage.measure(data.batch(step, stage.recipe.batch)[0] for step in range(MEASURED_BATCHES))
-    storage.write(stage.checkpoint(), folder / "model", force=True)
+    stage.save_model(folder)
 
 
 def resume(stage: Stage, folder: Path) -> None:
@@ -141,7 +140,7 @@ def resume(stage: Stage, folder: Path) -> None:
 def write_samples(stage: Stage, data: Captioned, folder: Path, report: Report) -> None:
     """Writes sounds of the model that was just saved, and spectrograms if matplotlib is installed."""
     wave, captions = data.batch(0, SAMPLE_CLIPS)
-    model = load(folder / "model", device=stage.device, dtype="float32")
+    model = stage.load_model(folder)
     target = folder / "samples" / f"step-{stage.done:07d}"
     frame_seconds = stage.front_end.hop / stage.front_end.sample_rate
     for sample in stage.samples(model, wave, captions):

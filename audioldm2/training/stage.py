@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from audioldm2.audio import vae_front_end, vae_log_mel
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.load import load
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import some
 from audioldm2.pipeline import AudioLDM2
@@ -47,6 +50,8 @@ class Stage(Generic[SomeRecipe]):
 
     name: ClassVar[str]
     captioned: ClassVar[bool]  # whether the stage reads captions
+    adapts: ClassVar[bool] = False  # whether the model stays as it is, and the run makes an adapter for it
+    base, base_hash = "", ""  # of a stage that adapts: how others find that model, and which weights it has
     recipes: ClassVar[dict[str, Recipe]]  # "published": of the paper or upstream; "small": for SMALL networks
 
     def __init__(
@@ -66,9 +71,7 @@ class Stage(Generic[SomeRecipe]):
         self.networks = Networks(
             replace(checkpoint, configs=configs), device, dict.fromkeys(configs, torch.float32)
         )
-        self.trained: dict[str, Any] = {name: self.network(name) for name in self.trainable()}
-        for network in self.trained.values():
-            _make_trainable(network)
+        self.trained: dict[str, Any] = {name: self.make_trainable(name) for name in self.trainable()}
         self.ema = {name: EMA(network, recipe.ema) for name, network in self.trained.items() if recipe.ema}
         self.optimizer = Optimizer(self.trained.values(), recipe)
         with forked_rng(torch.device("cpu"), "weights of an adversary", seed):
@@ -86,6 +89,12 @@ class Stage(Generic[SomeRecipe]):
     def frozen(self) -> tuple[str, ...]:
         """Names the networks that are used but not trained."""
         return ()
+
+    def make_trainable(self, name: str) -> nn.Module:
+        """Returns what is trained of a network: by default all of it."""
+        network = self.network(name)
+        _make_trainable(network)
+        return network
 
     def make_adversary(self) -> nn.Module | None:
         """Builds the discriminator, if the stage has one; it is trained but not part of the model."""
@@ -168,6 +177,18 @@ class Stage(Generic[SomeRecipe]):
         }
         configs = self.initial.configs | self.trained_configs()
         return replace(self.initial, configs=configs, states=self.initial.states | states)
+
+    def save_model(self, folder: Path) -> None:
+        """Writes what the run makes into its folder: the whole model."""
+        storage.write(self.checkpoint(), folder / "model", force=True)
+
+    def load_model(self, folder: Path) -> AudioLDM2:
+        """Loads what `save_model` has written, to generate with it."""
+        return load(folder / "model", device=self.device, dtype="float32")
+
+    def outcome(self, folder: Path) -> str:
+        """Says what the run has made."""
+        return f"{folder / 'model'} is the model"
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a resumed run needs to continue exactly."""

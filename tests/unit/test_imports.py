@@ -34,7 +34,9 @@ MAY_IMPORT = {
     "denoiser": {"models", "options", "prompt", "sampling"},
     "request": {"audio", "editing", "options", "sampling", "sound_shape"},
     "result": {"audio", "clap_score", "options", "request"},
+    "adapters": {"checkpoints", "convert", "models", "ops", "runtime"},
     "pipeline": {
+        "adapters",
         "audio",
         "clap_score",
         "denoiser",
@@ -50,11 +52,12 @@ MAY_IMPORT = {
         "sound_shape",
     },
     "checkpoints": {"audio", "models", "pipeline", "prompt", "runtime", "sampling", "convert"},
-    "convert": {"audio", "checkpoints", "cli", "models", "prompt", "sampling"},
-    "training": {"audio", "checkpoints", "models", "pipeline", "prompt", "runtime", "sampling"},
+    "convert": {"adapters", "audio", "checkpoints", "cli", "models", "prompt", "sampling"},
+    "training": {"adapters", "audio", "checkpoints", "models", "pipeline", "prompt", "runtime", "sampling"},
     "cli": {
         *(
             "",
+            "adapters",
             "audio",
             "checkpoints",
             "clap_score",
