@@ -82,10 +82,10 @@ def read(source: str | os.PathLike, configs: Mapping[str, Any], name: str | None
     files = {path: "unet"} if path.is_file() else _files_in(path)
     metadata: dict[str, str] = {}
     for file, network in files.items():
-        digest.update(file.read_bytes())
-        metadata |= _metadata(file)
         for place, low in _read_file(file, network, places(configs)).items():
             layers.setdefault(place.network, {})[place.path] = low
+        digest.update(file.read_bytes())
+        metadata |= _metadata(file)
     return Adapter(name or _name_of(path), layers, 1.0, str(source), digest.hexdigest(), metadata)
 
 
