@@ -6,6 +6,7 @@ that a layer may have stand in a table, so no name is taken apart.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Size, Tensor
@@ -51,7 +52,7 @@ def folder_of(network: str) -> str:
     return _convert().PARTS[network].folder
 
 
-def places(configs: Mapping[str, Any]) -> dict[str, list[Place]]:
+def places(configs: Mapping[str, Any]) -> dict[str, tuple[Place, ...]]:
     """Of each network that can be adapted: its linear layers and convolutions, in the order of our modules.
 
     Args:
@@ -60,7 +61,8 @@ def places(configs: Mapping[str, Any]) -> dict[str, list[Place]]:
     return {name: _places(name, configs[name]) for name in NETWORKS if name in configs}
 
 
-def _places(name: str, config: Any) -> list[Place]:
+@lru_cache(maxsize=2 * len(NETWORKS))  # two models' worth: every file of an adapter asks
+def _places(name: str, config: Any) -> tuple[Place, ...]:
     convert = _convert()
     shapes = expected_shapes(name, config)
     moves = convert.keymap.plan(shapes, convert.keymap.reverse(convert.PARTS[name].rows(config)))
@@ -75,10 +77,10 @@ def _places(name: str, config: Any) -> list[Place]:
             )
             module = prefix + str(move.target).removesuffix(".weight")
             found.append(Place(name, path, module, shapes[f"{path}.weight"], is_image))
-    return found
+    return tuple(found)
 
 
-def table(found: Mapping[str, list[Place]], network: str) -> dict[str, Place]:
+def table(found: Mapping[str, tuple[Place, ...]], network: str) -> dict[str, Place]:
     """Every name that a file may have for a layer.
 
     Args:

@@ -112,7 +112,7 @@ def _files_in(folder: Path) -> dict[Path, str]:
     raise WeightsError(f"{folder} is not the folder of an adapter: it has {holds}. Name one file.")
 
 
-def _read_file(file: Path, network: str, found: Mapping[str, list[Place]]) -> dict[Place, LowRank]:
+def _read_file(file: Path, network: str, found: Mapping[str, tuple[Place, ...]]) -> dict[Place, LowRank]:
     tensors = read_safetensors(file)
     names, unknown = table(found, network), []
     parts: dict[Place, dict[str, Named]] = {}

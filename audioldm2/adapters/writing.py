@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def _tensors(place: Place, low: LowRank, dtype: torch.dtype) -> dict[str, Tensor
 
 
 def _config(
-    group: list[Place], layers: Mapping[str, LowRank], metadata: Mapping[str, str], *, is_conv1d: bool
+    group: Sequence[Place], layers: Mapping[str, LowRank], metadata: Mapping[str, str], *, is_conv1d: bool
 ) -> dict[str, Any]:
     """PEFT's settings: the commonest rank and alpha, and patterns for layers with others."""
     adapted = {place.module: layers[place.path] for place in group if place.path in layers}

@@ -85,7 +85,9 @@ def test_keys_and_settings_are_those_of_peft(configs, written: Path):
     with safe_open(written / WEIGHTS, "pt") as file:
         keys, metadata = sorted(file.keys()), file.metadata()
     assert keys[0] == f"{PEFT}down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_k.lora_A.weight"
-    assert all(re.fullmatch(r"base_model\.model\.\S+\.to_(q|k|v|out\.0)\.lora_[AB]\.weight", key) for key in keys)
+    assert all(
+        re.fullmatch(r"base_model\.model\.\S+\.to_(q|k|v|out\.0)\.lora_[AB]\.weight", key) for key in keys
+    )
     assert metadata == {"format": "pt", "base_model": "tiny", "license": "MIT"}
     config = json.loads((written / CONFIG).read_text())
     assert config["r"] == 3 and config["lora_alpha"] == 1.5 and config["peft_type"] == "LORA"
@@ -188,7 +190,10 @@ def test_files_of_other_programs(style: str, which: str, configs, tmp_path: Path
     adapter = random_adapter(configs, which, scale=2.5)
     save_file(spelled(adapter, configs, style), tmp_path / "theirs.safetensors")
     require_same(reading.read(tmp_path / "theirs.safetensors", configs), adapter)
-    assert reading.read(tmp_path, configs).sha256 == reading.read(tmp_path / "theirs.safetensors", configs).sha256
+    assert (
+        reading.read(tmp_path, configs).sha256
+        == reading.read(tmp_path / "theirs.safetensors", configs).sha256
+    )
 
 
 def test_alpha_is_the_rank_where_nothing_says_it(configs, tmp_path: Path):
@@ -243,7 +248,9 @@ def test_matrix_of_another_rank_than_its_partner(configs, written: Path):
 @pytest.mark.parametrize("name", ["text_model.q", "down_blocks.7.to_q"])
 def test_unknown_keys_are_named(name: str, configs, written: Path):
     change(written, lambda tensors: tensors.update({f"{PEFT}{name}.lora_A.weight": torch.zeros(3, 4)}))
-    assert f"holds '{PEFT}{name}.lora_A.weight', which fit no layer of this model" in refusal(written, configs)
+    assert f"holds '{PEFT}{name}.lora_A.weight', which fit no layer of this model" in refusal(
+        written, configs
+    )
 
 
 def test_other_kinds_of_adapter_are_named(configs, written: Path):

@@ -76,7 +76,9 @@ def test_layer_sets_contain_each_other(tiny_model: AudioLDM2):
         network = build_on_meta(name, tiny_model.networks.configs[name])
         few, more, most = (set(lora.layers_of(network, name, which)) for which in lora.LAYER_SETS)
         assert few and few <= more <= most
-        assert most == {path for path, layer in network.named_modules() if isinstance(layer, (Linear, Conv2d))}
+        assert most == {
+            path for path, layer in network.named_modules() if isinstance(layer, (Linear, Conv2d))
+        }
     assert few == most == {"clap_linear", "t5_linear"}  # of the projection
 
 
@@ -104,7 +106,9 @@ def test_adapted_equals_merged(which: str, rank: int, mode: str, unet: UNet):
 
 
 def test_several_adapters_add_up(unet: UNet):
-    adapters = [random_adapter({"unet": unet.config}, which, seed=i) for i, which in enumerate(lora.LAYER_SETS)]
+    adapters = [
+        random_adapter({"unet": unet.config}, which, seed=i) for i, which in enumerate(lora.LAYER_SETS)
+    ]
     with torch.no_grad():
         found, expected = predict(with_adapters(unet, *adapters)), predict(folded(unet, *adapters))
         assert distance(found, expected) < 1e-5
@@ -130,7 +134,10 @@ def test_adapted_layers_compile_whole(unet: UNet):
     block, size = unet.middle.layer, unet.config.channels[-1]
     x, time = torch.randn(1, size, 2, 2), torch.randn(1, unet.config.time_dim)
     with torch.no_grad():
-        for layer, *given in ((block.resnet, x, time), (block.self_attn.blocks[0].self_attn, x.flatten(2).mT)):
+        for layer, *given in (
+            (block.resnet, x, time),
+            (block.self_attn.blocks[0].self_attn, x.flatten(2).mT),
+        ):
             compiled = torch.compile(layer, backend="eager", fullgraph=True)
             torch.testing.assert_close(compiled(*given), layer(*given))
 
@@ -162,7 +169,9 @@ def test_strided_convolution_is_adapted():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_adapters_get_gradients(which: str, dtype: torch.dtype, unet: UNet):
     unet = unet.to(dtype)
-    trained = lora.add_trainable(unet, "unet", 2, which=which, alpha=6, generator=torch.Generator().manual_seed(0))
+    trained = lora.add_trainable(
+        unet, "unet", 2, which=which, alpha=6, generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         for parameter in trained.parameters():  # B = 0 leaves A without a gradient
             parameter += 0.01
@@ -177,7 +186,9 @@ def test_only_adapters_get_gradients(which: str, dtype: torch.dtype, unet: UNet)
 def test_new_adapters_leave_the_global_generator_alone(unet: UNet):
     before = torch.get_rng_state()
     matrices = [
-        lora.add_trainable(copy.deepcopy(unet), "unet", 2, generator=torch.Generator().manual_seed(seed)).low_ranks()
+        lora.add_trainable(
+            copy.deepcopy(unet), "unet", 2, generator=torch.Generator().manual_seed(seed)
+        ).low_ranks()
         for seed in (1, 1, 2)
     ]
     assert torch.equal(torch.get_rng_state(), before)
