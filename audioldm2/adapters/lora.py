@@ -151,10 +151,12 @@ class Trained(nn.Module):
     def low_ranks(self, state: Mapping[str, Tensor] | None = None) -> dict[str, LowRank]:
         """The matrices by path, copied to the CPU; `state` may replace the present ones."""
         state = self.state_dict() if state is None else state
-        found = {key: tensor.detach().float().cpu().clone() for key, tensor in state.items()}
+
+        def matrix(path: str, letter: str) -> Tensor:
+            return state[f"{path}.{letter}".replace(".", "/")].detach().float().cpu().clone()
+
         return {
-            path: LowRank(*(found[f"{path}.{matrix}".replace(".", "/")] for matrix in ("A", "B")), scale)
-            for path, scale in self.scales.items()
+            path: LowRank(matrix(path, "A"), matrix(path, "B"), scale) for path, scale in self.scales.items()
         }
 
 

@@ -37,7 +37,7 @@ def hash_of(states: Mapping[str, Callable[[], Mapping[str, Tensor]]], names: Ite
     for name in sorted(names):
         for key, tensor in sorted(states[name]().items()):
             digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -73,7 +73,7 @@ def write(
                 continue
             target = draft if name == "unet" else draft / folder_of(name)
             target.mkdir(exist_ok=True)
-            tensors = {}
+            tensors: dict[str, Tensor] = {}
             for place in group:
                 if place.path in layers:
                     tensors |= _tensors(place, layers[place.path], dtype)

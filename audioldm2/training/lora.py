@@ -64,7 +64,7 @@ class LoRAStage(LDMStage):
 
     name = "lora"
     adapts = True
-    recipe: LoRARecipe  # type: ignore[assignment]
+    recipe: LoRARecipe
     recipes: ClassVar = {
         "published": LoRARecipe(),
         "small": LoRARecipe(

@@ -1,7 +1,7 @@
 """Adapters against PEFT on diffusers' UNet and transformers' GPT-2: ours there, theirs here.
 
-In float64, because adapters as strong as these amplify the rounding of float32 to 2e-5. Diffusers' UNet has no
-loader of its own.
+In float64, because adapters as strong as these amplify the rounding of float32 to 2e-5. Diffusers' UNet has
+no loader of its own.
 """
 
 from pathlib import Path
