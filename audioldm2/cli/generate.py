@@ -109,7 +109,8 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     add("--ops", choices=["auto", "reference"],
         help="reference: plain PyTorch kernels only, for comparing (default: auto)")
     add("--lora", action="append", default=[], type=adapter_and_weight, metavar="FOLDER[:WEIGHT]",
-        help="a LoRA adapter: a folder of PEFT's layout, a .safetensors file or a hub id; may be repeated")
+        help="a LoRA adapter: a folder in PEFT's layout, a .safetensors file or a hub id; may be repeated "
+        "(default: none; WEIGHT: 1)")
     memory = group.add_mutually_exclusive_group()
     memory.add_argument("--offload", action="store_true", help="keep only the running network on the GPU")
     memory.add_argument("--low-memory", action="store_true",

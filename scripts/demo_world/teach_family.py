@@ -77,9 +77,10 @@ def write_sounds(folder: Path, new: int, old: int) -> None:
 
 def train(given: argparse.Namespace) -> Path:
     """Train the adapter with the command, and return its folder."""
+    pool = max(given.batch, 2 * (given.new + given.old))  # drawn with replacement: most sounds, encoded once
     recipe = {
         "like": "small", "steps": given.steps, "batch": given.batch, "learning_rate": given.learning_rate,
-        "pool": 0, "seconds": SECONDS,
+        "pool": pool, "seconds": SECONDS,
     }  # fmt: skip
     (given.out / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
     run = given.out / "run"

@@ -53,7 +53,19 @@ MAY_IMPORT = {
     },
     "checkpoints": {"audio", "models", "pipeline", "prompt", "runtime", "sampling", "convert"},
     "convert": {"adapters", "audio", "checkpoints", "cli", "models", "prompt", "sampling"},
-    "training": {"adapters", "audio", "checkpoints", "models", "pipeline", "prompt", "runtime", "sampling"},
+    "training": {
+        *(
+            "adapters",
+            "audio",
+            "checkpoints",
+            "models",
+            "pipeline",
+            "prompt",
+            "result",
+            "runtime",
+            "sampling",
+        ),
+    },
     "cli": {
         *(
             "",
