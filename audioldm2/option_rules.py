@@ -49,6 +49,8 @@ def positions(name: str, value: Any) -> tuple[float, ...] | None:
 def extension(name: str, value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
+    if not isinstance(value, (list, tuple)):
+        require_number(name, value, 0, MAX_SECONDS)
     pair = value if isinstance(value, (list, tuple)) else (0.0, value)
     wanted = "be the seconds to add at the end, or two numbers (before, after), one of them above 0"
     if len(pair) != 2:
@@ -74,4 +76,17 @@ def repaint_mask(name: str, value: Any) -> Tensor | None:
         raise ArgumentError(name, value, wanted, given=f"has shape {tuple(value.shape)}")
     if not value.any():
         raise ArgumentError(name, value, "mark at least one cell as True", given="marks nothing to remake")
+    return value
+
+
+def skip(name: str, value: Any) -> float:
+    found = require_number(name, value, 0)
+    if found >= 1:
+        raise ArgumentError(name, value, "be below 1, so that a step is left")
+    return found
+
+
+def source_prompt(name: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ArgumentError(name, value, "be one text, which describes the sound")
     return value

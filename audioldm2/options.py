@@ -27,10 +27,12 @@ from audioldm2.errors import (
     require_texts,
     require_whole,
 )
+from audioldm2.prompt.encode import UNCONDITIONAL
 from audioldm2.sampling.samplers import SAMPLERS
 from audioldm2.sampling.schedule import NoiseSchedule
 
 LARGEST_SEED = 2**63 - 1
+OVERLAP = 0.2  # of neighbouring windows, unless asked otherwise
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Rule = Callable[[str, Any], Any]  # name and value -> the value, normalised; raises ArgumentError
@@ -46,6 +48,7 @@ def option(
     parse: Callable[[str], Any] | None = None,
     values: int | None = None,
     second: str | None = None,
+    first: tuple[str, str] | None = None,
     common: bool = False,
 ) -> Any:
     """A field of an options class.
@@ -59,14 +62,20 @@ def option(
         parse: text to value; by default that of the field's type.
         values: how many values the flag takes, where more than one.
         second: the option that the second value of the flag sets, where two options share the flag.
+        first: flag and help of the first of a pair, where `flag` sets the second.
         common: whether a first-time user needs it, so that `--help` lists it among the first.
     """
     about = {"rule": rule, "help": help, "flag": flag, "metavar": metavar, "parse": parse}
-    return field(default=default, metadata=about | {"values": values, "second": second, "common": common})
+    about |= {"values": values, "second": second, "first": first, "common": common}
+    return field(default=default, metadata=about)
 
 
 def _negative_prompt(name: str, value: Any) -> str | list[str] | None:
     return value if value is None or isinstance(value, str) else require_texts(name, value)
+
+
+def require_unconditional(name: str, value: Any) -> str | None:
+    return None if value is None else require_choice(name, value, UNCONDITIONAL)
 
 
 def _seconds(name: str, value: Any) -> float | None:
@@ -76,6 +85,13 @@ def _seconds(name: str, value: Any) -> float | None:
     if not 0 < seconds <= MAX_SECONDS:
         raise ArgumentError(name, value, f"be above 0 and at most {MAX_SECONDS:g} seconds")
     return seconds
+
+
+def _overlap(name: str, value: Any) -> float:
+    share = require_number(name, value)
+    if not 0 < share <= 0.5:
+        raise ArgumentError(name, value, "be above 0 and at most 0.5, of a window")
+    return share
 
 
 def _seed(name: str, value: Any) -> int | list[int] | None:
@@ -151,6 +167,20 @@ class SamplingOptions:
         "how far guidance keeps the spread of the prediction, from 0 to 1 (Lin et al. 2023)",
         flag="--guidance-rescale", metavar="X",
     )  # fmt: skip
+    window_seconds: float | None = option(
+        None, _seconds,
+        "denoise in windows of so many seconds: memory is that of a few of them, however long the sound is",
+        flag="--window", metavar="S",
+    )  # fmt: skip
+    overlap: float = option(
+        OVERLAP, _overlap, "how much of a window, or of a loop, overlaps the next, up to 0.5",
+        flag="--overlap", metavar="X",
+    )  # fmt: skip
+    loop: bool = option(
+        False, require_bool,
+        "make a seamless loop; its length becomes a whole number of latent frames (published models: 40 ms)",
+        flag="--loop", common=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -173,6 +203,12 @@ class GenerationOptions(SamplingOptions):
     negative_prompt: str | list[str] | None = option(
         None, _negative_prompt, "what guidance leads away from: one text for all prompts, or one per prompt",
         flag="--negative-prompt", metavar="TEXT", common=True,
+    )  # fmt: skip
+    unconditional: str | None = option(
+        None, require_unconditional,
+        "how an empty negative prompt is encoded: 'reference', by all text networks, as in diffusers; "
+        "'trained', with zeros for GPT-2's vectors, as upstream trained (default: the model's own)",
+        flag="--unconditional", metavar="HOW",
     )  # fmt: skip
     audio_length_in_s: float | None = option(
         None, _seconds,
@@ -232,8 +268,8 @@ class GenerationOptions(SamplingOptions):
     )  # fmt: skip
     extend_seconds: tuple[float, float] | None = option(
         None, option_rules.extension,
-        "seconds to add before and after the audio; one number from Python is after it",
-        flag="--extend", metavar="BEFORE AFTER", parse=float, values=2,
+        "seconds to add at the end of the audio; from Python a number, or a pair (before, after)",
+        flag="--extend", first=("--extend-before", "seconds to add at its start"), metavar="S", parse=float,
     )  # fmt: skip
 
 

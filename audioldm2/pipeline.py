@@ -12,6 +12,7 @@ More than a third of the file is docstrings: these methods are the public face.
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,20 +22,33 @@ from torch import Tensor
 from audioldm2 import clap_score, ops
 from audioldm2.adapters.model import Adaptable
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
-from audioldm2.denoiser import make_denoiser
+from audioldm2.denoiser import InWindows, make_denoiser, make_windowed_denoiser
+from audioldm2.edit_options import EditOptions, InversionOptions, edit_options
 from audioldm2.editing.input_sound import log_mels
+from audioldm2.editing.text_edit import TextEdit, first_step_left
 from audioldm2.errors import ArgumentError, require_texts
-from audioldm2.models.unet import GPT2, T5
-from audioldm2.options import GenerationOptions, SamplingOptions, from_keywords, negatives, takes_options
+from audioldm2.models.unet import GPT2, T5, UNet
+from audioldm2.options import (
+    GenerationOptions,
+    SamplingOptions,
+    from_keywords,
+    negatives,
+    require_unconditional,
+    takes_options,
+)
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
+from audioldm2.prompt.timeline import parts
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from audioldm2.request import Request
 from audioldm2.result import Result
-from audioldm2.runtime import dtypes, memory, tiling
+from audioldm2.runtime import dtypes, looping, memory, tiling
 from audioldm2.runtime.placement import Networks
-from audioldm2.sampling.samplers import SAMPLERS, Generators, Noise, generator_noise
+from audioldm2.sampling.inversion import Inversion, invert, require_invertible
+from audioldm2.sampling.samplers import SAMPLERS, Denoiser, Generators, Noise, generator_noise
 from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.sampling.walk import fresh_noise
+from audioldm2.sampling.windows import Windows, anchors
 from audioldm2.sound_shape import SoundShape
 
 # Called with the step (from 1), its diffusion time and the estimate of the clean latent; False stops.
@@ -66,6 +80,7 @@ class AudioLDM2(Adaptable):
         origin: str = "",
         revision: str | None = None,
         default_seconds: float = DEFAULT_SECONDS,
+        unconditional: str = "reference",
         dtype_comparison: dtypes.Comparison | None = None,
     ):
         vae, vocoder = networks.configs["vae"], networks.configs["hifigan"]
@@ -76,6 +91,7 @@ class AudioLDM2(Adaptable):
         self.clap_mel = clap_mel  # the front end of CLAP's audio branch
         self.source = source  # what it was loaded from
         self.origin, self.revision = origin, revision  # what that was converted from
+        self.unconditional = unconditional  # how it encodes an empty negative prompt, unless a request says
         self.dtype_comparison = dtype_comparison  # what decided dtype="auto"
         self.sound = SoundShape(
             vocoder.sample_rate,
@@ -100,7 +116,7 @@ class AudioLDM2(Adaptable):
     @takes_options(GenerationOptions)
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[Any],
         *,
         options: GenerationOptions | None = None,
         on_step: OnStep | None = None,
@@ -110,7 +126,8 @@ class AudioLDM2(Adaptable):
         """Generate sounds from prompts.
 
         Args:
-            prompt: a text or a list of texts.
+            prompt: a text or a list of texts. Or a timeline, a list of (text, start, end) in seconds, which
+                is one sound; or a list of timelines that end together.
             options: the options below in one object; keywords replace some of them.
             on_step: called as on_step(step, t, x0) after each step; returning False stops and keeps x0.
             on_stage: called with the name of each stage as it begins. Sounds that do not fit into memory
@@ -121,9 +138,53 @@ class AudioLDM2(Adaptable):
             ArgumentError: an argument is not allowed; raised before any network runs.
             OSError: the file of `audio` cannot be opened.
         """
-        self = self.as_it_is_now()
         chosen = from_keywords(GenerationOptions, options, keywords)
         request = Request.resolve(prompt, chosen, self.sound, self.schedule)
+        return self._sounds(request, on_step, on_stage)
+
+    @inference
+    @takes_options(EditOptions)
+    def edit(
+        self,
+        audio: Any,
+        prompt: str | Sequence[str],
+        *,
+        options: EditOptions | None = None,
+        on_step: OnStep | None = None,
+        on_stage: Callable[[str], object] | None = None,
+        **keywords: Any,
+    ) -> Result:
+        """Edit a sound by text: what the source prompt says of it becomes what the prompt says.
+
+        The result is as long and as loud as the sound. It keeps what the prompts share and what neither of
+        them mentions. With equal prompts, equal scales and no negative prompt, the latent of the sound comes
+        back: bit for bit with the method 'direct', up to rounding errors with 'ddpm'.
+
+        Methods and their sources: `sampling.inversion`.
+
+        Args:
+            audio: a file, or floats (samples,).
+            prompt: what the sound becomes: a text or a list of texts.
+            options: the options below in one object; keywords replace some of them.
+            on_step: as in `generate`, for the steps of the edit; inverting the sound (ddpm) reports none.
+            on_stage: as in `generate`.
+            {options}
+
+        Raises:
+            ArgumentError: an argument is not allowed; raised before any network runs.
+            OSError: the file of `audio` cannot be opened.
+        """
+        chosen = edit_options(options, keywords)
+        request = Request.resolve_edit(audio, prompt, chosen, self.sound, self.schedule)
+        return self._sounds(request, on_step, on_stage)
+
+    def _sounds(
+        self, request: Request, on_step: OnStep | None, on_stage: Callable[[str], object] | None
+    ) -> Result:
+        """The stages of a request, in order."""
+        self = self.as_it_is_now()  # adapters that are loaded meanwhile are for the next request
+        own = request.options.unconditional or self.unconditional
+        request = replace(request, options=replace(request.options, unconditional=own))
         if request.candidates > 1:
             self._require_clap()
 
@@ -134,25 +195,30 @@ class AudioLDM2(Adaptable):
 
         edit, given = request.edit, None
         if edit is not None:
+            if edit.denoises:
+                self._sounds_at_once(request)  # a sound that is too long is refused before any network runs
             begin("encoding the sound")
-            given = self._encode(edit.log_mel())
+            given = self._encode(edit.log_mel(), "audio")
         if edit is not None and given is not None and not edit.denoises:
             z = given.repeat(len(request.generators()), 1, 1, 1)
         else:
             z = self._denoise_request(request, given, begin, on_step)
         begin("decoding")
-        mel = self.decode(z)
+        mel = self.decode(z, loop=request.options.loop)
         begin("vocoding")
-        audio = self.vocode(mel).float().cpu()
-        audio = edit.finish(audio) if edit else audio[:, : self.sound.samples(request.seconds)]
+        audio = self.vocode(mel, loop=request.options.loop).float().cpu()
+        if not request.options.loop:
+            audio = edit.finish(audio) if edit else audio[:, : self.sound.samples(request.seconds)]
 
         scores = None
         if request.candidates > 1:
             begin("ranking")
-            texts = [text for text in request.prompts for _ in range(request.candidates)]
+            timelines = [each for each in request.spans for _ in range(request.candidates)]
+            texts, waves, counts = parts(timelines, audio, self.sample_rate)
             scores, _ = clap_score.score_sounds(
-                self.networks, self._require_clap(), self.clap_mel, texts, audio, self.sample_rate
+                self.networks, self._require_clap(), self.clap_mel, texts, waves, self.sample_rate
             )
+            scores = torch.stack([of_parts.mean() for of_parts in scores.split(counts)])
         return Result.ranked(audio, z, mel, scores, self.sample_rate, request, self.describe())
 
     def _denoise_request(
@@ -163,22 +229,45 @@ class AudioLDM2(Adaptable):
         on_step: OnStep | None,
     ) -> Tensor:
         """The latents of a request, from noise or from the latent (1, ...) of a given sound, in slices."""
-        options, edit, at_once = request.options, request.edit, self._sounds_at_once(request)
+        options, edit, windows = request.options, request.edit, None
+        at_once = self._sounds_at_once(request)
         begin("encoding the prompt")
-        against = request.negative_prompts if options.guided else None
-        conditioning = self.encode_prompt(request.prompts, against, guided=options.guided)
-        conditioning = conditioning.repeat(request.candidates)
+        conditioning, source = self._encode_request(request)
         generators = request.generators()
         noise = options.latents if options.latents is not None else self._noise(request, generators)
+        if request.windows is None:
+            conditioning = conditioning.repeat(request.candidates)
+        else:  # all sounds in one walk: a call of the network takes windows of one
+            windows, at_once = InWindows(request.windows, request.shares(self.sound), at_once), len(noise)
         denoised = []
         for first in range(0, len(noise), at_once):
             begin("denoising")
             rows = slice(first, first + at_once)
             drawn = generator_noise(generators[rows])
             edited = partial(edit.denoise, given=given, rows=rows) if edit and given is not None else None
-            z = self._denoise(conditioning[rows], noise[rows], options, drawn, None, on_step, edited)
+            encoded = conditioning if windows else conditioning[rows]
+            z = self._denoise(encoded, noise[rows], options, drawn, None, on_step, edited, source, windows)
             denoised.append(z)
         return torch.cat(denoised)
+
+    def _encode_request(
+        self, request: Request
+    ) -> tuple[Conditioning, tuple[Conditioning, SamplingOptions] | None]:
+        """The prompts of a request; of an edit by text also its source prompt, with how that guides.
+
+        These are encoded together, so that equal texts have equal tensors. The negative prompt belongs to the
+        result: the source prompt is guided away from "".
+        """
+        options, edit = request.options, request.edit
+        texts, against, source = request.texts(), request.texts(negative=True), None
+        if isinstance(edit, TextEdit):
+            source = edit.options.source()
+            texts, against = [*texts, edit.source_prompt], [*against, ""]
+        guided = options.guided or (source is not None and source.guided)
+        encoded = self.encode_prompt(
+            texts, against if guided else None, guided=guided, unconditional=options.unconditional
+        )
+        return (encoded, None) if source is None else (encoded[:-1], (encoded[-1], source))
 
     @inference
     def encode_audio(self, wave: Any, sample_rate: int | None = None) -> Tensor:
@@ -198,10 +287,18 @@ class AudioLDM2(Adaptable):
         Raises:
             ArgumentError: a sound is silent, empty or not finite, or the wave has another shape.
         """
-        return self._encode(log_mels(wave, sample_rate, self.sound))
+        return self._encode(log_mels(wave, sample_rate, self.sound), "wave")
 
-    def _encode(self, mel: Tensor) -> Tensor:
-        """Latents of log-mel spectrograms (batch, 1, time, mels), one row after the other."""
+    def _encode(self, mel: Tensor, name: str) -> Tensor:
+        """Latents of log-mel spectrograms (batch, 1, time, mels), one row after the other.
+
+        name: the argument that holds the sound, for the message where it is too long for the memory.
+        """
+        frames, mels = mel.shape[2:]
+        config, dtype = self.networks.configs["vae"], self.networks.dtypes["vae"]
+        seconds = frames * self.sound.hop / self.sample_rate
+        needed = memory.bytes_to_encode(config, frames, mels, dtype)
+        memory.require_to_fit(needed, self.device, seconds, name)
         with self.networks.running("vae") as vae:
             mel = mel.to(self.device, self.networks.dtypes["vae"])
             return torch.cat([vae.encode(row)[0].float() for row in mel.split(1)])
@@ -213,16 +310,27 @@ class AudioLDM2(Adaptable):
         negative_prompt: str | Sequence[str] | None = None,
         *,
         guided: bool = True,
+        unconditional: str | None = None,
     ) -> Conditioning:
         """Encode prompts for the denoiser, each with its negative prompt unless `guided` is False.
 
         Args:
             prompt: a text or a list of texts.
             negative_prompt: one for all prompts, or one per prompt; None means "".
+            unconditional: how an empty negative prompt is encoded, "reference" or "trained" (see
+                `prompt.encode`); by default as the model was trained here, else "reference".
         """
+        unconditional = require_unconditional("unconditional", unconditional) or self.unconditional
         prompts = require_texts("prompt", prompt)
         against = negatives(negative_prompt, len(prompts)) if guided else None
-        return encode(self.networks, self.clap_tokenizer, self.t5_tokenizer, prompts, against)
+        return encode(
+            self.networks,
+            self.clap_tokenizer,
+            self.t5_tokenizer,
+            prompts,
+            against,
+            unconditional=unconditional,
+        )
 
     @takes_options(SamplingOptions)
     def denoise(
@@ -258,15 +366,56 @@ class AudioLDM2(Adaptable):
             ArgumentError: an argument is not allowed; raised before the network runs.
         """
         chosen = from_keywords(SamplingOptions, options, keywords)
-        chosen.check_schedule(self.schedule)
-        self.sound.require_latents(latents, len(conditioning))
-        self._require_widths(conditioning)
-        if chosen.guided and conditioning.negative is None:
-            wanted = "have one for a guidance_scale above 1: make it with encode_prompt(..., guided=True)"
-            raise ArgumentError("conditioning", conditioning, wanted, given="has no negative part")
-        conditioning = conditioning.repeat(latents.shape[0] // len(conditioning))
+        conditioning, windows = self._fitting(conditioning, latents, chosen)
         noise = generator_noise(generator) if noise is None and generator is not None else noise
-        return self._denoise(conditioning, latents, chosen, noise, t_start, on_step)
+        return self._denoise(conditioning, latents, chosen, noise, t_start, on_step, windows=windows)
+
+    @inference
+    @takes_options(InversionOptions)
+    def invert(
+        self,
+        latents: Tensor,
+        conditioning: Conditioning,
+        *,
+        options: InversionOptions | None = None,
+        generator: Generators | None = None,
+        noise: Noise | None = None,
+        **keywords: Any,
+    ) -> Inversion:
+        """Recover the noise with which `denoise` ends at given latents (edit-friendly DDPM inversion).
+
+        With the same sampler, steps and eta, this is an edit under another prompt, and the latents again
+        under the same prompt and scale:
+
+            model.denoise(conditioning, inversion.x, t_start=inversion.t_start, noise=inversion.noise, ...)
+            + inversion.residual
+
+        Args:
+            latents: clean latents (batch, channels, time, mel), as `encode_audio` returns them; the batch is
+                a multiple of the conditioning's, and the rows of each prompt stand together.
+            conditioning: the encoded source prompts.
+            options: the options below in one object; keywords replace some of them.
+            generator: draws the noise of the path: one for the batch, or one per row.
+            noise: a callable noise(z, step) in place of the generator.
+            {options}
+
+        Returns:
+            See `sampling.inversion.Inversion`.
+
+        Raises:
+            ArgumentError: an argument is not allowed; raised before the network runs.
+        """
+        chosen = from_keywords(InversionOptions, options, keywords)
+        conditioning, windows = self._fitting(conditioning, latents, chosen)
+        walk = chosen.walk(self.schedule)
+        first = first_step_left(walk, chosen.skip)
+        require_invertible(walk)
+        noise = generator_noise(generator) if noise is None and generator is not None else noise
+        with self.networks.running("unet") as unet:
+            conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
+            latents = latents.to(self.device, torch.float32)
+            denoiser, _ = self._denoiser(unet, conditioning, chosen, latents, None, windows)
+            return invert(denoiser, latents, walk, noise or fresh_noise(), first=first)
 
     @inference
     def _denoise(
@@ -278,11 +427,19 @@ class AudioLDM2(Adaptable):
         t_start: float | None,
         on_step: OnStep | None,
         edited: Callable[..., Tensor] | None = None,
+        source: tuple[Conditioning, SamplingOptions] | None = None,
+        windows: InWindows | None = None,
     ) -> Tensor:
         with self.networks.running("unet") as unet:
             conditioning = conditioning.to(self.device, self.networks.dtypes["unet"])
-            denoiser = make_denoiser(unet, conditioning, self.schedule, options)
             latents = latents.to(self.device, torch.float32)
+            denoiser, noise = self._denoiser(unet, conditioning, options, latents, noise, windows)
+            if edited is not None and source is not None:
+                rows, scale = source
+                rows = rows.repeat(len(windows.shares) if windows else len(latents))
+                rows = rows.to(self.device, self.networks.dtypes["unet"])
+                explained, _ = self._denoiser(unet, rows, scale, latents, None, windows)
+                edited = partial(edited, source=explained)
             if edited is not None:
                 return edited(denoiser, latents, step_noise=noise, on_step=on_step)
             return SAMPLERS[options.sampler](
@@ -297,17 +454,39 @@ class AudioLDM2(Adaptable):
                 on_step=on_step,
             )
 
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """Log-mel spectrograms (batch, time, mels) of clean latents (batch, channels, time, mel)."""
-        with self.networks.running("vae") as vae:
-            return tiling.decode(vae, z.to(self.device, self.networks.dtypes["vae"])).squeeze(1)
+    def _denoiser(
+        self,
+        unet: UNet,
+        conditioning: Conditioning,
+        options: SamplingOptions,
+        latents: Tensor,
+        noise: Noise | None,
+        windows: InWindows | None,
+    ) -> tuple[Denoiser, Noise | None]:
+        """The denoiser of whole sounds or in windows, and the noise of its steps."""
+        if windows is None:
+            return make_denoiser(unet, conditioning, self.schedule, options), noise
+        return make_windowed_denoiser(unet, conditioning, self.schedule, options, windows, latents, noise)
 
     @inference
-    def vocode(self, mel: Tensor) -> Tensor:
-        """Waveforms (batch, samples) in [-1, 1] of log-mel spectrograms (batch, time, mels)."""
+    def decode(self, z: Tensor, *, loop: bool = False) -> Tensor:
+        """Log-mel spectrograms (batch, time, mels) of clean latents (batch, channels, time, mel).
+
+        loop: the first frame follows the last one.
+        """
+        with self.networks.running("vae") as vae:
+            z = z.to(self.device, self.networks.dtypes["vae"])
+            return (looping.decode_loop(vae, z, anchors(z)) if loop else tiling.decode(vae, z)).squeeze(1)
+
+    @inference
+    def vocode(self, mel: Tensor, *, loop: bool = False) -> Tensor:
+        """Waveforms (batch, samples) in [-1, 1] of log-mel spectrograms (batch, time, mels).
+
+        loop: the first frame follows the last one; samples are then a whole number of frames.
+        """
         with self.networks.running("hifigan") as vocoder:
-            return tiling.vocode(vocoder, mel.to(self.device, self.networks.dtypes["hifigan"]))
+            mel = mel.to(self.device, self.networks.dtypes["hifigan"])
+            return looping.vocode_loop(vocoder, mel) if loop else tiling.vocode(vocoder, mel)
 
     @inference
     def score(self, text: str | Sequence[str], audio: Any, sample_rate: int | None = None) -> Tensor:
@@ -354,6 +533,25 @@ class AudioLDM2(Adaptable):
         draws = [torch.randn(shape, generator=g, device="cpu", dtype=torch.float32) for g in generators]
         return torch.cat(draws)
 
+    def _fitting(
+        self, conditioning: Conditioning, latents: Tensor, options: SamplingOptions
+    ) -> tuple[Conditioning, InWindows | None]:
+        """The conditioning with a row for each latent, or for each sound with the windows that share it.
+
+        Raises ArgumentError where arguments do not fit.
+        """
+        options.check_schedule(self.schedule)
+        self.sound.require_latents(latents, len(conditioning))
+        self._require_widths(conditioning)
+        if options.guided and conditioning.negative is None:
+            wanted = "have one for a guidance_scale above 1: make it with encode_prompt(..., guided=True)"
+            raise ArgumentError("conditioning", conditioning, wanted, given="has no negative part")
+        windows = self.sound.windows(options, latents.shape[2])
+        if windows.whole:
+            return conditioning.repeat(latents.shape[0] // len(conditioning)), None
+        at_once = self._at_once(options, windows.frames, self.sound.seconds(windows.frames), windows)
+        return conditioning, InWindows.by_one_prompt(windows, len(conditioning), at_once)
+
     def _require_widths(self, conditioning: Conditioning) -> None:
         """Conditioning may come from a file, and so from another model."""
         config = self.networks.configs["unet"]
@@ -381,14 +579,32 @@ class AudioLDM2(Adaptable):
         return self.clap_tokenizer
 
     def _sounds_at_once(self, request: Request) -> int:
+        name = "audio" if request.edit else "audio_length_in_s"
+        return self._at_once(request.options, request.latent_frames, request.seconds, request.windows, name)
+
+    def _at_once(
+        self,
+        options: SamplingOptions,
+        frames: int,
+        seconds: float,
+        windows: Windows | None,
+        name: str = "audio_length_in_s",
+    ) -> int:
+        """How many sounds, or windows of one sound, a call of the network denoises.
+
+        Raises ArgumentError, which names the argument that decides the length, where not even one fits.
+        """
         needed = memory.bytes_for_one_sound(
             self.networks.configs["unet"],
-            request.latent_frames,
+            frames if windows is None else windows.length,
             self.sound.mels // self.sound.downsampling,
-            request.options.guided,
+            options.guided,
             self.networks.dtypes["unet"],
         )
-        return memory.sounds_at_once(needed, self.device, request.seconds)
+        if windows is None:
+            return memory.sounds_at_once(needed, self.device, seconds, name)
+        name = name if options.window_seconds is None else "window_seconds"
+        return memory.windows_at_once(needed, self.device, self.sound.seconds(windows.length), name)
 
 
 def _widths(dims: dict[str, int]) -> str:

@@ -5,12 +5,18 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from audioldm2.audio import MAX_SECONDS
+from audioldm2.edit_options import EditOptions
 from audioldm2.editing.edit import EDITING_OPTIONS, Edit
+from audioldm2.editing.text_edit import TextEdit
 from audioldm2.errors import ArgumentError, require_texts
 from audioldm2.options import LARGEST_SEED, GenerationOptions, negatives
+from audioldm2.prompt.timeline import Span, Timeline, described, read_timelines, shares
+from audioldm2.prompt.timeline import seconds as end_of
 from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.sampling.windows import Windows
 from audioldm2.sound_shape import SoundShape
 
 
@@ -18,18 +24,37 @@ from audioldm2.sound_shape import SoundShape
 class Request:
     """A request that a model can meet; every default is filled in."""
 
-    prompts: list[str]
+    prompts: list[str]  # one per sound; of a timeline, a description
     negative_prompts: list[str]  # one per prompt
     seconds: float
     latent_frames: int
     seeds: list[int]  # one per prompt; candidate i of a prompt is drawn from its seed + i
     options: GenerationOptions
-    edit: Edit | None = None  # what happens to a given sound
+    edit: Edit | TextEdit | None = None  # what happens to a given sound
+    timelines: list[Timeline] | None = None  # one per sound, where those were asked for
+    windows: Windows | None = None  # in which sounds are denoised; None: whole, each by one prompt
 
     @property
     def candidates(self) -> int:
         """Sounds per prompt."""
         return self.options.num_waveforms_per_prompt
+
+    def texts(self, negative: bool = False) -> list[str]:
+        """The texts of all timelines, or for each of them the negative prompt of its sound."""
+        pairs = zip(self.spans, self.negative_prompts, strict=True)
+        return [against if negative else span.text for timeline, against in pairs for span in timeline]
+
+    def shares(self, sound: SoundShape) -> list[Tensor]:
+        """Per sound, how much each of its texts counts at each latent frame: (texts, frames)."""
+        return [
+            shares(timeline, self.latent_frames, sound.seconds(1), self.options.loop)
+            for timeline in self.spans
+        ]
+
+    @property
+    def spans(self) -> list[Timeline]:
+        """The timeline of each sound; a plain prompt lasts from the start to the end."""
+        return self.timelines or [(Span(text, 0.0, self.seconds),) for text in self.prompts]
 
     @staticmethod
     def resolve(
@@ -41,11 +66,17 @@ class Request:
             ArgumentError: the model cannot meet these options.
             OSError: the file of `audio` cannot be opened.
         """
-        prompts = require_texts("prompt", prompt)
+        timelines = read_timelines(prompt, sound.seconds(1), MAX_SECONDS)
+        prompts = [described(each) for each in timelines] if timelines else require_texts("prompt", prompt)
         options.check_schedule(schedule)
         edit = Edit.resolve(options, sound, schedule, len(prompts) * options.num_waveforms_per_prompt)
-        seconds = edit.seconds if edit else _length(options, sound)
+        if edit is not None:
+            _check_edit(options, prompt, timelines)
+        seconds = edit.seconds if edit else _length(options, sound, timelines)
         frames = edit.frames if edit else sound.latent_frames(seconds)
+        if options.loop:
+            seconds = sound.seconds(frames)
+        windows = sound.windows(options, frames)
         if options.latents is not None:
             given = tuple(options.latents.shape)
             shape = sound.latents(len(prompts) * options.num_waveforms_per_prompt, frames)
@@ -60,6 +91,28 @@ class Request:
             seeds=_seeds(options, len(prompts)),
             options=options,
             edit=edit,
+            timelines=timelines,
+            windows=None if timelines is None and windows.whole else windows,
+        )
+
+    @staticmethod
+    def resolve_edit(
+        audio: Any, prompt: Any, options: EditOptions, sound: SoundShape, schedule: NoiseSchedule
+    ) -> "Request":
+        """The same for an edit by text; see `TextEdit.resolve`."""
+        prompts = require_texts("prompt", prompt)
+        target = options.target()
+        edit = TextEdit.resolve(audio, options, sound, schedule)
+        windows = sound.windows(target, edit.frames)
+        return Request(
+            prompts=prompts,
+            negative_prompts=negatives(target.negative_prompt, len(prompts)),
+            seconds=edit.seconds,
+            latent_frames=edit.frames,
+            seeds=_seeds(target, len(prompts)),
+            options=target,
+            edit=edit,
+            windows=None if windows.whole else windows,
         )
 
     def generators(self) -> list[torch.Generator]:
@@ -70,6 +123,10 @@ class Request:
             for candidate in range(self.candidates)
         ]
 
+    def prompt_record(self, prompt: int) -> str | list[list[Any]]:
+        """A text, or the entries of a timeline, for JSON."""
+        return self.prompts[prompt] if self.timelines is None else list(map(list, self.timelines[prompt]))
+
     def record(self) -> dict[str, Any]:
         """The options as plain values, for JSON; what was resolved replaces what was asked."""
         options = {each.name: getattr(self.options, each.name) for each in fields(self.options)}
@@ -77,12 +134,29 @@ class Request:
         options |= {"audio_length_in_s": self.seconds, "starting_latents_given": given}
         for name in EDITING_OPTIONS:
             del options[name]
+        if self.windows is not None:
+            options["windows"] = len(self.windows.starts)
         return options | (self.edit.record() if self.edit else {})
 
 
-def _length(options: GenerationOptions, sound: SoundShape) -> float:
-    """Seconds: as asked, else those of the given latents, else the model's own."""
+def _check_edit(options: GenerationOptions, prompt: Any, timelines: list[Timeline] | None) -> None:
+    """What cannot begin with a sound."""
+    if options.loop:
+        raise ArgumentError("loop", True, "be left out with audio, whose start and end do not join")
+    if timelines is not None:
+        raise ArgumentError("prompt", prompt, "be a text or texts with audio", given="is a timeline")
+
+
+def _length(options: GenerationOptions, sound: SoundShape, timelines: list[Timeline] | None) -> float:
+    """Seconds: those of a timeline, else as asked, else those of the given latents, else the model's own."""
     seconds, latents = options.audio_length_in_s, options.latents
+    if timelines is not None:
+        end = end_of(timelines[0])
+        if seconds not in (None, end):
+            raise ArgumentError(
+                "audio_length_in_s", seconds, f"be left out, or {end:g} as the timeline's end"
+            )
+        return end
     if seconds is None:
         if latents is not None and latents.ndim == 4 and latents.shape[2] > 0:
             return sound.seconds(latents.shape[2])

@@ -107,7 +107,7 @@ class Result:
         return {
             "audioldm2": package_version(),
             **self.model,
-            "prompt": request.prompts[prompt],
+            "prompt": request.prompt_record(prompt),
             **request.record(),
             "negative_prompt": request.negative_prompts[prompt],
             "sample_rate": self.sample_rate,

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from audioldm2.audio import DEFAULT_SECONDS
 from audioldm2.errors import ArgumentError
-from audioldm2.options import require_float_tensor
+from audioldm2.options import OVERLAP, SamplingOptions, require_float_tensor
+from audioldm2.sampling.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,34 @@ class SoundShape:
     def latents(self, batch: int, latent_frames: int) -> tuple[int, int, int, int]:
         """(batch, channels, time, mel) of a batch of latents."""
         return (batch, self.latent_channels, latent_frames, self.mels // self.downsampling)
+
+    def windows(self, options: SamplingOptions, latent_frames: int) -> Windows:
+        """Where windows lie over a latent, as the options ask.
+
+        A loop without `window_seconds` has a single window that overlaps itself.
+
+        Raises:
+            ArgumentError: a window is too short for the model, or a loop for its overlaps.
+        """
+        length = latent_frames
+        if options.window_seconds is not None:
+            length = self.latent_frames(options.window_seconds)
+            if length < 2:
+                allowed = f"be at least {self.seconds(2):g} seconds, two latent frames"
+                raise ArgumentError("window_seconds", options.window_seconds, allowed)
+        elif options.overlap != OVERLAP and not options.loop:
+            raise ArgumentError("overlap", options.overlap, "be left out without window_seconds or loop")
+        overlap = max(1, int(options.overlap * length + 1e-9))  # 0.29 * 100 is 28.999...
+        if options.loop and latent_frames < 2 * overlap:
+            wanted = (
+                f"be at least two overlaps long, {self.seconds(2 * overlap):g} s: ask for a longer sound, a "
+                "shorter window or less overlap"
+            )
+            given = f"is a sound of {self.seconds(latent_frames):g} s"
+            raise ArgumentError("loop", options.loop, wanted, given=given)
+        if options.loop and options.window_seconds is None:
+            length += overlap
+        return Windows.over(latent_frames, max(length, 2), overlap, options.loop)
 
     def require_latents(self, latents: Any, prompts: int) -> Tensor:
         """Latents that `denoise` can start from, for so many encoded prompts; ArgumentError for others."""

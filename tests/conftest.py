@@ -1,6 +1,7 @@
 """Settings that every test shares, and a small model."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ import audioldm2
 # hundredfold. The variable is for the processes that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Kernel choices of tests and of the processes that they start go to a folder of this run.
+CACHE = tempfile.TemporaryDirectory(prefix="audioldm2-tests-")
+os.environ["AUDIOLDM2_CACHE"] = CACHE.name
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,6 +12,7 @@ from audioldm2.checkpoints import validate
 from audioldm2.checkpoints.tensor_files import shapes_of
 from audioldm2.errors import WeightsError
 from audioldm2.models.config_rules import LARGEST_SIZE
+from audioldm2.prompt.encode import UNCONDITIONAL
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from audioldm2.sampling.schedule import NoiseSchedule
 
@@ -35,6 +36,7 @@ class Checkpoint:
     source: str  # hub id, folder or file it came from
     revision: str | None = None  # commit of a hub repository
     seconds: float = DEFAULT_SECONDS  # length of a sound when the caller names none
+    unconditional: str = "reference"  # how an empty negative prompt is encoded: `prompt.encode.UNCONDITIONAL`
     symbols: tuple[str, ...] | None = None  # of a speech model: the symbol of each phoneme id
 
 
@@ -63,6 +65,11 @@ def check(checkpoint: Checkpoint, where: str) -> None:
     if not 0 < checkpoint.seconds <= MAX_SECONDS:
         raise WeightsError(
             f"'seconds' in {where} is {checkpoint.seconds}; it has to be above 0 and at most {MAX_SECONDS}."
+        )
+    if checkpoint.unconditional not in UNCONDITIONAL:
+        raise WeightsError(
+            f"'unconditional' in {where} is {checkpoint.unconditional!r}; it has to be one of "
+            f"{', '.join(UNCONDITIONAL)}."
         )
     phonemes, symbols = checkpoint.configs.get("phonemes"), checkpoint.symbols
     if phonemes is not None and len(symbols or ()) != phonemes.vocabulary:

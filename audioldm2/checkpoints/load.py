@@ -65,6 +65,35 @@ def load(
     dtype = dtypes.require_dtype(dtype)
     half = dtype == "float16" or (dtype == "auto" and device.type == "cuda")
     checkpoint = open_checkpoint(source, heads=heads, revision=revision, prefer_half=half)
+    return assemble(
+        checkpoint, source, device=device, dtype=dtype, residence=residence, compile=compile, ops=ops
+    )
+
+
+def assemble(
+    checkpoint: storage.Checkpoint,
+    source: str | os.PathLike,
+    *,
+    device: torch.device,
+    dtype: str = "float32",
+    residence: str = "device",
+    compile: bool = False,
+    ops: str | None = None,
+) -> AudioLDM2:
+    """Build the model of an open checkpoint; its tensors stay mapped where they can.
+
+    Args:
+        checkpoint: what `open_checkpoint` returned, perhaps with other configs.
+        source: what the user calls it.
+        device: where networks run.
+        dtype: "auto" or a name from `DTYPES`.
+        residence: see `runtime.placement.Networks`.
+        compile: see `load`.
+        ops: see `load`.
+
+    Raises:
+        WeightsError: a tensor, a tokenizer or a network is missing or does not fit.
+    """
     if "phonemes" in checkpoint.configs:
         raise WeightsError(
             f"{source} is a speech model: 'audioldm2 convert' keeps all of it, but it cannot be run yet. "
@@ -87,6 +116,7 @@ def load(
         origin=checkpoint.source,
         revision=checkpoint.revision,
         default_seconds=checkpoint.seconds,
+        unconditional=checkpoint.unconditional,
         dtype_comparison=comparison,
     )
 

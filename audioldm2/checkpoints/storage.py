@@ -55,9 +55,19 @@ __all__ = [  # what other packages import from here
     "write",
 ]
 
-FORMAT = 3  # of the converted folder; raised when an old reader could not read a new folder
+FORMAT = 4  # of the converted folder; raised when an old reader could not read a new folder
 FIELDS = {  # of config.json
-    *("audioldm2_format", "source", "revision", "schedule", "clap_mel", "seconds", "symbols", "networks")
+    *(
+        "audioldm2_format",
+        "source",
+        "revision",
+        "schedule",
+        "clap_mel",
+        "seconds",
+        "unconditional",
+        "symbols",
+    ),
+    "networks",
 }
 
 
@@ -97,6 +107,7 @@ def read(folder: Path) -> Checkpoint:
         source=validate.typed(f"'source' in {path}", config["source"], str),
         revision=validate.typed(f"'revision' in {path}", config["revision"], str | None),
         seconds=validate.typed(f"'seconds' in {path}", config["seconds"], float),
+        unconditional=validate.typed(f"'unconditional' in {path}", config["unconditional"], str),
         symbols=validate.typed(f"'symbols' in {path}", config["symbols"], tuple[str, ...] | None),
     )
     check(checkpoint, str(path))
@@ -104,7 +115,7 @@ def read(folder: Path) -> Checkpoint:
 
 
 def _in_current_format(config: dict, path: Path) -> dict:
-    """Return the config of any format that can be read, as format 3 has it."""
+    """Return the config of any format that can be read, as the current format has it."""
     if config.get("audioldm2_format") == 1:  # before speech and 48 kHz: no symbols, no film_dim, no positions
         networks = validate.typed(f"'networks' in {path}", config.get("networks"), dict)
         for name, field in (("unet", "film_dim"), ("projection", "positions")):
@@ -112,7 +123,9 @@ def _in_current_format(config: dict, path: Path) -> dict:
             networks = networks | {name: {field: 0} | fields}
         config = config | {"audioldm2_format": 2, "symbols": None, "networks": networks}
     if config.get("audioldm2_format") == 2:  # before models with a length of their own
-        config = config | {"audioldm2_format": FORMAT, "seconds": DEFAULT_SECONDS}
+        config = config | {"audioldm2_format": 3, "seconds": DEFAULT_SECONDS}
+    if config.get("audioldm2_format") == 3:  # before models that were trained with zeros of GPT-2
+        config = config | {"audioldm2_format": FORMAT, "unconditional": "reference"}
     if config.get("audioldm2_format") != FORMAT:
         raise WeightsError(
             f"{path} has format {config.get('audioldm2_format')!r}; this version reads format {FORMAT}. "
@@ -171,6 +184,7 @@ def write(
             "schedule": checkpoint.schedule,
             "clap_mel": checkpoint.clap_mel,
             "seconds": checkpoint.seconds,
+            "unconditional": checkpoint.unconditional,
             "symbols": checkpoint.symbols,
             "networks": {name: asdict(config) for name, config in checkpoint.configs.items()},
         }

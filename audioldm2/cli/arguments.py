@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
-        self.second: dict[str, str] = {}  # option -> the option that the second value of its flag sets
+        self.second: dict[str, str] = {}  # option -> what its flag sets too: another option or a second entry
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
@@ -45,10 +45,11 @@ class Parser(argparse.ArgumentParser):
         of a list, such as `seed[1]`, has the flag of the list.
         """
         base, bracket, entry = name.partition("[")
-        for action in self._actions:
-            flags = [flag for flag in action.option_strings if flag.startswith("--")]
-            if flags and base in (action.dest, self.second.get(action.dest)):
-                return flags[0] + bracket + entry
+        for wanted, rest in ((name, ""), (base, bracket + entry)):
+            for action in self._actions:
+                flags = [flag for flag in action.option_strings if flag.startswith("--")]
+                if flags and wanted in (action.dest, self.second.get(action.dest)):
+                    return flags[0] + rest
         return name
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -92,10 +93,13 @@ def adapter_and_weight(text: str) -> tuple[str, float]:
 
 
 def values_of(given: argparse.Namespace, options: Iterable[Field]) -> dict[str, Any]:
-    """The values of option fields; a flag that two options share sets both."""
+    """The values of option fields; a flag that two options share sets both, and two flags may set a pair."""
     found = {}
     for option in options:
         value, second = getattr(given, option.name), option.metadata["second"]
+        if option.metadata["first"]:
+            before = getattr(given, _first_of(option))
+            value = value if before is None else (before, 0.0 if value is None else value)
         if second is not None and value is not None:
             value, found[second] = value
         found[option.name] = value
@@ -117,6 +121,15 @@ def add_options(group: Any, options: Iterable[Field]) -> None:
         else:
             common |= {"metavar": metavar}
         group.add_argument(about["flag"], type=_text_parser(option), **common)
+        if about["first"]:
+            flag, text = about["first"]
+            common |= {"dest": _first_of(option), "help": f"{text} (default: none)"}
+            group.add_argument(flag, type=_text_parser(option), **common)
+
+
+def _first_of(option: Field) -> str:
+    """The `dest` of the flag that sets the first of a pair: what messages call that entry."""
+    return f"{option.name}[0]"
 
 
 def _types(option: Field) -> tuple[Any, ...]:

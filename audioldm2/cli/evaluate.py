@@ -1,45 +1,67 @@
 """`audioldm2 evaluate`: judge a model by the sounds that it generates, or a folder by the sounds in it."""
 
 import argparse
-import csv
 import json
-from collections.abc import Iterator, Sequence
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from torch import Tensor
 
 import audioldm2
-from audioldm2.audio import read, resample
+from audioldm2.audio import read
 from audioldm2.checkpoints.load import load
 from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
-from audioldm2.cli.output_files import require_place
-from audioldm2.cli.sounds import expand, why_skipped
+from audioldm2.cli.output_files import require_place, require_writable
+from audioldm2.cli.sounds import why_skipped
 from audioldm2.cli.streams import print_result, report
-from audioldm2.errors import require_whole
-from audioldm2.evaluation import Judge, Prompt, evaluate
+from audioldm2.errors import ArgumentError, require_whole
+from audioldm2.evaluation import Judge, Report, SoundSet, evaluate
+from audioldm2.evaluation.captions import Captioned, list_captioned
+from audioldm2.evaluation.embeddings import embed_file
+from audioldm2.evaluation.generation import Job, generate, plan, rank_and_world, require_same, settings_of
+from audioldm2.evaluation.judges import JUDGES, PackageJudge, open_judge
+from audioldm2.evaluation.prompts import read_prompts
 from audioldm2.files import atomic_write
 from audioldm2.options import GenerationOptions
-from audioldm2.training.data import TABLES, list_items
 
 OUT_OF_MEMORY = "Ask for shorter sounds (--seconds), or try --device cpu."
-AT_ONCE = 16  # prompts in a batch
+REPORT_EVERY = 30  # seconds between reports of a stage that goes file by file
 
 DESCRIPTION = """\
-Judge a model by the sounds that it generates, or a folder by the sounds in it. The figures:
+Judge a model by the sounds that it generates, or a folder by the sounds in it. The figures, each with its
+95 % interval:
 
-  CLAP score   the mean cosine of each sound and its prompt, by the model's own CLAP or that of --judge
-  families     the share of sounds that CLAP finds nearest to their own family, of those in the CSV
-  Frechet      the distance of the sounds from those of --reference, on CLAP's vectors, as in FID: smaller is
-               nearer, and few sounds make it large"""
+  FD-CLAP      Frechet distance from the reference, on CLAP's vectors; needs many sounds
+  KAD-CLAP     kernel distance from the reference, on CLAP's vectors, without bias in small samples
+  CLAP score   the mean cosine of each sound and its caption
+  retrieval    how often a caption finds its own sound as the first, or among the first 10
+  families     the share of sounds nearest to their own family, of those in the CSV
+
+and beside them what the same measures say of the reference. A model's own CLAP is a partial judge: --judge
+takes another model's, --other-judges adds judges that are no CLAP."""
 
 EPILOG = """\
 examples:
-  audioldm2 evaluate --model cvssp/audioldm2 --prompts prompts.csv --reference sounds/
+  audioldm2 evaluate --model cvssp/audioldm2 --prompts builtin --seeds 3 --out runs/builtin
+  audioldm2 evaluate --model cvssp/audioldm2 --prompts test.csv --reference audiocaps/ --out runs/audiocaps
   audioldm2 evaluate --sounds generated/ --judge cvssp/audioldm2 --reference sounds/
+  torchrun --nproc-per-node 4 -m audioldm2 evaluate --model ... --prompts ... --out runs/shared
 
-Each prompt is generated once for each seed. A folder of --sounds has captions where it holds a table: a .csv
-with the columns file and caption, or a .jsonl. Sound files that cannot be read are named and left out.
+Each prompt is generated once for each seed. A folder of --sounds or --reference has captions where it holds a
+table: a .csv with the columns file and caption, a .jsonl, or a table of AudioCaps (youtube_id, start_time,
+caption) beside sounds that are named by their youtube_id. Files that cannot be read are named and left out.
+
+With --out, sounds, vectors, report.md and report.json are kept there, and the same command goes on where a
+killed run stopped. Several processes (RANK and WORLD_SIZE) share the sounds; the last one to finish judges.
+
+An interval is about this number of sounds: FD-CLAP falls as sounds are added, so compare it only between
+equally many. Rows "N against N" have the same number on both sides; their floor is the reference against
+itself.
 """
 
 
@@ -49,10 +71,18 @@ def parser() -> Parser:
     add = made.add_argument
     add("--model", metavar="NAME", help="the model to judge: folder, .pth file or hub id")
     add("--prompts", type=Path, metavar="FILE",
-        help="for --model: text with one prompt a line, or CSV with the columns prompt and perhaps family")
+        help="for --model: text with one prompt a line, or CSV with the column prompt and perhaps family and "
+        "category; 'builtin' for the 100 prompts in the package")
     add("--sounds", type=Path, metavar="FOLDER", help="sounds to judge, in place of --model and --prompts")
     add("--judge", metavar="NAME", help="whose CLAP judges (default: the model's own; needed for --sounds)")
-    add("--reference", type=Path, metavar="FOLDER", help="sounds to compare with (default: none)")
+    add("--reference", type=Path, metavar="FOLDER",
+        help="true sounds to compare with: a folder, or a table of AudioCaps beside its sounds")
+    add("--other-judges", nargs="+", choices=JUDGES, default=(), metavar="NAME",
+        help=f"judges from other packages: {', '.join(JUDGES)}")
+    add("--rate", type=whole_number, metavar="HZ",
+        help="resample all sounds to this rate first: a model's sounds lack what lies above half of its rate "
+        "(default: the model's; with --sounds, none)")
+    add("--out", type=Path, metavar="FOLDER", help="keep sounds, vectors and report there (default: nowhere)")
     add("--json", type=Path, metavar="FILE", help="also write the figures there (default: nowhere)")
     add("--device", default="auto", metavar="NAME",
         help="cpu, cuda, cuda:1, mps (default: %(default)s, a GPU if there is one)")
@@ -87,115 +117,202 @@ def generation_options(given: argparse.Namespace) -> GenerationOptions:
 
 def run(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
-    require_whole("seeds", given.seeds, 1)
-    options = generation_options(given)
-    if given.json is not None:
-        require_place(given.json)  # before hours of work
-    named = {name for name, value in vars(given).items() if value is not None}
-    if ("model" in named) == ("sounds" in named):
-        raise ValueError("give either --model with --prompts, or --sounds; see audioldm2 evaluate --help.")
-    if "model" in named and "prompts" not in named:
-        raise ValueError("--model needs --prompts, a file with one prompt a line.")
-    if "sounds" in named and ("judge" not in named or "prompts" in named):
-        raise ValueError("--sounds needs --judge, a model whose CLAP judges, and takes no --prompts.")
-    reference_files = expand([given.reference], report) if "reference" in named else []
-
-    reference_rate = None
-    if "model" in named:
-        prompts = read_prompts(given.prompts)
-        model = load(given.model, device=given.device, dtype="float32")
-        judge = Judge(load(given.judge, device=given.device, dtype="float32") if given.judge else model)
-        prompts, vectors = generated(model, judge, prompts, range(given.seeds), options)
-        reference_rate = model.sample_rate  # no sound of the model has what lies above half of it
-    else:
-        files, captions = captioned_files(given.sounds)
-        judge = Judge(load(given.judge, device=given.device, dtype="float32"))
-        readable, vectors = embedded(judge, files)
-        prompts = [Prompt(captions[file]) for file in readable] if captions else []
-    reference = embedded(judge, reference_files, reference_rate)[1] if reference_files else None
-    figures = evaluate(judge, prompts, vectors, reference)
-    write_figures(figures, given.json)
-    print_result("\n".join(f"{name:<12}{value:8.4g}" for name, value in figures.items()))
+    options = _require_arguments(given)
+    rank, world = rank_and_world()
+    others = [open_judge(name) for name in given.other_judges]
+    reference = list_captioned(given.reference, report) if given.reference is not None else []
+    clock = Clock()
+    with _folder(given.out) as out:
+        device = _device(given.device)
+        if given.model is not None:
+            prompts = read_prompts(given.prompts)
+            with clock("loading"):
+                model = load(given.model, device=device, dtype="float32")
+                judge = Judge(load(given.judge, device=device, dtype="float32") if given.judge else model)
+            if given.out is not None:
+                require_same(out / "run.json", settings_of(model, prompts, options))
+            jobs = plan(prompts, range(given.seeds), out / "sounds")
+            with clock("generating"):
+                missing = generate(model, jobs, options, report, rank=rank, world=world)
+            if missing:
+                report(f"this share is done; {len(missing)} sounds of other processes are still missing")
+                return 0
+            items: Sequence[Job | Captioned] = jobs
+            rate = given.rate or model.sample_rate
+        else:
+            items, rate = list_captioned(given.sounds, report), given.rate
+            with clock("loading"):
+                judge = Judge(load(given.judge, device=device, dtype="float32"))
+        cache = out / "vectors" if given.out is not None else None
+        through = () if rate is None else (rate,)
+        ours = embedded(judge, items, clock, "the sounds", through, cache, others)
+        theirs = (
+            embedded(judge, reference, clock, "the reference", through, cache, others) if reference else None
+        )
+        with clock("figures and intervals"):
+            figures = evaluate(judge, ours, theirs)
+    found = Report(figures, _facts(given, judge, ours, theirs, rate, options), clock.seconds)
+    if given.out is not None:
+        _write(given.out / "report.md", found.markdown() + "\n")
+        write_figures(found.json(), given.out / "report.json")
+    write_figures(found.json(), given.json)
+    print_result(found.markdown())
     return 0
 
 
-def write_figures(figures: dict[str, float], path: Path | None) -> None:
-    if path is not None:
-        with atomic_write(path) as draft:
-            draft.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+def _require_arguments(given: argparse.Namespace) -> GenerationOptions:
+    """Raise ValueError for what cannot work, before anything is loaded."""
+    require_whole("seeds", given.seeds, 1)
+    options = generation_options(given)
+    if given.rate is not None:
+        require_whole("rate", given.rate, 1000, 192_000)
+    if given.json is not None:
+        require_place(given.json)  # before hours of work
+    if given.out is not None:
+        if given.out.exists() and not given.out.is_dir():
+            raise ValueError(f"--out {given.out} is a file; give the name of a folder.")
+        require_writable(given.out)
+    named = {name for name, value in vars(given).items() if value is not None}
+    world = rank_and_world()[1]
+    if ("model" in named) == ("sounds" in named):
+        raise ValueError("give either --model with --prompts, or --sounds; see audioldm2 evaluate --help.")
+    if "model" in named and "prompts" not in named:
+        raise ValueError("--model needs --prompts, a file with one prompt a line, or 'builtin'.")
+    if "sounds" in named and ("judge" not in named or "prompts" in named):
+        raise ValueError("--sounds needs --judge, a model whose CLAP judges, and takes no --prompts.")
+    if world > 1 and not {"model", "out"} <= named:
+        raise ArgumentError("WORLD_SIZE", world, "be 1 without --model and --out, the folder to share")
+    return options
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a text file or a CSV; ValueError where there are none."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
-    if path.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
-        if rows and "prompt" not in rows[0]:
-            raise ValueError(f"{path} has no column 'prompt'; its first line has to name the columns.")
-        found = [Prompt((row["prompt"] or "").strip(), (row.get("family") or "").strip()) for row in rows]
+def _device(name: str) -> str:
+    """With `torchrun` on a machine with several GPUs, "auto" is the GPU of the process."""
+    local = os.environ.get("LOCAL_RANK", "")
+    if name == "auto" and local.isdecimal() and torch.cuda.device_count() > 1:
+        return f"cuda:{int(local) % torch.cuda.device_count()}"
+    return name
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """The folder of the run, or one that is gone afterwards."""
+    if out is None:
+        with TemporaryDirectory(prefix="audioldm2-") as folder:
+            yield Path(folder)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    yield out
+
+
+class Clock:
+    """The seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+        report(f"{stage}: {self.seconds[stage]:.1f} s")
+
+
+def embedded(
+    judge: Judge,
+    items: Sequence[Job | Captioned],
+    clock: Clock,
+    what: str,
+    through: Sequence[int],
+    cache: Path | None,
+    others: Sequence[PackageJudge],
+) -> SoundSet:
+    """Embed and judge sounds one file at a time; files that cannot be read are reported and left out.
+
+    Raises:
+        ValueError: no sound could be read.
+    """
+    kept: list[Job | Captioned] = []
+    vectors: list[torch.Tensor] = []
+    judged: dict[str, list[float | None]] = {other.figure: [] for other in others}
+    with clock(f"judging {what}"):
+        last = time.perf_counter()
+        for place, item in enumerate(items):
+            try:
+                vector = embed_file(judge, item.file, through, cache)
+                opinions = [other.judge(*read(item.file), _captions(item)) for other in others]
+            except audioldm2.WeightsError:  # the model's fault, whatever the file
+                raise
+            except (ValueError, OSError, MemoryError, RuntimeError) as error:
+                reason = why_skipped(item.file, error)
+                if reason is None:
+                    raise
+                report(f"note: left out: {reason}")
+                continue
+            kept.append(item)
+            vectors.append(vector)
+            for other, opinion in zip(others, opinions, strict=True):
+                judged[other.figure].append(opinion)
+            if time.perf_counter() - last > REPORT_EVERY:
+                last = time.perf_counter()
+                report(f"{place + 1} of {len(items)} of {what}")
+        if not kept:
+            raise ValueError(f"none of the {len(items)} sounds could be read.")
+    captions = [_captions(item) for item in kept]
+    if any(captions) and not all(captions):
+        raise ValueError(f"some of {what} have no caption.")
+    jobs = [item for item in kept if isinstance(item, Job)]
+    return SoundSet(
+        torch.stack(vectors),
+        captions if any(captions) else (),
+        groups=[job.group for job in jobs] or None,
+        rounds=[job.seed for job in jobs] or None,
+        families=[job.prompt.family for job in jobs],
+        categories=[job.prompt.category for job in jobs],
+        judged=judged,
+    )
+
+
+def _captions(item: Job | Captioned) -> tuple[str, ...]:
+    return (item.prompt.text,) if isinstance(item, Job) else item.captions
+
+
+def _facts(
+    given: argparse.Namespace,
+    judge: Judge,
+    ours: SoundSet,
+    theirs: SoundSet | None,
+    rate: int | None,
+    options: GenerationOptions,
+) -> dict[str, str]:
+    """What belongs beside the figures."""
+    if given.model is not None:
+        length = options.audio_length_in_s
+        sounds = (
+            f"{len(ours)} by {given.model}: {len(set(ours.groups or ()))} prompts of {given.prompts}, "
+            f"{given.seeds} seeds, {options.num_inference_steps} steps, guidance {options.guidance_scale:g}"
+            + (f", {length:g} s" if length else "")
+        )
     else:
-        found = [Prompt(line.strip()) for line in text.splitlines()]
-    found = [prompt for prompt in found if prompt.text]
-    if not found:
-        raise ValueError(f"{path} holds no prompts.")
+        sounds = f"{len(ours)} of {given.sounds}"
+    found = {"sounds": sounds}
+    if theirs is not None:
+        found["reference"] = f"{len(theirs)} of {given.reference}"
+    own = " (the model's own)" if given.model is not None and not given.judge else ""
+    to = judge.front_end.sample_rate
+    found["CLAP"] = f"{judge.digest} of {given.judge or given.model}{own}"
+    found["resampling"] = f"file -> {f'{rate} Hz -> ' if rate else ''}{to} Hz, windowed sinc"
+    if given.other_judges:
+        found["other judges"] = ", ".join(given.other_judges)
     return found
 
 
-def captioned_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """The sounds of a folder; and the caption of each, where the folder holds a table."""
-    has_table = folder.is_dir() and any(file.suffix.lower() in TABLES for file in _visible(folder))
-    if not has_table:
-        return expand([folder], report), {}
-    captions = {item.file: item.caption for item in reversed(list_items(folder))}  # the first of several
-    return list(reversed(captions)), captions
+def write_figures(figures: Mapping[str, Any], path: Path | None) -> None:
+    """Write figures as JSON; None writes nothing."""
+    if path is not None:
+        _write(path, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
 
 
-def _visible(folder: Path) -> Iterator[Path]:
-    return (file for file in folder.iterdir() if not file.name.startswith("."))
-
-
-def generated(
-    model: audioldm2.AudioLDM2,
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    seeds: Sequence[int],
-    options: GenerationOptions,
-) -> tuple[list[Prompt], Tensor]:
-    """One sound for each prompt and seed: the prompt of each, and the sounds' vectors (sounds, clap_dim)."""
-    vectors = []
-    for seed in seeds:
-        for first in range(0, len(prompts), AT_ONCE):
-            texts = [prompt.text for prompt in prompts[first : first + AT_ONCE]]
-            result = model.generate(texts, options=options, seed=seed)
-            vectors.append(judge.of_sounds(result.audio[:, 0].unbind(), model.sample_rate))
-            report(f"seed {seed}: {min(first + AT_ONCE, len(prompts))} of {len(prompts)} prompts")
-    return list(prompts) * len(seeds), torch.cat(vectors)
-
-
-def embedded(judge: Judge, files: Sequence[Path], at_rate: int | None = None) -> tuple[list[Path], Tensor]:
-    """The files that can be read, and their vectors (files, clap_dim); the others are reported.
-
-    at_rate: Hz, to resample each sound to first; None for its own rate.
-    """
-    readable, vectors = [], []
-    for file in files:
-        try:
-            wave, rate = read(file)
-            if at_rate is not None:
-                wave, rate = resample(wave, rate, at_rate), at_rate
-            vectors.append(judge.of_sounds([wave], rate))
-        except audioldm2.WeightsError:  # the model's fault, whatever the file
-            raise
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            reason = why_skipped(file, error)
-            if reason is None:
-                raise
-            report(f"note: left out: {reason}")
-            continue
-        readable.append(file)
-    if not readable:
-        raise ValueError(f"none of the {len(files)} sounds could be read.")
-    return readable, torch.cat(vectors)
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as draft:
+        draft.write_text(text, encoding="utf-8")

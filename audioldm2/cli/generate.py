@@ -1,6 +1,7 @@
 """`audioldm2 generate`, the default command: prompts to sound files with their records."""
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,15 @@ from torch import Tensor
 
 import audioldm2
 from audioldm2.adapters.reading import find as find_adapter
-from audioldm2.audio import VAE_MEL, MelSettings, vae_front_end
+from audioldm2.audio import VAE_MEL, VAE_MEL_48K, MelSettings, vae_front_end
 from audioldm2.checkpoints import hub
 from audioldm2.cli.arguments import Parser, adapter_and_weight, add_options, new_parser, values_of
 from audioldm2.cli.output_files import plan_jobs, require_places, write
 from audioldm2.cli.streams import one_line, print_path, print_result, report
+from audioldm2.edit_options import EditOptions, refuse
+from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
+from audioldm2.prompt.timeline import Span
 from audioldm2.request import Request
 from audioldm2.result import package_version
 from audioldm2.sampling.samplers import SAMPLERS
@@ -38,6 +42,7 @@ EPILOG = """\
 examples:
   audioldm2 "Techno music with a strong beat" --model cvssp/audioldm2 -o techno.wav
   audioldm2 "rain on a tin roof" --model ./base --negative-prompt "music" --candidates 3 -o rain.flac
+  audioldm2 "a cat meows" --audio dog.wav --source "a dog barks" -o cat.wav
   audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
 
 Standard output lists the sound files. Beside x.wav stands its record x.wav.json, with every setting. A sound
@@ -53,10 +58,16 @@ BAR = "{desc:<20} |{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 
 # The published models' shape, to find mistakes before gigabytes are fetched and read.
 PUBLISHED = SoundShape(VAE_MEL.sample_rate, VAE_MEL.hop, downsampling=4, latent_channels=8, mels=VAE_MEL.mels)
+PUBLISHED_48K = SoundShape(
+    VAE_MEL_48K.sample_rate, VAE_MEL_48K.hop, downsampling=8, latent_channels=16, mels=VAE_MEL_48K.mels
+)
 OPTIONS = [each for each in fields(GenerationOptions) if each.metadata["flag"]]
+SHARED = {each.name for each in fields(EditOptions)} & {each.name for each in OPTIONS}
+EDIT_ONLY = [each for each in fields(EditOptions) if each.metadata["flag"] and each.name not in SHARED]
 
 
 def parser() -> Parser:
+    """The parser of `generate`; without --source the options of an edit alone are None."""
     made = new_parser(
         "audioldm2",
         "Generate sound effects and music from text with AudioLDM 2.",
@@ -71,12 +82,15 @@ def parser() -> Parser:
         help="sound file (.wav, .flac, .ogg) or folder (default: here, named after the prompt)")
     add("--model", metavar="NAME",
         help=f"folder, .pth file or hub id (default: {hub.DEMO}, which is in the package)")
-    add_options(group, [each for each in OPTIONS if each.metadata["common"]])
+    add_options(group, [each for each in (*OPTIONS, *EDIT_ONLY) if each.metadata["common"]])
+    add("--at", nargs=2, action="append", default=[], metavar=("S", "PROMPT"),
+        help="another prompt from S seconds on; may be repeated (default: none)")
     add("--prompts", type=Path, metavar="FILE",
         help="text file with a prompt a line, in place of PROMPT; -o is then a folder")
 
     add_options(made.add_argument_group("more about the sound"),
-                [each for each in OPTIONS if not each.metadata["common"]])
+                [each for each in (*OPTIONS, *EDIT_ONLY) if not each.metadata["common"]])
+    made.set_defaults(**{each.name: None for each in EDIT_ONLY})
 
     add = made.add_argument_group("more about the files").add_argument
     add("--plot", action="store_true", help="also save a picture (x.wav.png); needs matplotlib")
@@ -85,6 +99,7 @@ def parser() -> Parser:
     add("--quiet", action="store_true", help="no progress, only notes and errors")
 
     made.second = {each.name: each.metadata["second"] for each in OPTIONS if each.metadata["second"]}
+    made.second |= {each.name: f"{each.name}[1]" for each in OPTIONS if each.metadata["first"]}
 
     add_model_options(made.add_argument_group("more about the model"))
     add = made.add_argument
@@ -128,8 +143,23 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     jobs = plan_jobs(given.prompt, given.prompts, given.output)
     require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
-    options = GenerationOptions(**values_of(given, OPTIONS))
-    Request.resolve([job.prompt for job in jobs], options, PUBLISHED, NoiseSchedule())
+    later = read_times(given.at)
+    if later and len(jobs) > 1:
+        raise ArgumentError("at", later, "be left out with --prompts", given="is set")
+    options: GenerationOptions | EditOptions
+    if given.source_prompt is not None:
+        if later:
+            raise ArgumentError("at", later, "be left out of an edit, which has one prompt", given="is set")
+        options = edit_options_of(arguments)
+        prompts = [job.prompt for job in jobs]
+        Request.resolve_edit(given.audio, prompts, options, PUBLISHED, NoiseSchedule())
+    else:
+        options = options_of(given)
+        # How long the model's sounds are is not known yet: those of a timeline are long enough for now.
+        longest = PUBLISHED.default_seconds + max([time for time, _ in later], default=0)
+        seconds = options.audio_length_in_s or longest
+        asked = timeline(jobs[0].prompt, later, seconds) if later else [job.prompt for job in jobs]
+        Request.resolve(asked, options, likely_shape(options), NoiseSchedule())
     if given.plot:
         require_matplotlib()
     model = load(given)
@@ -143,10 +173,78 @@ def run(arguments: Sequence[str]) -> int:
         if len(jobs) > 1 and not given.quiet:
             report(f"{place} of {len(jobs)}: {job.prompt}")
         with progress(options.num_inference_steps, quiet=given.quiet) as (on_stage, on_step):
-            result = model.generate(job.prompt, options=options, on_stage=on_stage, on_step=on_step)
+            follow = {"on_stage": on_stage, "on_step": on_step}
+            if isinstance(options, EditOptions):
+                result = model.edit(given.audio, job.prompt, options=options, **follow)
+            else:
+                seconds = options.audio_length_in_s or model.sound.default_seconds
+                prompt = timeline(job.prompt, later, seconds) if later else job.prompt
+                result = model.generate(prompt, options=options, **follow)
         write(result, job, with_record=given.json, front_end=front_end)
         print_path(job.sound)
     return 0
+
+
+def options_of(given: argparse.Namespace) -> GenerationOptions:
+    for each in EDIT_ONLY:
+        value = getattr(given, each.name)
+        if value is not None:
+            raise ArgumentError(each.name, value, "be left out without --source, which edits the audio")
+    return GenerationOptions(**values_of(given, OPTIONS))
+
+
+def edit_options_of(arguments: Sequence[str]) -> EditOptions:
+    """The options of an edit, whose defaults differ in part."""
+    made = parser()
+    made.set_defaults(**{each.name: each.default for each in fields(EditOptions)})
+    given = made.parse_args(arguments)
+    if given.audio is None:
+        allowed = "be left out without --audio, the sound that it describes"
+        raise ArgumentError("source_prompt", given.source_prompt, allowed)
+    for each in OPTIONS:
+        value = getattr(given, each.name)
+        if each.name not in {*SHARED, "audio"} and value != each.default:
+            refuse(each.name, value)
+    return EditOptions(**values_of(given, [each for each in OPTIONS if each.name in SHARED] + EDIT_ONLY))
+
+
+def read_times(at: Sequence[Sequence[str]]) -> list[tuple[float, str]]:
+    """The prompts of --at with their times, in order of time.
+
+    Raises:
+        ArgumentError: a time is not a number above 0, or two are the same.
+    """
+    found: dict[float, str] = {}
+    for text, prompt in at:
+        try:
+            time = float(text)
+        except ValueError:
+            time = math.nan
+        if not 0 < time < math.inf or time in found:
+            raise ArgumentError("at", text, "begin with a time in seconds above 0, each time once")
+        found[time] = prompt
+    return sorted(found.items())
+
+
+def timeline(prompt: str, later: Sequence[tuple[float, str]], seconds: float) -> list[Span]:
+    """A prompt from 0, each later one from its time to the next one's, and the last to the end.
+
+    Raises:
+        ArgumentError: a time lies behind the end.
+    """
+    starts = [(0.0, prompt), *later]
+    if starts[-1][0] >= seconds:
+        raise ArgumentError(
+            "at", starts[-1][0], f"be below {seconds:g} seconds, where the sound ends (--duration)"
+        )
+    ends = [*(time for time, _ in later), seconds]
+    return [Span(text, start, end) for (start, text), end in zip(starts, ends, strict=True)]
+
+
+def likely_shape(options: GenerationOptions) -> SoundShape:
+    """The published models' shape; that of the 48 kHz one where the options name frequencies above 8 kHz."""
+    highest = max([*(options.mask_start_hz or ()), *(options.mask_end_hz or ())], default=0.0)
+    return PUBLISHED if highest <= VAE_MEL.f_max else PUBLISHED_48K
 
 
 def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:

@@ -120,6 +120,12 @@ def _score() -> Command:
     return Command(score.parser, score.run, score.OUT_OF_MEMORY)
 
 
+def _verify() -> Command:
+    from audioldm2.cli import verify
+
+    return Command(verify.parser, verify.run, verify.OUT_OF_MEMORY)
+
+
 COMMANDS: dict[str, Callable[[], Command]] = {
     "generate": _generate,
     "convert": _convert,
@@ -127,4 +133,5 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "train": _train,
     "evaluate": _evaluate,
     "score": _score,
+    "verify": _verify,
 }

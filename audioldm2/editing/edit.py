@@ -1,8 +1,9 @@
 """A sound to begin with: prepared for the model, what of it is remade, and put back at its own level.
 
 Times and frequencies widen to whole latent cells. Samples before and after a remade part are the sound's own:
-its ends fade over 20 ms inside the remade part. (The decoder's norms and attention see the whole sound, and
-the vocoder chooses its own phase, so decoded samples differ everywhere, even where latents are kept.)
+its ends fade over 20 ms inside the remade part. Where only some bands are remade, the others come from the
+sound too (`spectral_splice`). (The decoder's norms and attention see the whole sound, and the vocoder chooses
+its own phase, so decoded samples differ everywhere, even where latents are kept.)
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 from audioldm2.audio import read
 from audioldm2.editing.input_sound import InputSound, log_mel
 from audioldm2.editing.latent_cells import PARTS, RANGES, band_bounds, fade_samples, remade_cells, runs
+from audioldm2.editing.spectral_splice import splice
 from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
 from audioldm2.sampling.repainting import Walk, repaint
@@ -62,7 +64,7 @@ class Edit:
         _check_combinations(options)
         if options.audio is None:
             return None
-        sound = _read(options, shape)
+        sound = read_sound(options.audio, options.audio_sample_rate, shape)
         parts = any(getattr(options, name) is not None for name in PARTS)
         strength = options.strength if options.strength is not None else (1.0 if parts else 0.5)
         walk = Walk(options.sampler, schedule, options.num_inference_steps, options.eta, options.karras)
@@ -133,7 +135,7 @@ class Edit:
         )
 
     def finish(self, wave: Tensor) -> Tensor:
-        """Put vocoded waves (batch, samples) at the sound's level, and its own samples where they are kept.
+        """Put vocoded waves (batch, samples) at the sound's level, and its own samples and bands where kept.
 
         Returns:
             (batch, self.samples).
@@ -144,11 +146,15 @@ class Edit:
         wave = self.sound.at_own_level(wave)
         if self.remake is None:
             return wave[:, part]
-        cell = self.shape.frame_samples
+        cell, start = self.shape.frame_samples, self.before * self.shape.frame_samples
+        marked = self.remake[:, 0]  # (1 or batch, time, bands)
+        if (marked.any(dim=2) & ~marked.all(dim=2)).any():
+            wave = wave[:, : self.frames * cell]
+            bounds, rate = band_bounds(self.shape), self.shape.sample_rate
+            wave = splice(wave, self.sound.wave, marked, bounds, rate, start)
         fade = min(fade_samples(self.shape), cell // 2)
-        share = torch.stack([_share(row, cell, fade) for row in self.remake.any(dim=3)[:, 0]])  # (rows, time)
+        share = torch.stack([_share(row, cell, fade) for row in marked.any(dim=2)])  # (rows, time)
         own = torch.zeros(self.frames * cell, dtype=torch.float32, device="cpu")
-        start = self.before * cell
         own[start : start + len(self.sound.wave)] = self.sound.wave
         share, own, wave = share[:, part], own[part], wave[:, part]
         mixed = own + share * (wave - own)
@@ -158,12 +164,7 @@ class Edit:
         """Plain values for JSON: the sound, what was asked, and what was remade, in seconds of the sound."""
         sound = self.sound
         about: dict[str, Any] = {
-            "audio": {
-                "file": sound.name,
-                "sha256": sound.sha256,
-                "sample_rate": sound.given_rate,
-                "seconds": sound.seconds,
-            },
+            "audio": sound.record(),
             "strength": self.strength,
             "steps_taken": self.walk.steps - self.first,
             "resample_times": self.resample_times,
@@ -195,22 +196,25 @@ def _check_combinations(options: GenerationOptions) -> None:
             given = "is set" if isinstance(value, Tensor) else None
             why = "length follows" if name == "audio_length_in_s" else "latent comes from"
             raise ArgumentError(name, value, f"be left out with audio, as the {why} the sound", given=given)
-    if options.audio_sample_rate is not None and isinstance(options.audio, Path):
-        allowed = "be left out for a file, which has its own"
-        raise ArgumentError("audio_sample_rate", options.audio_sample_rate, allowed)
     if options.repaint_mask is not None:
         for name in (*RANGES, "extend_seconds"):
             if getattr(options, name) is not None:
                 raise ArgumentError(name, getattr(options, name), "be left out with repaint_mask")
 
 
-def _read(options: GenerationOptions, shape: SoundShape) -> InputSound:
-    if isinstance(options.audio, Tensor):
-        rate = options.audio_sample_rate or shape.sample_rate
-        return InputSound.prepare(options.audio, rate, shape.sample_rate, "audio")
-    path = Path(options.audio or "")
-    wave, rate = read(path)
-    return InputSound.prepare(wave, rate, shape.sample_rate, str(path), path.name)
+def read_sound(audio: Path | Tensor, sample_rate: int | None, shape: SoundShape) -> InputSound:
+    """A sound from a file, or from samples at a rate in Hz, by default the model's.
+
+    Raises:
+        ArgumentError: it cannot be used, or a rate is given for a file.
+        OSError: the file cannot be opened.
+    """
+    if isinstance(audio, Tensor):
+        return InputSound.prepare(audio, sample_rate or shape.sample_rate, shape.sample_rate, "audio")
+    if sample_rate is not None:
+        raise ArgumentError("audio_sample_rate", sample_rate, "be left out for a file, which has its own")
+    wave, rate = read(audio)
+    return InputSound.prepare(wave, rate, shape.sample_rate, str(audio), audio.name)
 
 
 def _first_step(walk: Walk, strength: float) -> int:

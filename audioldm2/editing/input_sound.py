@@ -41,6 +41,15 @@ class InputSound:
         """Waves of the model at the level of this sound."""
         return wave / self.scale + self.mean
 
+    def record(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "file": self.name,
+            "sha256": self.sha256,
+            "sample_rate": self.given_rate,
+            "seconds": self.seconds,
+        }
+
     @classmethod
     def prepare(
         cls, wave: Tensor, given_rate: int, sample_rate: int, label: str, name: str | None = None

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from audioldm2.audio import mel_edges, vae_front_end
+from audioldm2.audio import PASS_BAND, mel_edges, vae_front_end
 from audioldm2.editing.input_sound import InputSound
 from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
@@ -63,6 +63,7 @@ def remade_cells(
         times = _ranges("mask_start_seconds", "mask_end_seconds", options, sound.seconds, cells * cell, "s")
         bounds = band_bounds(shape)
         pitches = _ranges("mask_start_hz", "mask_end_hz", options, bounds[-1], bounds[-1], "Hz")
+        pitches = [(_from_where_it_fades(start, sound), end) for start, end in pitches]
         rows = torch.zeros(frames, dtype=torch.bool, device="cpu")
         columns = torch.zeros(bands, dtype=torch.bool, device="cpu")
         for start, end in times:
@@ -87,6 +88,16 @@ def remade_cells(
     return remake
 
 
+def _from_where_it_fades(hz: float, sound: InputSound) -> float:
+    """The start of a range, moved down to where resampling has faded a file of a lower rate by 6 dB.
+
+    From there to the file's Nyquist frequency hardly anything is left; keeping it would leave a dull band.
+    """
+    nyquist = sound.given_rate / 2
+    fade = nyquist * (1 + PASS_BAND) / 2
+    return fade if sound.given_rate < sound.sample_rate and fade < hz <= nyquist else hz
+
+
 def _ranges(
     start_name: str, end_name: str, options: GenerationOptions, whole: float, most: float, unit: str
 ) -> list[Range]:
@@ -109,7 +120,7 @@ def _ranges(
         if end > most + 1e-9:
             raise ArgumentError(end_name, end, f"be at most {whole:g} {unit}, where the sound ends")
         if start >= end:
-            raise ArgumentError(end_name, end, f"be above {start_name}, which is {start:g}")
+            raise ArgumentError(end_name, end, f"be above the start, which is {start:g}")
     return list(zip(starts, ends, strict=True))
 
 

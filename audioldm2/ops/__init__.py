@@ -4,6 +4,7 @@ Networks call these functions; nothing else knows about kernels. README.md besid
 kernel brings on which processor.
 """
 
+from audioldm2.ops import trial_file
 from audioldm2.ops.attention_kernels import _attention, attention
 from audioldm2.ops.convolution_kernels import _conv1d, _conv2d, conv1d, conv2d, conv_transpose1d
 from audioldm2.ops.dispatch import MODES, Choice, mode, using
@@ -22,6 +23,7 @@ def report() -> str:
     rows = [("operation", "dtype", "shapes", "kernel", "milliseconds in the trial")]
     for each in choices():
         times = ", ".join(f"{name} {milliseconds:.3f}" for name, milliseconds in each.milliseconds.items())
+        times = times or f"none: read from {trial_file.path()}"
         rows.append(
             (each.operation, str(each.dtype).removeprefix("torch."), str(each.shape), each.kernel, times)
         )

@@ -9,9 +9,10 @@ Kernels run on CPUs only, and only in plain inference: gradients, autocast, `tor
 `vmap`, tensor subclasses and other devices always get the reference. `using("reference")`, or the environment
 variable AUDIOLDM2_OPS=reference, forces it everywhere.
 
-A timing decides, so two processes may choose differently where kernels nearly tie, or on a busy machine, and
-their results then differ by rounding; `ops="reference"` is the same in every process. Within one process a
-class of shapes keeps its kernel, whatever the batch and the thread.
+A timing decides, and two processes would decide differently where kernels nearly tie; the same seed would
+then give sounds that differ by rounding. The first choice on a machine is therefore kept on disk
+(`trial_file`) and later processes only check that the kernel still agrees with the reference. Within one
+process a class of shapes keeps its kernel, whatever the batch and the thread.
 """
 
 import os
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from audioldm2.errors import require_choice
+from audioldm2.ops import trial_file
 
 MODES = ("auto", "reference")
 VARIABLE = "AUDIOLDM2_OPS"
@@ -58,7 +60,7 @@ class Choice:
     dtype: torch.dtype
     shape: Hashable
     kernel: str
-    milliseconds: dict[str, float]  # of the reference and of each kernel that agreed with it
+    milliseconds: dict[str, float]  # of the reference and of each kernel that agreed; empty: chosen before
 
 
 class Operation:
@@ -107,17 +109,33 @@ class Operation:
         expected = self.reference(*args)
         runs: dict[str, Callable[..., Tensor]] = {"reference": self.reference}
         runs |= {each.name: each.run for each in usable if _agrees(each.run, args, expected)}
+        times: dict[str, float] = {}
+
+        def fastest() -> str:
+            chosen, milliseconds = self._fastest(runs, args)
+            times.update(milliseconds)
+            return chosen
+
+        if key[2] or not expected.isfinite().all():
+            chosen = fastest()  # a measurement, or an input that says nothing about the kernels
+        else:
+            trial = f"{self.name} {key[0]} {key[1]} threads={key[3]}"
+            chosen = trial_file.finding(
+                trial, fastest, lambda kernel: isinstance(kernel, str) and kernel in runs
+            )
+        found = runs[chosen], Choice(self.name, key[0], key[1], chosen, times)
+        if expected.isfinite().all():
+            self.choices[key] = found
+        return found
+
+    def _fastest(self, runs: dict[str, Callable[..., Tensor]], args: tuple) -> tuple[str, dict[str, float]]:
+        """The kernel that is faster than the reference by the margin, or the reference; and all times, ms."""
         seconds = _time(runs, args)
         fastest = min(runs, key=lambda name: seconds[name] if name != "reference" else float("inf"))
         worth = (
             seconds["reference"] >= LEAST_SECONDS and seconds[fastest] < self.margin * seconds["reference"]
         )
-        chosen = fastest if worth else "reference"
-        times = {name: 1000 * each for name, each in seconds.items()}
-        found = runs[chosen], Choice(self.name, key[0], key[1], chosen, times)
-        if expected.isfinite().all():  # else nothing agrees, which says nothing about the kernels
-            self.choices[key] = found
-        return found
+        return fastest if worth else "reference", {name: 1000 * each for name, each in seconds.items()}
 
 
 def _time(runs: dict[str, Callable[..., Tensor]], args: tuple) -> dict[str, float]:

@@ -4,6 +4,11 @@ CLAP reads the whole prompt as one vector, T5 reads it token by token. Both are 
 them by eight vectors. The denoiser attends to GPT-2's vectors and to T5's. (Other models of the family use
 fewer of these: see `Conditioning`.)
 
+Guidance without a negative prompt leads away from the unconditional conditioning, of which there are two
+readings (UNCONDITIONAL). The reference pipeline (diffusers) sends the empty text through all text networks.
+Upstream trained, and samples, with zeros in place of GPT-2's vectors, and with T5's vectors of the empty text
+unpadded (haoheliu/AudioLDM2, latent_diffusion/modules/encoders/modules.py, `get_unconditional_condition`).
+
 Trap: GPT-2's output depends on the padded length (see `models.projection`). So each prompt is encoded at its
 own length, and gives the same sound alone and in a batch. Its negative prompt is padded to the prompt's
 length, as in the reference, but never cut to it.
@@ -13,12 +18,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+
 from audioldm2.errors import ArgumentError
 from audioldm2.models.gpt2 import GPT2Config
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, Tokens, pad
 from audioldm2.runtime.placement import Networks
+
+UNCONDITIONAL = ("reference", "trained")
 
 
 class TruncationWarning(UserWarning):
@@ -33,6 +42,7 @@ def encode(
     negatives: Sequence[str] | None,
     *,
     padded: Callable[[int], int] = int,
+    unconditional: str = "reference",
 ) -> Conditioning:
     """Encode prompts, and their negative prompts if given, into the tensors that the denoiser needs.
 
@@ -44,6 +54,7 @@ def encode(
         negatives:      one for each prompt, or None for no negative part.
         padded:         maps a prompt's number of T5 tokens to its padded length. Training rounds up, to have
                         fewer different lengths.
+        unconditional:  how an empty negative prompt is encoded, one of UNCONDITIONAL.
 
     Returns:
         A batch in the order of `prompts`.
@@ -57,11 +68,20 @@ def encode(
     clap_tokenizer = clap_tokenizer if unet.film_dim or GPT2 in unet.roles else None
     t5_tokenizer = t5_tokenizer if {GPT2, T5} & unet.roles else None
     texts = [*prompts, *(negatives or [])]
+
+    def as_trained(negative: str) -> bool:
+        return unconditional == "trained" and not negative
+
     lengths = {text: len(t5_tokenizer.encode(text)) if t5_tokenizer else 0 for text in texts}
     wanted = [(text, padded(lengths[text])) for text in prompts]
     if negatives is not None:
         wanted += [
-            (negative, max(lengths[negative], padded(lengths[prompt])))
+            (
+                negative,
+                lengths[negative]
+                if as_trained(negative)
+                else max(lengths[negative], padded(lengths[prompt])),
+            )
             for prompt, negative in zip(prompts, negatives, strict=True)
         ]
     if GPT2 in unet.roles:
@@ -83,8 +103,18 @@ def encode(
     found = [rows[pair] for pair in wanted]
     if negatives is None:
         return Conditioning.cat(found)
-    pairs = zip(found[: len(prompts)], found[len(prompts) :], strict=True)
+    encoded = [
+        _without_gpt2(row) if as_trained(negative) else row
+        for row, negative in zip(found[len(prompts) :], negatives, strict=True)
+    ]
+    pairs = zip(found, encoded, strict=False)
     return Conditioning.cat([replace(positive, negative=negative) for positive, negative in pairs])
+
+
+def _without_gpt2(row: Conditioning) -> Conditioning:
+    """A row with zeros in place of GPT-2's vectors, if it has any."""
+    vectors = row.gpt2_context
+    return row if vectors is None else replace(row, gpt2_context=torch.zeros_like(vectors))
 
 
 def _encode_batch(networks: Networks, clap: Tokens | None, t5: Tokens | None) -> Conditioning:

@@ -7,13 +7,20 @@ import torch
 
 from audioldm2.errors import ArgumentError
 from audioldm2.models.unet import UNetConfig
+from audioldm2.models.vae import VAEConfig
 from audioldm2.ops.heap import trim_heap
 
-__all__ = ["available_bytes", "bytes_for_one_sound", "sounds_at_once", "trim_heap"]
+__all__ = [
+    "available_bytes", "bytes_for_one_sound", "bytes_to_encode", "require_to_fit", "sounds_at_once",
+    "trim_heap", "windows_at_once",
+]  # fmt: skip
 
 # Feature maps of its finest level that one call of the UNet holds at its peak. Measured on the published base
 # with 61 to 2500 frames: 29 to 39, fewer for longer sounds.
 UNET_MAPS = 40
+MOST_WINDOWS = 8  # of a sound at once: more gain little speed
+# The same of the VAE's encoder, which sees a sound whole: 4.1 of the published one for 5 to 20 s.
+ENCODER_MAPS = 5
 USABLE = 0.8  # of what is free: other programs run too
 
 
@@ -26,6 +33,11 @@ def bytes_for_one_sound(config: UNetConfig, frames: int, mel: int, guided: bool,
     return UNET_MAPS * config.channels[0] * frames * mel * dtype.itemsize * rows
 
 
+def bytes_to_encode(config: VAEConfig, frames: int, mels: int, dtype: torch.dtype) -> int:
+    """Bytes that encoding one sound of `frames` mel frames takes beside the weights: linear in frames."""
+    return ENCODER_MAPS * config.channels[0] * frames * mels * dtype.itemsize
+
+
 def available_bytes(device: torch.device) -> int | None:
     """Bytes still available on a device; None where the system does not say."""
     if device.type == "cuda":
@@ -36,23 +48,39 @@ def available_bytes(device: torch.device) -> int | None:
     return min(known) if known else _physical()
 
 
-def sounds_at_once(needed: int, device: torch.device, seconds: float) -> int:
-    """How many sounds of `needed` bytes each can be denoised in one batch; at least one.
+def sounds_at_once(needed: int, device: torch.device, seconds: float, name: str = "audio_length_in_s") -> int:
+    """How many sounds, or windows, of `needed` bytes each can be denoised in one batch; at least one.
 
-    Raises ArgumentError when one sound does not fit; the message says how long a sound would.
+    Raises ArgumentError when one does not fit; the message says how many seconds would. `name` is the
+    argument that decides the length.
+    """
+    usable = require_to_fit(needed, device, seconds, name)
+    return 1 if usable is None else usable // needed
+
+
+def require_to_fit(needed: int, device: torch.device, seconds: float, name: str) -> int | None:
+    """The bytes that a request may use; ArgumentError where a sound of `seconds` needs more.
+
+    None where the system does not say.
     """
     available = available_bytes(device)
     if available is None:
-        return 1
+        return None
     usable = int(available * USABLE)
     if needed > usable:
-        raise ArgumentError(
-            "audio_length_in_s",
-            seconds,
-            f"be at most about {seconds * usable / needed:,.0f} seconds: {seconds:g} need some "
-            f"{needed / 1e9:,.1f} GB beside the model, and {usable / 1e9:,.1f} GB can be used on {device}",
+        is_length = name in ("audio_length_in_s", "window_seconds")  # else a sound, which lasts so long
+        allowed = (
+            f"{'be' if is_length else 'last'} at most about {seconds * usable / needed:,.0f} seconds: "
+            f"{seconds:g} need some {needed / 1e9:,.1f} GB beside the model, and {usable / 1e9:,.1f} GB can "
+            f"be used on {device}"
         )
-    return usable // needed
+        raise ArgumentError(name, seconds, allowed, given=None if is_length else f"lasts {seconds:g} seconds")
+    return usable
+
+
+def windows_at_once(needed: int, device: torch.device, seconds: float, name: str) -> int:
+    """As `sounds_at_once`, for windows of one sound: memory stays the same however long the sound is."""
+    return min(sounds_at_once(needed, device, seconds, name), MOST_WINDOWS)
 
 
 def _available_on_linux() -> int | None:

@@ -14,9 +14,10 @@ Every measurement has its own process. The columns:
     wall      wall-clock seconds of one run, the first
     CPU       seconds of all threads, less sensitive to other load on the machine
 
-Stages: `denoise` is one call of the UNet with guidance, that is with two rows per sound; `decode` is the
-VAE's decoder; `vocode` is HiFi-GAN; `rank` is CLAP's embedding of the sound. Ways: `whole` is one call of the
-network; `pieces` is what a request does by default. Denoising has no pieces, and ranking has nothing else.
+Stages: `denoise` is one call of the UNet with guidance, that is with two rows per sound; `encode` and
+`decode` are the VAE's encoder and decoder; `vocode` is HiFi-GAN; `rank` is CLAP's embedding of the sound.
+Ways: `whole` is one call of the network; `pieces` is what a request does by default. Encoding and denoising
+have no pieces, and ranking has nothing else.
 The outputs of decoding and vocoding are small: 0.03 MB of spectrogram and 0.06 MB of samples per second.
 
 --error compares the decoder's output in pieces with the exact one, whose memory grows by 7 MB per second of
@@ -51,6 +52,7 @@ from audioldm2.models.vae import VAE, VAEConfig
 from audioldm2.runtime import tiling
 
 WAYS = {
+    "encode": ("whole",),
     "denoise": ("whole",),
     "decode": ("whole", "pieces"),
     "vocode": ("whole", "pieces"),
@@ -131,6 +133,11 @@ def measure(stage: str, way: str, seconds: float, batch: int) -> tuple[float, fl
 # Each function prepares a stage's network and input, and returns the function to measure.
 
 
+def encode(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
+    vae, mel = filled(VAE, VAE_CONFIG, "decoder"), torch.randn(batch, 1, mel_frames(seconds), VOCODER.mels)
+    return lambda: vae.encode(mel)[0]
+
+
 def denoise(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
     config = UNetConfig()
     unet, z = filled(UNet, config), torch.randn(latents(seconds, 2 * batch))
@@ -142,7 +149,7 @@ def denoise(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
 
 
 def decode(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
-    vae, z = filled(VAE, VAE_CONFIG), torch.randn(latents(seconds, batch))
+    vae, z = filled(VAE, VAE_CONFIG, "encoder"), torch.randn(latents(seconds, batch))
     return lambda: vae.decode(z) if way == "whole" else tiling.decode(vae, z)
 
 
@@ -160,7 +167,7 @@ def rank(way: str, seconds: float, batch: int) -> Callable[[], Tensor]:
     return lambda: clap_score.embed_sounds(networks, CLAP_MEL, wave, VOCODER.sample_rate)
 
 
-PREPARE = {"denoise": denoise, "decode": decode, "vocode": vocode, "rank": rank}
+PREPARE = {"encode": encode, "denoise": denoise, "decode": decode, "vocode": vocode, "rank": rank}
 
 
 def mel_frames(seconds: float) -> int:
@@ -174,12 +181,15 @@ def latents(seconds: float, batch: int) -> tuple[int, ...]:
     return (batch, VAE_CONFIG.latent_channels, mel_frames(seconds) // factor, VOCODER.mels // factor)
 
 
-def filled(kind: type[nn.Module], config: object) -> Any:
-    """Builds a network with variance-preserving random weights, in place so that no copy adds to the peak."""
+def filled(kind: type[nn.Module], config: object, unused: str | None = None) -> Any:
+    """Builds a network without an unused part, with variance-preserving random weights.
+
+    They are drawn in place, so that no copy adds to the peak.
+    """
     with torch.device("meta"):
         network = kind(config)
-    if kind is VAE:
-        del network.encoder  # its weights are not used
+    if unused is not None:
+        delattr(network, unused)
     network.to_empty(device="cpu")
     for name, tensor in network.state_dict().items():
         if tensor.ndim > 1:
@@ -203,7 +213,7 @@ def peak() -> float:
 def print_errors(lengths: list[float]) -> int:
     """Prints the signal-to-error ratio of decoding in pieces in dB: overall, and in the worst second."""
     torch.manual_seed(0)
-    vae = filled(VAE, VAE_CONFIG)
+    vae = filled(VAE, VAE_CONFIG, "encoder")
     print(f"{'sound':10}{'s':>6}{'dB':>8}{'worst second, dB':>19}")
     for seconds in lengths:
         for name, z in sounds(seconds):

@@ -315,17 +315,17 @@ def test_rejects_unsupported_tokenizer_settings(diffusers, folder, field, value,
     assert words in message and str(file) in message
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", None, [1], 1.5])
+@pytest.mark.parametrize("version", [0, 5, "1", None, [1], 1.5])
 def test_rejects_other_format_version(converted: Path, version: object):
     checkpoints.change_json(converted / "config.json", audioldm2_format=version)
     assert load_error(converted) == (
-        f"{converted / 'config.json'} has format {version!r}; this version reads format 3. "
+        f"{converted / 'config.json'} has format {version!r}; this version reads format 4. "
         "Convert the source again with 'audioldm2 convert', or install the version that wrote it."
     )
 
 
 @pytest.mark.parametrize(
-    "field", ["source", "revision", "schedule", "clap_mel", "seconds", "symbols", "networks"]
+    "field", ["source", "revision", "schedule", "clap_mel", "seconds", "unconditional", "symbols", "networks"]
 )
 def test_rejects_missing_field_of_converted_config(converted: Path, field: str):
     checkpoints.change_json(converted / "config.json", **{field: ...})

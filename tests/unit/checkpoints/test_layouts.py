@@ -290,17 +290,21 @@ def test_model_without_clap_audio_generates_but_cannot_rank(converted: Path):
         model.generate("dog", audio_length_in_s=0.32, num_waveforms_per_prompt=2)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_older_formats_load(converted: Path, states, version: int):
     path = converted / "config.json"
     content = json.loads(path.read_text()) | {"audioldm2_format": version}
-    del content["seconds"]
+    del content["unconditional"]
+    if version < 3:
+        del content["seconds"]
     if version == 1:
         del content["symbols"], content["networks"]["unet"]["film_dim"]
         del content["networks"]["projection"]["positions"]
     checkpoints.write_json(path, content)
     assert_same_states(loaded_states(converted), states)
-    assert audioldm2.load(converted, device="cpu").sound.default_seconds == 10.0
+    model = audioldm2.load(converted, device="cpu")
+    assert model.unconditional == "reference"
+    assert version == 3 or model.sound.default_seconds == 10.0
 
 
 def test_default_length_comes_from_checkpoint(converted: Path):

@@ -8,7 +8,7 @@ import pytest
 
 from audioldm2.cli import generate, main
 from audioldm2.cli.arguments import Parser, add_options, values_of
-from audioldm2.errors import require_number, require_whole
+from audioldm2.errors import ArgumentError, require_number, require_whole
 from audioldm2.options import GenerationOptions, option
 
 COMMANDS = sorted(main.COMMANDS)
@@ -127,16 +127,48 @@ def test_flag_of_two_options_sets_both():
         "400",
         "1000",
         "--extend",
-        "0",
         "3",
     ]
     found = values_of(generate.parser().parse_args(words), flag_fields())
     assert (found["mask_start_seconds"], found["mask_end_seconds"]) == (1.0, 2.5)
     assert (found["mask_start_hz"], found["mask_end_hz"]) == (400.0, 1000.0)
-    assert found["extend_seconds"] == [0.0, 3.0]
+    assert found["extend_seconds"] == 3.0
     assert "mask_end_seconds" not in values_of(generate.parser().parse_args(["a"]), flag_fields())
 
 
 def test_error_of_the_second_option_names_their_flag():
     assert generate.parser().flag_of("mask_end_seconds") == "--mask"
     assert generate.parser().flag_of("mask_start_hz[0]") == "--mask-hz[0]"
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        (["--extend", "3"], (0.0, 3.0)),
+        (["--extend-before", "2"], (2.0, 0.0)),
+        (["--extend", "3", "--extend-before", "2"], (2.0, 3.0)),
+        ([], None),
+    ],
+)
+def test_two_flags_set_a_pair(words, seconds):
+    found = values_of(generate.parser().parse_args(["a", "--audio", "dog.wav", *words]), flag_fields())
+    assert GenerationOptions(**found).extend_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--extend", "-1"], "--extend is -1.0; it has to be a number from 0 to 86400."),
+        (["--extend", "far"], "--extend is 'far'; it has to be a number from 0 to 86400."),
+        (["--extend-before", "far"], "--extend-before is 'far'; it has to be a number from 0 to 86400."),
+        (
+            ["--extend-before", "1", "--extend", "far"],
+            "--extend is 'far'; it has to be a number from 0 to 86400.",
+        ),
+    ],
+)
+def test_error_of_a_pair_names_the_flag_of_the_entry(words, sentence):
+    parser = generate.parser()
+    with pytest.raises(ArgumentError) as caught:
+        GenerationOptions(**values_of(parser.parse_args(["a", *words]), flag_fields()))
+    assert caught.value.sentence(parser.flag_of(caught.value.name)) == sentence

@@ -1,17 +1,21 @@
 """`audioldm2 evaluate`: a model judged by prompts, a folder judged by its captions."""
 
 import json
+import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from audioldm2.audio import write_wav
-from audioldm2.cli.evaluate import read_prompts
 from audioldm2.evaluation import Prompt
-from tests.support.command_line import assert_refused
+from audioldm2.evaluation.prompts import read_prompts
+from tests.support.command_line import assert_refused, process
 
 pytestmark = pytest.mark.usefixtures("folder")
+ROOT = Path(__file__).parents[3]
 QUICK = ("--seeds", 2, "--seconds", 0.32, "--steps", 1, "--device", "cpu")
 
 
@@ -28,29 +32,97 @@ def test_prompts_of_a_text_and_of_a_table():
     assert read_prompts(Path("a.csv")) == [Prompt("a dog, far", "dog"), Prompt("rain")]
 
 
+def write_prompts() -> None:
+    Path("prompts.csv").write_text("prompt,family,category\na dog barks,dog,one\nrain,rain,two\nmusic,,two\n")
+
+
 def test_judges_a_model(run, tiny_folder):
-    Path("prompts.csv").write_text("prompt,family\na dog barks,dog\nrain on a roof,rain\nmusic,\n")
-    write_sounds("reference")
+    write_prompts()
+    write_sounds("reference", 4)
     Path("reference", "broken.wav").write_text("no sound")
     Path("reference", "notes.txt").write_text("notes")
-    words = (
-        "--model",
-        tiny_folder,
-        "--prompts",
-        "prompts.csv",
-        "--reference",
-        "reference",
-        "--json",
-        "found.json",
-    )
-    code, out, err = run("evaluate", *words, *QUICK)
+    words = ("--model", tiny_folder, "--prompts", "prompts.csv", "--reference", "reference")
+    code, out, err = run("evaluate", *words, "--json", "found.json", *QUICK)
     assert code == 0, err
     found = json.loads(Path("found.json").read_text())
-    assert found["sounds"] == 6 and -1 <= found["CLAP score"] <= 1
-    assert 0 <= found["families"] <= 1 and found["Frechet"] > 0
-    assert [line[:12].strip() for line in out.splitlines()] == list(found)
-    assert "seed 1: 3 of 3 prompts" in err
+    figures = found["figures"]
+    assert list(figures) == [
+        "FD-CLAP",
+        "KAD-CLAP",
+        "CLAP score",
+        "retrieval, top 1",
+        "retrieval, top 10",
+        "families",
+    ]
+    assert figures["FD-CLAP"]["value"] > 0 and -1 <= figures["CLAP score"]["value"] <= 1
+    assert figures["retrieval, top 10"]["value"] == 1  # of three prompts
+    assert figures["families"]["sounds"] == 4
+    assert found["floors"]["KAD-CLAP"]["sounds"] == 2
+    assert {name: each["sounds"] for name, each in found["categories"].items()} == {"one": 2, "two": 4}
+    assert "| FD-CLAP, 2 against 2 |" in out and "- CLAP: " in out and "Hz -> 48000 Hz" in out
+    assert "6 by " in found["facts"]["sounds"] and found["facts"]["reference"] == "4 of reference"
     assert "passed over 1 file (.txt)" in err and "left out:" in err and "broken.wav" in err
+    assert {path.name for path in Path().iterdir()} == {"prompts.csv", "reference", "found.json"}
+    assert set(found["seconds"]) >= {"generating", "judging the sounds", "figures and intervals"}
+
+
+def test_same_command_goes_on_where_it_stopped(run, tiny_folder, monkeypatch):
+    write_prompts()
+    words = ("evaluate", "--model", tiny_folder, "--prompts", "prompts.csv", "--out", "out", *QUICK)
+    assert run(*words)[0] == 0
+    report, sounds = Path("out", "report.md").read_text(), sorted(Path("out", "sounds").rglob("*.wav"))
+    assert len(sounds) == 6 and Path("out", "report.json").exists()
+    written = [sound.stat().st_mtime_ns for sound in sounds]
+    code, out, err = run(*words)
+    assert code == 0 and "6 of 6 sounds are there already" in err
+    assert [sound.stat().st_mtime_ns for sound in sounds] == written
+    assert _without_time(out) == _without_time(report)
+    assert_refused_after(run(*words, "--steps", 2), "out holds the sounds of a run with other options")
+
+
+@pytest.mark.slow
+def test_processes_share_a_run(tiny_folder, run):
+    """Two at once, without any connection between them; the last to finish judges."""
+    write_prompts()
+    words = ("evaluate", "--model", tiny_folder, "--prompts", "prompts.csv", "--out", "out", *QUICK)
+    together = [
+        process(*words, env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)})
+        for rank in range(2)
+    ]
+    printed = [each.communicate() for each in together]
+    assert [each.returncode for each in together] == [0, 0], printed
+    reports = [err for _, err in printed]
+    assert all("generated 3 of 3 sounds" in err for err in reports)
+    assert any("| CLAP score |" in out for out, _ in printed)
+    assert all("share is done" in err for (out, err) in printed if not out)
+    alone = run(*words)
+    assert "6 of 6 sounds are there already" in alone[2]
+    assert _without_time(alone[1]) == _without_time(Path("out", "report.md").read_text())
+
+
+def _without_time(report: str) -> list[str]:
+    return [line for line in report.splitlines() if not line.startswith("- time")]
+
+
+def assert_refused_after(outcome, *words: str) -> None:
+    """The same as `assert_refused`, after reports of what was begun."""
+    code, out, err = outcome
+    assert_refused((code, out, err.splitlines(keepends=True)[-1]), *words)
+
+
+def test_builtin_prompts_have_a_score_for_each_category(run, tiny_folder, monkeypatch):
+    def write_all(model, jobs, *_, **__) -> list:
+        for job in jobs:
+            job.file.parent.mkdir(parents=True, exist_ok=True)
+            write_wav(job.file, torch.linspace(-0.1, 0.1, 5120), 16_000)  # all equal: embedded once
+        return []
+
+    monkeypatch.setattr("audioldm2.cli.evaluate.generate", write_all)
+    words = ("--model", tiny_folder, "--prompts", "builtin", "--seeds", 1, "--out", "out", "--device", "cpu")
+    code, out, err = run("evaluate", *words)
+    assert code == 0, err
+    assert "| sound effects | 20 |" in out and "| other languages | 14 |" in out and "families" not in out
+    assert "| retrieval, top 1 | 0.01 |" in out  # equal sounds are found by chance
 
 
 def test_judges_a_folder(run, tiny_folder):
@@ -60,12 +132,32 @@ def test_judges_a_folder(run, tiny_folder):
     words = ("--sounds", "sounds", "--judge", tiny_folder, "--device", "cpu", "--json", "found.json")
     assert run("evaluate", *words, "--reference", "reference")[0] == 0
     found = json.loads(Path("found.json").read_text())
-    assert found.keys() == {"sounds", "CLAP score", "Frechet"} and found["sounds"] == 2
+    assert list(found["figures"]) == [
+        "FD-CLAP",
+        "KAD-CLAP",
+        "CLAP score",
+        "retrieval, top 1",
+        "retrieval, top 10",
+    ]
+    assert found["facts"]["sounds"] == "2 of sounds"
+    assert found["figures"]["FD-CLAP"]["interval"] is None  # two sounds have no halves
 
     Path("sounds", "captions.csv").unlink()
-    assert run("evaluate", *words, "--reference", "sounds")[0] == 0
+    assert run("evaluate", *words, "--reference", "sounds", "--rate", 8000)[0] == 0
     found = json.loads(Path("found.json").read_text())
-    assert found == {"sounds": 3, "Frechet": pytest.approx(0, abs=1e-6)}
+    assert found["figures"]["FD-CLAP"]["value"] == pytest.approx(0, abs=1e-6)
+    assert found["facts"]["resampling"].startswith("file -> 8000 Hz -> 48000 Hz")
+
+
+def test_other_judges_add_their_figures(run, tiny_folder, monkeypatch):
+    package = SimpleNamespace(
+        load_silero_vad=lambda: None, get_speech_timestamps=lambda *_, **__: [{"start": 0, "end": 2000}]
+    )
+    monkeypatch.setitem(sys.modules, "silero_vad", package)
+    write_sounds("sounds")
+    words = ("--sounds", "sounds", "--judge", tiny_folder, "--device", "cpu", "--other-judges", "silero-vad")
+    code, out, err = run("evaluate", *words)
+    assert code == 0 and "| speech, share of time | 0.25 |" in out, err
 
 
 MISTAKES = {
@@ -85,6 +177,13 @@ MISTAKES = {
     "reference empty": (
         ("--model", "a", "--prompts", "prompts.txt", "--reference", "folder"), "folder holds no sound files",
     ),
+    "reference nowhere": (
+        ("--model", "a", "--prompts", "prompts.txt", "--reference", "no"), "no is not a folder of sounds",
+    ),
+    "captions missing": (("--sounds", "gaps", "--judge", "a", "--reference", "gaps"), "captions.csv, line 2"),
+    "no such judge": (("--sounds", "a", "--judge", "b", "--other-judges", "ear"), "invalid choice: 'ear'"),
+    "rate too low": (("--sounds", "a", "--judge", "b", "--rate", "10"), "--rate is 10; it has to be"),
+    "out is a file": (("--sounds", "a", "--judge", "b", "--out", "prompts.txt"), "prompts.txt is a file"),
 }  # fmt: skip
 
 
@@ -94,14 +193,31 @@ def test_mistake_is_one_sentence(run, mistake):
     Path("odd.csv").write_text("text\nrain\n")
     Path("prompts.txt").write_text("rain\n")
     Path("folder").mkdir()
+    Path("gaps").mkdir()
+    Path("gaps", "captions.csv").write_text("file,caption\n0.wav,\n")
     arguments, *words = MISTAKES[mistake]
     assert_refused(run("evaluate", *arguments), *words)
 
 
-def test_single_sound_of_reference_is_refused(run, tiny_folder):
+@pytest.mark.parametrize("count", [1, 0])
+def test_too_few_sounds_for_a_distance_are_refused(run, tiny_folder, count):
     write_sounds("sounds")
-    write_sounds("one", 1)
-    refused = run(
-        "evaluate", "--sounds", "sounds", "--judge", tiny_folder, "--reference", "one", "--device", "cpu"
+    write_sounds("one", 2)
+    Path("one", "0.wav").write_text("no sound")
+    if not count:
+        Path("one", "1.wav").write_text("no sound")
+    words = ("--sounds", "sounds", "--judge", tiny_folder, "--reference", "one", "--device", "cpu")
+    expected = "--reference has one sound; it has to have at least two" if count else "none of the 2 sounds"
+    assert_refused_after(run("evaluate", *words), expected)
+
+
+def test_processes_need_a_folder_to_share(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    Path("prompts.txt").write_text("rain\n")
+    assert_refused(
+        run("evaluate", "--model", "a", "--prompts", "prompts.txt"), "WORLD_SIZE is 2; it has to be 1"
     )
-    assert_refused(refused, "--reference has one sound; it has to have at least two")
+    monkeypatch.setenv("RANK", "2")
+    assert_refused(
+        run("evaluate", "--model", "a", "--prompts", "prompts.txt"), "RANK is '2' with WORLD_SIZE '2'"
+    )

@@ -261,7 +261,7 @@ def test_extension_adds_what_was_asked_and_keeps_the_sound(samples: int, before:
 def test_continuation_keeps_the_latents_inside(tiny_model, extension):
     found = edit(tiny_model, extend_seconds=extension)
     frames = found.request.edit
-    z = tiny_model._encode(frames.log_mel())
+    z = tiny_model._encode(frames.log_mel(), "audio")
     inside = ~frames.remake[0, 0].any(dim=1)
     assert torch.equal(found.latents[:, :, inside], z[:, :, inside])
     assert inside.sum() >= FRAMES - 2
@@ -340,23 +340,6 @@ def test_whole_cells_stay_as_they_are(first: int, count: int):
 
 
 # The model in the box.
-
-
-@pytest.mark.slow
-def test_distance_to_the_source_falls_with_strength():
-    model, falling = audioldm2.load("demo", device="cpu"), 0
-    for seed in range(3):
-        source = model.generate("a high beep", num_inference_steps=10, seed=seed).audio[0, 0]
-        z = model.encode_audio(source)
-        distances = []
-        for strength in (0.0, 0.3, 0.6, 0.9):
-            result = model.generate(
-                "rain", audio=source, strength=strength, num_inference_steps=10, seed=seed
-            )
-            distances.append((result.latents - z).norm().item())
-        assert distances[0] == 0
-        falling += distances == sorted(distances)
-    assert falling >= 2
 
 
 @pytest.mark.slow

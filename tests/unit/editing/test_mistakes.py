@@ -25,7 +25,7 @@ from tests.support.editing import FRAMES, RATE, SCHEDULE, SHAPE, edit, refused, 
         (dict(strength=0.05, num_inference_steps=10),
          "strength is 0.05; it has to be 0, or at least 0.1: one of 10 steps."),
         (dict(mask_start_seconds=0.2, mask_end_seconds=0.2),
-         "mask_end_seconds is 0.2; it has to be above mask_start_seconds, which is 0.2."),
+         "mask_end_seconds is 0.2; it has to be above the start, which is 0.2."),
         (dict(mask_start_seconds=0.4),
          "mask_start_seconds is 0.4; it has to be below 0.32 s, where the sound ends."),
         (dict(mask_end_seconds=0.4),
@@ -38,7 +38,7 @@ from tests.support.editing import FRAMES, RATE, SCHEDULE, SHAPE, edit, refused, 
         (dict(mask_start_hz=9000),
          "mask_start_hz is 9000.0; it has to be below 8000 Hz, where the sound ends."),
         (dict(mask_start_hz=500, mask_end_hz=400),
-         "mask_end_hz is 400.0; it has to be above mask_start_hz, which is 500."),
+         "mask_end_hz is 400.0; it has to be above the start, which is 500."),
         (dict(repaint_mask=torch.zeros(FRAMES, 16, dtype=torch.bool)),
          "repaint_mask marks nothing to remake; it has to mark at least one cell as True."),
         (dict(repaint_mask=torch.ones(FRAMES, 16)),
@@ -147,6 +147,20 @@ def test_files_that_are_no_sound(tmp_path: Path):
 
 
 def test_sound_longer_than_memory(tiny_model, monkeypatch):
-    monkeypatch.setattr("audioldm2.runtime.memory.available_bytes", lambda *_: 10_000)
-    with pytest.raises(ValueError, match=r"audio_length_in_s is 0\.32; it has to be at most about"):
-        edit(tiny_model)
+    """Refused before any network runs, whichever stage would take too much."""
+    from audioldm2.runtime import memory
+
+    monkeypatch.setattr(type(tiny_model.networks), "running", lambda *_: pytest.fail("a network ran"))
+    monkeypatch.setattr("audioldm2.runtime.memory.available_bytes", lambda *_: 1_000_000)
+    needs = r"{} lasts 0\.32 seconds; it has to last at most about 0 seconds: 0\.32 need some .* GB"
+    for stage in ("bytes_for_one_sound", "bytes_to_encode"):
+        with monkeypatch.context() as patch:
+            for each in ("bytes_for_one_sound", "bytes_to_encode"):
+                patch.setattr(memory, each, lambda *_, much=each == stage: 900_000 if much else 1)
+            with pytest.raises(ArgumentError, match=needs.format("audio")):
+                edit(tiny_model)
+    monkeypatch.setattr(memory, "bytes_to_encode", lambda *_: 900_000)
+    with pytest.raises(ArgumentError, match=needs.format("audio")):
+        edit(tiny_model, strength=0.0)
+    with pytest.raises(ArgumentError, match=needs.format("wave")):
+        tiny_model.encode_audio(tone(), RATE)

@@ -20,6 +20,11 @@ def kernel(name: str, run=lambda x: 2 * x, applies=lambda x: True) -> Kernel:
     return Kernel(name, run, applies)
 
 
+@pytest.fixture(autouse=True)
+def no_earlier_choices(monkeypatch, tmp_path):
+    monkeypatch.setenv("AUDIOLDM2_CACHE", str(tmp_path))
+
+
 @pytest.fixture
 def timed(monkeypatch):
     """Sets what the trial's clock shows for each kernel."""

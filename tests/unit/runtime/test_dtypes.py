@@ -1,11 +1,14 @@
 """The dtype of each network: as asked, or as "auto" chooses by measuring."""
 
+import json
+
 import pytest
 import torch
 
 import audioldm2
 from audioldm2.errors import ArgumentError
 from audioldm2.models import NETWORKS
+from audioldm2.ops import trial_file
 from audioldm2.runtime import dtypes
 from audioldm2.runtime.dtypes import Comparison
 
@@ -54,6 +57,23 @@ def test_comparison_is_a_measurement_of_this_processor():
     found = dtypes.compare_on_cpu(torch.get_num_threads())
     assert 0 < found.float32 < 1000 and 0 < found.bfloat16 < 1000
     assert dtypes.compare_on_cpu(torch.get_num_threads()) is found, "measured once a process"
+
+
+@pytest.mark.parametrize("damage", [None, "slow", [1.0], [1.0, 0.0], [1, "2"]])
+def test_later_processes_use_the_figures_of_the_first(monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("AUDIOLDM2_CACHE", str(tmp_path))
+    monkeypatch.setattr(dtypes, "_milliseconds", lambda: [3.0, 2.0])
+    dtypes.compare_on_cpu.cache_clear()
+    assert dtypes.compare_on_cpu(2) == FASTER
+    monkeypatch.setattr(dtypes, "_milliseconds", lambda: [2.0, 3.0])
+    dtypes.compare_on_cpu.cache_clear()
+    assert dtypes.compare_on_cpu(2) == FASTER, "read from the file"
+    file = trial_file.path()
+    [(machine, found)] = json.loads(file.read_text()).items()
+    file.write_text(json.dumps({machine: dict.fromkeys(found, damage)}))
+    dtypes.compare_on_cpu.cache_clear()
+    assert dtypes.compare_on_cpu(2) == SLOWER, "a damaged entry is measured anew"
+    dtypes.compare_on_cpu.cache_clear()
 
 
 @pytest.mark.parametrize("asked", ["float32", "bfloat16", torch.float16])

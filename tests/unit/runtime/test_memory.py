@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from audioldm2.models.vae import VAEConfig
 from audioldm2.ops import heap
 from audioldm2.runtime import memory
 
@@ -34,6 +35,25 @@ def test_sounds_at_once_is_as_many_as_fit(monkeypatch):
         memory.sounds_at_once(1600, CPU, seconds=20)
     monkeypatch.setattr(memory, "available_bytes", lambda device: None)
     assert memory.sounds_at_once(10**15, CPU, seconds=10) == 1
+
+
+def test_encoding_needs_what_was_measured_and_a_little_more():
+    """MB a second of the published model, with scripts/benchmark/memory_curve.py --stages encode: 12.7."""
+    needed = [memory.bytes_to_encode(VAEConfig(), 100 * seconds, 64, torch.float32) for seconds in (1, 20)]
+    assert 1.1 < needed[0] / 12.7e6 < 1.5 and needed[1] == 20 * needed[0]
+
+
+def test_sentence_for_a_given_sound_that_does_not_fit(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1e9)
+    with pytest.raises(ValueError) as caught:
+        memory.require_to_fit(1_600_000_000, CPU, 20, "audio")
+    assert str(caught.value) == (
+        "audio lasts 20 seconds; it has to last at most about 10 seconds: 20 need some 1.6 GB beside the "
+        "model, and 0.8 GB can be used on cpu."
+    )
+    assert memory.require_to_fit(800_000_000, CPU, 20, "audio") == 800_000_000
+    monkeypatch.setattr(memory, "available_bytes", lambda device: None)
+    assert memory.require_to_fit(10**15, CPU, 20, "audio") is None
 
 
 @pytest.mark.skipif(heap._malloc_trim() is None, reason="this C library has no malloc_trim")
