@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from audioldm2 import clap_score, ops
+from audioldm2.adapters.model import Adaptable
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
 from audioldm2.denoiser import InWindows, make_denoiser, make_windowed_denoiser
 from audioldm2.edit_options import EditOptions, InversionOptions, edit_options
@@ -65,7 +66,7 @@ def inference(method: Callable) -> Callable:
     return run
 
 
-class AudioLDM2:
+class AudioLDM2(Adaptable):
     """A loaded model; `audioldm2.load` returns one. Several threads may use it at once."""
 
     def __init__(
@@ -181,6 +182,7 @@ class AudioLDM2:
         self, request: Request, on_step: OnStep | None, on_stage: Callable[[str], object] | None
     ) -> Result:
         """The stages of a request, in order."""
+        self = self.as_it_is_now()  # adapters that are loaded meanwhile are for the next request
         own = request.options.unconditional or self.unconditional
         request = replace(request, options=replace(request.options, unconditional=own))
         if request.candidates > 1:
@@ -518,6 +520,7 @@ class AudioLDM2:
             "dtype": dtypes.describe(self.networks.dtypes),
             "dtype_chosen_because": self.dtype_comparison and str(self.dtype_comparison),
             "ops": self.networks.ops or ops.mode(),
+            "adapters": self.describe_adapters(),
         }
 
     def __repr__(self) -> str:

@@ -4,12 +4,15 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from audioldm2.adapters import reading
+from audioldm2.adapters.merging import merged
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import open_checkpoint
 from audioldm2.checkpoints.validate import typed
-from audioldm2.cli.arguments import Parser
+from audioldm2.cli.arguments import Parser, adapter_and_weight
 from audioldm2.cli.output_files import require_writable
 
 from . import differing_copies, report
@@ -71,6 +74,14 @@ def convert_parser() -> Parser:
         "(default: beside the file, or else those of cvssp/audioldm2)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        type=adapter_and_weight,
+        metavar="FOLDER[:WEIGHT]",
+        help="fold a LoRA adapter into the weights, which become float32 without --dtype; may be repeated",
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is such a folder")
     parser.add_argument("--dry-run", action="store_true", help="list what would be done, and write nothing")
     parser.add_argument(
@@ -100,6 +111,12 @@ def run(arguments: Sequence[str]) -> int:
         ema=options.ema,
         config=_overrides(options.config) if options.config else None,
     )
+    if options.lora:
+        adapters = [
+            replace(reading.read(source, checkpoint.configs), weight=weight)
+            for source, weight in options.lora
+        ]
+        checkpoint = merged(checkpoint, adapters)
     if options.check:
         count = report.check_by_value(storage.read(options.out), checkpoint, options.out)
         print(f"{options.out}: all {count} tensors are those of {options.source}")

@@ -131,6 +131,28 @@ def published_tokenizers() -> dict[str, Path]:
     )
 
 
+def find_adapter(source: str) -> Path:
+    """Return where an adapter of the hub lies: its folder, or the file that `source` names.
+
+    Args:
+        source: "owner/name", or "owner/name/file.safetensors".
+
+    Raises:
+        WeightsError: it is no hub id, or the hub has no such repository.
+    """
+    named = HUB_ID.fullmatch(source)
+    if not named:
+        raise WeightsError(
+            f"there is no adapter '{source}', and it does not look like a hub id. "
+            "Give a folder with an adapter_model.safetensors, a .safetensors file, or an id: 'owner/name'."
+        )
+    repository, file = named.groups()
+    folder = _snapshot(
+        repository, None, lambda names: [name for name in names if name.endswith((".safetensors", ".json"))]
+    )
+    return folder / file if file else folder
+
+
 def _only_original(folder: Path) -> Path | None:
     """Return the original file in a folder that holds no other checkpoint; WeightsError if it has several."""
     known = ("model_index.json", "config.json")
@@ -196,6 +218,7 @@ def _cached(repository: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     names = ["model_index.json", "config.json", f"{repository.split('/')[1]}.pth"]  # an original is named so
+    names += ["adapter_config.json"]  # of an adapter
     for name in names:
         path = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(path, str):

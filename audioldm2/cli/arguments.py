@@ -3,6 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import MISSING, Field
 from functools import partial
 from typing import Any, NoReturn, get_args
@@ -80,6 +81,15 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def adapter_and_weight(text: str) -> tuple[str, float]:
+    """FOLDER[:WEIGHT]; what follows the last colon belongs to the folder unless it is a number."""
+    source, colon, weight = text.rpartition(":")
+    if colon:
+        with suppress(ValueError):
+            return source, float(weight)
+    return text, 1.0
 
 
 def values_of(given: argparse.Namespace, options: Iterable[Field]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from torch import Tensor
 
 import audioldm2
+from audioldm2.adapters.reading import find as find_adapter
 from audioldm2.audio import VAE_MEL, VAE_MEL_48K, MelSettings, vae_front_end
 from audioldm2.checkpoints import hub
-from audioldm2.cli.arguments import Parser, add_options, new_parser, values_of
+from audioldm2.cli.arguments import Parser, adapter_and_weight, add_options, new_parser, values_of
 from audioldm2.cli.output_files import plan_jobs, require_places, write
 from audioldm2.cli.streams import one_line, print_path, print_result, report
 from audioldm2.edit_options import EditOptions, refuse
@@ -122,6 +123,9 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
         help="float32, float16, bfloat16 (default: %(default)s, float16 on CUDA, the faster one on a CPU)")
     add("--ops", choices=["auto", "reference"],
         help="reference: plain PyTorch kernels only, for comparing (default: auto)")
+    add("--lora", action="append", default=[], type=adapter_and_weight, metavar="FOLDER[:WEIGHT]",
+        help="a LoRA adapter: a folder in PEFT's layout, a .safetensors file or a hub id; may be repeated "
+        "(default: none; WEIGHT: 1)")
     memory = group.add_mutually_exclusive_group()
     memory.add_argument("--offload", action="store_true", help="keep only the running network on the GPU")
     memory.add_argument("--low-memory", action="store_true",
@@ -244,7 +248,9 @@ def likely_shape(options: GenerationOptions) -> SoundShape:
 
 
 def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
-    return audioldm2.load(
+    for source, _ in given.lora:
+        find_adapter(source)  # before gigabytes of the model are read
+    model = audioldm2.load(
         given.model or hub.DEMO,
         device=given.device,
         dtype=given.dtype,
@@ -255,6 +261,9 @@ def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
         compile=given.compile,
         ops=given.ops,
     )
+    for source, weight in given.lora:
+        model.load_lora(source, weight)
+    return model
 
 
 def front_end_of(model: audioldm2.AudioLDM2) -> MelSettings:

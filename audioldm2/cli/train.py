@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from audioldm2.adapters.lora import LAYER_SETS
 from audioldm2.checkpoints.load import open_checkpoint, resolve_device
 from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
 from audioldm2.cli.streams import print_result, report
 from audioldm2.cli.train_run import Run, Worlds, begin, is_new, read_recipe, resume
-from audioldm2.errors import require_whole
+from audioldm2.errors import ArgumentError, require_whole
 from audioldm2.training import STAGES, loop
 from audioldm2.training.full_disk import ON_FULL_DISK
 
@@ -34,6 +35,11 @@ or one stage of a trained model, with gentle settings (recipe "finetune"), judge
 
   audioldm2 train --stage ldm --data sounds/ --out runs/tuned --model ./base --mix old-sounds/:0.25 \\
                   --validation held-out/ --prompt "an oud, slowly" --patience 5
+
+or an adapter of a few megabytes (LoRA) for a model that stays as it is:
+
+  audioldm2 train --lora 8 --data sounds/ --out runs/oud --model ./base
+  audioldm2 "an oud" --model ./base --lora runs/oud/adapter -o oud.wav
 
 sounds/ holds sound files and their captions: one table, such as captions.csv with the columns file and
 caption, or captions.jsonl with lines such as {"file": "dog.wav", "caption": "a dog barks"}; or a dog.txt
@@ -69,9 +75,13 @@ def parser(prog: str = "audioldm2 train") -> Parser:
         'such as {"unet": {"depth": 2}}, the others being those of small (default: %(default)s)')
     add("--config", metavar="RECIPE",
         help="small, published, finetune, or a JSON file (default: what suits --model)")
+    add("--lora", type=whole_number, metavar="RANK",
+        help="train only an adapter of this rank for --model (the stage is then lora)")
     add("--resume", action="store_true", help="continue the run in --out, with its own settings")
     add = made.add_argument_group("more").add_argument
     add("--show", action="store_true", help="print the recipe of --stage and --config, and stop")
+    add("--lora-layers", choices=LAYER_SETS,
+        help="what --lora adapts in the denoiser (default: the recipe's, attention)")
     add("--steps", type=whole_number, metavar="N", help="steps in all (default: the recipe's)")
     add("--batch", type=whole_number, metavar="N", help="clips a step (default: the recipe's)")
     add("--seconds", type=number, metavar="S", help="length of each clip (default: the recipe's)")
@@ -157,6 +167,7 @@ def run(arguments: Sequence[str], *, prog: str = "audioldm2 train", worlds: Worl
 def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     made = parser(prog)
     given = made.parse_args(arguments)
+    _choose_adapter(given)
     named = {name for name, value in vars(given).items() if value != made.get_default(name)}
     if given.resume:
         if "out" not in named or named - OF_RESUME:
@@ -169,6 +180,9 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
                 f"{prog} needs {' and '.join(absent)}; see {prog} --help. For the sound of that word: "
                 'audioldm2 generate "train".'
             )
+        if STAGES[given.stage].adapts and not given.show and is_new(given.model):
+            allowed = "be a trained model, such as --model demo: an adapter changes what a model has learnt"
+            raise ArgumentError("model", given.model, allowed)
     for name in ("steps", "batch"):  # before the recipe does, under the names of the flags
         if getattr(given, name) is not None:
             require_whole(name, getattr(given, name), 1)
@@ -178,6 +192,15 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     require_whole("sample_every", given.sample_every, 0)
     require_whole("validate_every", given.validate_every, 1)
     return given
+
+
+def _choose_adapter(given: argparse.Namespace) -> None:
+    """--lora RANK names the stage too."""
+    if given.lora is None and given.lora_layers is None:
+        return
+    if given.stage not in (None, "ldm", "lora"):
+        raise ArgumentError("stage", given.stage, "be lora, or left out, with --lora and --lora-layers")
+    given.stage = "lora"
 
 
 def train_until_signal(run: Run, folder: Path) -> list[int]:

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from audioldm2.adapters.writing import hash_of
 from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.hub import DEMO
 from audioldm2.checkpoints.load import open_checkpoint
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.cli.streams import report
@@ -68,6 +70,7 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
         raise ValueError(f"'like' in {name} is {like!r}; it has to be one of {', '.join(kind.recipes)}.")
     base = kind.recipe_for(checkpoint) if like == "finetune" and checkpoint else kind.recipes[like]
     flags = {flag: getattr(given, flag) for flag in ("steps", "batch", "seconds")}
+    flags |= {"rank": given.lora, "layers": given.lora_layers}
     values |= {flag: value for flag, value in flags.items() if value is not None}
     recipe = override(base, values, f"the recipe {name or like}")
     if name is not None:
@@ -160,14 +163,19 @@ def begin(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> It
         if settings.patience and validation is None:
             allowed = "be 0 without --validation: no loss is measured"
             raise ArgumentError("patience", settings.patience, allowed)
-        kind(checkpoint, recipe, device, given.seed)  # raises what is wrong before anything is written
+        # This raises what is wrong before anything is written.
+        stage = kind(checkpoint, recipe, device, given.seed)
+        if kind.adapts:
+            base = _name_of_base(given.model)
+            settings = replace(settings, base=base, base_sha256=hash_of(checkpoint.states, stage.trainable()))
         out.mkdir(parents=True, exist_ok=True)
         with run_folder.opened(out, kind.product) as repaired:
             _report(repaired)
             write_settings(settings, out)
-            storage.write(checkpoint, out / "model", force=True, durable=True)
+            if not kind.adapts:
+                storage.write(checkpoint, out / "model", force=True, durable=True)
             report(sentence)
-            stage = kind(storage.read(out / "model"), recipe, device, given.seed)
+            stage = open_stage(settings, recipe, out, device)
             yield Run(stage, data, validation, settings)
 
 
@@ -180,20 +188,45 @@ def resume(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> I
     recipe = override(kind.recipes["small"], settings.recipe, f"'recipe' in {file}")
     with run_folder.opened(given.out, kind.product) as repaired:
         _report(repaired)
-        if not (given.out / "model").exists():
+        if not kind.adapts and not (given.out / "model").exists():
             raise ValueError(
                 f"{given.out} was left before its model was written; begin it again with the same command."
             )
         if given.steps is not None:
             recipe = replace(recipe, steps=given.steps)
             settings = replace(settings, recipe=asdict(recipe))
-        stage = kind(storage.read(given.out / "model"), recipe, device, settings.seed)
+        stage = open_stage(settings, recipe, given.out, device)
         clips = clips_of(settings, recipe, stage.front_end.sample_rate, given.workers)
         data, validation = open_data(settings, clips, worlds)
         _report(run_folder.resume(stage, given.out, data))
         if given.steps is not None:
             write_settings(settings, given.out)
         yield Run(stage, data, validation, settings)
+
+
+def open_stage(settings: Settings, recipe: Recipe, folder: Path, device: torch.device) -> Stage:
+    """The stage of a run, on the model in its folder, or on the one that its adapter is for."""
+    kind = STAGES[settings.stage]
+    if not kind.adapts:
+        return kind(storage.read(folder / "model"), recipe, device, settings.seed)
+    if settings.base is None or settings.base_sha256 is None:
+        raise ValueError(f"{folder / 'run.json'} does not say which model the adapter is for ('base').")
+    checkpoint = open_checkpoint(settings.base)
+    stage = kind(checkpoint, recipe, device, settings.seed)
+    stage.base, stage.base_hash = settings.base, hash_of(checkpoint.states, stage.trainable())
+    if stage.base_hash != settings.base_sha256:
+        raise ValueError(
+            f"{settings.base} has changed since this run began: its weights have the SHA-256 "
+            f"{stage.base_hash}, and {folder / 'run.json'} says {settings.base_sha256}. "
+            "Put the old model back."
+        )
+    return stage
+
+
+def _name_of_base(model: str) -> str:
+    """How a run finds the model again: by its absolute path, or by its name where it is not a path."""
+    is_local = model != DEMO and Path(model).expanduser().exists()
+    return str(Path(model).expanduser().resolve()) if is_local else model
 
 
 def _settings(given: argparse.Namespace, recipe: Recipe, worlds: Worlds) -> Settings:

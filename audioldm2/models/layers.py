@@ -75,8 +75,12 @@ class UpsamplingConv(Conv2d):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """x: (batch, channels, time, mel). Returns (batch, channels, *size)."""
-        size = size or (2 * x.shape[2], 2 * x.shape[3])
-        return super().forward(F.interpolate(x, size=size, mode="nearest"))
+        return super().forward(self.resized(x, size))
+
+    @staticmethod
+    def resized(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """x at the size at which it is convolved."""
+        return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]), mode="nearest")
 
 
 def repeat_to_batch(x: Tensor, rows: int) -> Tensor:

@@ -1,8 +1,10 @@
 """The networks of a checkpoint: built, filled, and placed where they run.
 
-Networks are built without memory, and the mapped tensors are assigned to them, strictly.
+Networks are built without memory, and the mapped tensors are assigned to them, strictly. With additions, such
+as adapters, there are other networks, which share the weights of those without.
 """
 
+import copy
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +19,7 @@ from audioldm2.models import build_on_meta
 from audioldm2.runtime.compile import compile_network
 from audioldm2.runtime.dtypes import cast
 
+Addition = Callable[[nn.Module], nn.Module]  # puts more layers on a network that nobody runs yet
 REOPEN_BYTES = 2**28  # of tensors cast to another dtype, after which a network's file is opened anew
 
 
@@ -51,7 +54,9 @@ class Networks:
     ) -> None:
         self.configs, self.device, self.dtypes, self.residence = checkpoint.configs, device, dtypes, residence
         self.ops = ops
-        self._checkpoint = checkpoint
+        self.checkpoint, self._compile = checkpoint, compile
+        self._base: Networks | None = None  # of networks with additions: those without
+        self._additions: dict[str, Addition] = {}
         self._users: Counter[str] = Counter()  # of networks that are not on the device for good
         self._lock = threading.Lock()
         home = device if residence == "device" else torch.device("cpu")
@@ -67,6 +72,10 @@ class Networks:
     @contextmanager
     def running(self, name: str) -> Iterator[Any]:
         """The network called `name` (see `models.NETWORKS`), on the device while the block lasts."""
+        if self._base is not None and name not in self._additions:
+            with self._base.running(name) as network:
+                yield network
+            return
         with ops.using(self.ops):
             if self.residence == "device":
                 yield self._loaded[name]
@@ -86,9 +95,8 @@ class Networks:
 
     def _bring(self, name: str) -> None:
         if self.residence == "disk":
-            self._loaded[name] = materialise(
-                self._checkpoint, name, device=self.device, dtype=self.dtypes[name]
-            )
+            network = materialise(self.checkpoint, name, device=self.device, dtype=self.dtypes[name])
+            self._loaded[name] = self._additions[name](network) if self._base else network
             return
         network = self._loaded[name]
         self._home[name] = dict(network.state_dict())
@@ -101,12 +109,56 @@ class Networks:
         else:
             self._loaded[name].load_state_dict(self._home.pop(name), assign=True)
 
+    def without_additions(self) -> "Networks":
+        """These networks as their checkpoint has them."""
+        return self._base or self
+
+    def with_additions(self, additions: Mapping[str, Addition]) -> "Networks":
+        """The same networks, some of them with additions in place of those that they have.
+
+        Weights are shared, and these networks go on running as they are. An addition keeps the device and the
+        dtype of the layers to which it adds.
+        """
+        base = self.without_additions()
+        if not additions:
+            return base
+        found = copy.copy(base)
+        found._base, found._additions = base, dict(additions)
+        found._users, found._home = Counter(), {}
+        found._add()
+        return found
+
+    def reloaded(self, checkpoint: Opened) -> "Networks":
+        """The networks of another checkpoint of the same architecture, placed as these are."""
+        return Networks(checkpoint, self.device, self.dtypes, self.residence, self._compile, self.ops)
+
+    def _add(self) -> None:
+        """Build the networks with additions, on weights of those without."""
+        self._loaded = {}
+        if self._base is None or self.residence == "disk":  # where they are built for each stage
+            return
+        for name, add in self._additions.items():
+            self._loaded[name] = add(self._base._twin(name))
+            if self._compile:
+                compile_network(self._loaded[name], name, self.device)
+
+    def _twin(self, name: str) -> nn.Module:
+        """A second network on the same weights, where they wait."""
+        twin = build_on_meta(name, self.configs[name])
+        with self._lock:
+            state = self._home.get(name) or self._loaded[name].state_dict()
+        twin.load_state_dict(state, assign=True)
+        return twin.requires_grad_(False)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_lock"}
+        built_anew = {"_lock"} | ({"_loaded"} if self._base else set())
+        return {key: value for key, value in vars(self).items() if key not in built_anew}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._lock = threading.Lock()
+        if self._base is not None:
+            self._add()
 
 
 def materialise(checkpoint: Opened, name: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -4,6 +4,7 @@
     vocoder  log-mel spectrograms to waveforms                (vocoder.py)
     clap     captions and sounds to one embedding space       (clap.py)
     ldm      noise to latents, conditioned on the caption     (ldm.py)
+    lora     the same, but only an adapter of the denoiser    (lora.py)
 
 Train them in this order: the vocoder and the denoiser use the trained VAE, and the denoiser is conditioned on
 CLAP. Each stage is one file with its recipes, losses and training step.
@@ -11,10 +12,11 @@ CLAP. Each stage is one file with its recipes, losses and training step.
 
 from audioldm2.training.clap import ClapStage
 from audioldm2.training.ldm import LDMStage
+from audioldm2.training.lora import LoRAStage
 from audioldm2.training.stage import Stage
 from audioldm2.training.vae import VAEStage
 from audioldm2.training.vocoder import VocoderStage
 
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (VAEStage, VocoderStage, ClapStage, LDMStage)
+    stage.name: stage for stage in (VAEStage, VocoderStage, ClapStage, LDMStage, LoRAStage)
 }

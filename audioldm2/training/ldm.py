@@ -121,7 +121,7 @@ class LDMStage(Stage[LDMRecipe]):
         with self.autocast():
             offset = int(torch.randint(LENGTH_STEP, (), generator=generator))
             cond = self.encode(captions, dropped, offset)
-            predicted = self.trained["unet"](signal * x0 + noise * eps, t.to(self.device), **cond.tensors)
+            predicted = self.network("unet")(signal * x0 + noise * eps, t.to(self.device), **cond.tensors)
         loss = noise_loss(predicted.float(), eps, alpha_bar, self.recipe.min_snr)
         return {"loss": loss, "grad_norm": self.optimizer.step(loss, self.done)}
 

@@ -38,6 +38,8 @@ class Settings:
     patience: int = Judging.patience
     on_full_disk: str = "wait"
     tensorboard: bool = False
+    base: str | None = None  # of a run that makes an adapter: the model that it is for
+    base_sha256: str | None = None  # of the weights of that model's adapted networks
 
     def __post_init__(self) -> None:
         require_choice("on_full_disk", self.on_full_disk, ON_FULL_DISK)

@@ -55,6 +55,8 @@ class Stage(Generic[SomeRecipe]):
     captioned: ClassVar[bool]  # whether the stage reads captions
     generates: ClassVar[bool] = False  # whether its samples are sounds for captions
     product: ClassVar[str] = "model"  # the folder in the run's that the stage writes
+    adapts: ClassVar[bool] = False  # whether the model stays as it is, and the run makes an adapter for it
+    base, base_hash = "", ""  # of a stage that adapts: how others find that model, and which weights it has
     # "published": of the paper or upstream; "small": for SMALL networks; "finetune": for a trained model
     recipes: ClassVar[dict[str, Recipe]]
 
@@ -76,9 +78,7 @@ class Stage(Generic[SomeRecipe]):
         self.networks = Networks(
             replace(checkpoint, configs=configs), device, dict.fromkeys(configs, torch.float32)
         )
-        self.trained: dict[str, Any] = {name: self.network(name) for name in self.trainable()}
-        for network in self.trained.values():
-            _make_trainable(network)
+        self.trained: dict[str, Any] = {name: self.make_trainable(name) for name in self.trainable()}
         self.ema = {name: EMA(network, recipe.ema) for name, network in self.trained.items() if recipe.ema}
         self.optimizer = Optimizer(self.trained.values(), recipe)
         with forked_rng(torch.device("cpu"), "weights of an adversary", seed):
@@ -105,6 +105,12 @@ class Stage(Generic[SomeRecipe]):
     def frozen(self) -> tuple[str, ...]:
         """Names the networks that are used but not trained."""
         return ()
+
+    def make_trainable(self, name: str) -> nn.Module:
+        """Returns what is trained of a network: by default all of it."""
+        network = self.network(name)
+        _make_trainable(network)
+        return network
 
     def make_adversary(self) -> nn.Module | None:
         """Builds the discriminator, if the stage has one; it is trained but not part of the model."""

@@ -35,7 +35,9 @@ MAY_IMPORT = {
     "denoiser": {"models", "options", "prompt", "sampling"},
     "request": {"audio", "edit_options", "editing", "options", "prompt", "sampling", "sound_shape"},
     "result": {"audio", "clap_score", "options", "request"},
+    "adapters": {"checkpoints", "convert", "models", "ops", "runtime"},
     "pipeline": {
+        "adapters",
         "audio",
         "clap_score",
         "denoiser",
@@ -52,8 +54,11 @@ MAY_IMPORT = {
         "sound_shape",
     },
     "checkpoints": {"audio", "models", "pipeline", "prompt", "runtime", "sampling", "convert"},
-    "convert": {"audio", "checkpoints", "cli", "models", "prompt", "sampling"},
-    "training": {"audio", "checkpoints", "models", "pipeline", "prompt", "runtime", "sampling"},
+    "convert": {"adapters", "audio", "checkpoints", "cli", "models", "prompt", "sampling"},
+    "training": {
+        *("adapters", "audio", "checkpoints", "models", "pipeline"),
+        *("prompt", "result", "runtime", "sampling"),
+    },
     "verification": {
         *("audio", "checkpoints", "clap_score", "convert", "editing"),
         *("models", "pipeline", "prompt", "runtime", "sampling"),
@@ -61,6 +66,7 @@ MAY_IMPORT = {
     "cli": {
         *(
             "",
+            "adapters",
             "audio",
             "checkpoints",
             "clap_score",

@@ -1,0 +1,164 @@
+"""What a loaded model does with adapters: load, weigh, unload, merge."""
+
+import copy
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from audioldm2.adapters import reading
+from audioldm2.adapters.adapter import Adapter, additions
+from audioldm2.adapters.merging import merged
+from audioldm2.errors import ArgumentError, require_choice, require_number
+from audioldm2.runtime.placement import Networks
+
+LARGEST_WEIGHT = 100.0
+LAYOUTS = ("converted", "diffusers")
+_changing = threading.Lock()  # held while the networks of a model with other adapters are built
+_swapping = threading.Lock()  # held while they take the place of the old ones
+
+Model = TypeVar("Model", bound="Adaptable")
+
+
+class Adaptable:
+    """The part of a model that adapters change.
+
+    The weights of a model never change: with adapters it has other networks, which share their weights with
+    those without. A request keeps the networks that the model had when it began.
+    """
+
+    networks: Networks
+    adapters: tuple[Adapter, ...] = ()  # in the order in which they were loaded
+    merged_adapters: tuple[Adapter, ...] = ()  # those that the weights contain
+
+    def load_lora(self, source: str | os.PathLike, weight: float = 1.0, name: str | None = None) -> str:
+        """Load a LoRA adapter beside those that are loaded already; it acts from the next request on.
+
+        Args:
+            source: a folder in PEFT's layout, a .safetensors file of PEFT, diffusers or kohya, or a hub id.
+            weight: multiplies what the adapter adds; 0 adds nothing.
+            name: for `unload_lora` and the record of a sound; by default that of the folder or file.
+
+        Returns:
+            The name.
+
+        Raises:
+            ArgumentError: the weight is not a number, or the name is taken.
+            WeightsError: the adapter cannot be found or read, or does not fit this model.
+        """
+        weight = require_number("weight", weight, -LARGEST_WEIGHT, LARGEST_WEIGHT)
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ArgumentError("name", name, "be a text")
+        adapter = replace(reading.read(source, self.networks.configs, name), weight=weight)
+
+        def appended(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+            if adapter.name in _names(adapters):
+                raise ArgumentError("name", adapter.name, "differ from the adapters that are loaded already")
+            return (*adapters, adapter)
+
+        self._change(appended)
+        return adapter.name
+
+    def set_lora_weight(self, name: str, weight: float) -> None:
+        """Give a loaded adapter another weight; it counts from the next request on.
+
+        Raises:
+            ArgumentError: the weight is not a number, or no adapter has this name.
+        """
+        weight = require_number("weight", weight, -LARGEST_WEIGHT, LARGEST_WEIGHT)
+
+        def weighed(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+            require_choice("name", name, _names(adapters))
+            return tuple(replace(each, weight=weight) if each.name == name else each for each in adapters)
+
+        self._change(weighed)
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Take an adapter out, or all of them if there is no name; what is left is as it was, to the bit.
+
+        Raises:
+            ArgumentError: no adapter has this name.
+        """
+
+        def without(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+            if name is None:
+                return ()
+            require_choice("name", name, _names(adapters))
+            return tuple(each for each in adapters if each.name != name)
+
+        self._change(without)
+
+    def merge_lora(self) -> None:
+        """Fold the loaded adapters into the weights, which then compute the same without them.
+
+        Reads the model's networks anew, so it takes as long as loading the model. It cannot be undone; the
+        record of later sounds still lists the adapters, as merged. `save` writes the merged model.
+        """
+        with _changing:
+            base = self.networks.without_additions()
+            networks = base.reloaded(merged(base.checkpoint, self.adapters))  # type: ignore[arg-type]
+            with _swapping:
+                self.networks = networks
+                self.adapters, self.merged_adapters = (), (*self.merged_adapters, *self.adapters)
+
+    def save(
+        self,
+        folder: str | os.PathLike,
+        *,
+        layout: str = "converted",
+        dtype: torch.dtype | None = None,
+        force: bool = False,
+    ) -> None:
+        """Write the whole model, with the adapters that are merged into it.
+
+        Args:
+            folder: where to.
+            layout: "converted", which loads fastest, or "diffusers".
+            dtype: of every tensor; None keeps each, and weights with merged adapters are float32.
+            force: replace the folder if it exists.
+
+        Raises:
+            ArgumentError: the layout is unknown, or adapters are loaded that are not merged.
+            FileExistsError: the folder exists and `force` is not given.
+            OSError: the disk refuses.
+        """
+        from audioldm2.checkpoints import storage
+        from audioldm2.checkpoints.load import require_converter
+
+        require_choice("layout", layout, LAYOUTS)
+        if self.adapters:
+            allowed = "be merged before the model is saved: merge_lora(), or unload_lora()"
+            raise ArgumentError("adapters", self.adapters, allowed, given=f"are {_names(self.adapters)}")
+        write: Callable[..., None] = storage.write
+        if layout == "diffusers":
+            require_converter()
+            from audioldm2 import convert  # type: ignore[attr-defined]
+
+            write = convert.write_diffusers
+        write(self.networks.checkpoint, Path(folder), dtype=dtype, force=force)
+
+    def as_it_is_now(self: "Model") -> "Model":
+        """This model with its present adapters, whatever another thread loads meanwhile: for one request."""
+        with _swapping:
+            return copy.copy(self)
+
+    def describe_adapters(self) -> list[dict[str, Any]]:
+        """The adapters that act on the next request, merged ones first, for its record."""
+        found = [each.describe() | {"merged": True} for each in self.merged_adapters]
+        return found + [each.describe() | {"merged": False} for each in self.adapters]
+
+    def _change(self, change: Callable[[tuple[Adapter, ...]], tuple[Adapter, ...]]) -> None:
+        """Replace the adapters, and the networks by some with these adapters."""
+        with _changing:
+            adapters = change(self.adapters)
+            networks = self.networks.with_additions(additions(adapters))
+            with _swapping:
+                self.adapters, self.networks = adapters, networks
+
+
+def _names(adapters: tuple[Adapter, ...]) -> list[str]:
+    return [each.name for each in adapters]

@@ -1,0 +1,123 @@
+"""The stage that trains an adapter: what learns, what is saved, exact resuming."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from audioldm2.adapters import lora, reading
+from audioldm2.adapters.writing import hash_of, license_of
+from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.storage import Checkpoint
+from audioldm2.training import judging, loop, run_folder
+from audioldm2.training.lora import LoRARecipe, LoRAStage
+from tests.support.training import Clips, clips, parameter_copies, stage_of
+
+SHORT = {"batch": 2, "seconds": 0.32}
+
+
+@pytest.mark.parametrize("layers", lora.LAYER_SETS)
+@pytest.mark.parametrize("adapted", [("unet",), ("gpt2", "projection"), ("unet", "gpt2", "projection")])
+def test_only_the_adapters_learn(layers: str, adapted: tuple[str, ...], random_weights: Checkpoint):
+    stage = stage_of("lora", random_weights, layers=layers, adapted=adapted)
+    assert set(stage.trained) == set(adapted)
+    assert set(stage.frozen()) == {"unet", "gpt2", "projection", "t5", "clap_text", "vae"} - set(adapted)
+    before = parameter_copies({name: stage.network(name) for name in (*adapted, *stage.frozen())})
+    for _ in range(2):  # B = 0 keeps A where it is in the first
+        stage.step(*clips(2, 0.32))
+    for name in before:
+        network = stage.network(name)
+        learnt = {id(each) for each in stage.trained[name].parameters()} if name in adapted else set()
+        for key, parameter in network.named_parameters():
+            assert parameter.requires_grad == (id(parameter) in learnt)
+            assert torch.equal(parameter, before[name][key]) == (id(parameter) not in learnt), f"{name}.{key}"
+
+
+def test_adapter_learns(random_weights: Checkpoint):
+    stage = stage_of("lora", random_weights, rank=4, layers="all", learning_rate=1e-2)
+    losses = [stage.step(*clips(4, 0.32))["loss"] for _ in range(24)]
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
+
+
+def test_run_saves_the_adapter_and_not_the_model(tiny_folder: Path, random_weights, tmp_path: Path):
+    stage = stage_of("lora", random_weights, steps=2, ema=0.5, half=False, alpha=8.0, **SHORT)
+    stage.base, stage.base_hash = str(tiny_folder), "abc"
+    loop.train(stage, Clips(0.32), tmp_path, loop.Intervals(sample=2))
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "adapter", "samples", "state.pt"}
+    assert len(list((tmp_path / "samples").rglob("*.wav"))) == judging.SAMPLE_CLIPS
+    found = reading.read(tmp_path / "adapter", random_weights.configs)
+    assert found.metadata["base_model"] == str(tiny_folder) and found.metadata["base_sha256"] == "abc"
+    assert found.metadata["license"] == "that of the base model" and found.metadata["steps"] == "2"
+    average = stage.trained["unet"].low_ranks(stage.ema["unet"].state)
+    for path, low in found.layers["unet"].items():
+        assert (
+            torch.equal(low.A, average[path].A) and torch.equal(low.B, average[path].B) and low.scale == 4.0
+        )
+        assert low.B.abs().max() > 0
+
+
+def test_checkpoint_has_the_adapter_in_its_weights(random_weights: Checkpoint):
+    stage = stage_of("lora", random_weights)
+    stage.step(*clips(2, 0.32))
+    path, low = next(iter(stage.adapter().layers["unet"].items()))
+    state, base = stage.checkpoint().states["unet"](), random_weights.states["unet"]()
+    torch.testing.assert_close(state[f"{path}.weight"], base[f"{path}.weight"] + low.product)
+    assert torch.equal(state["conv_in.weight"], base["conv_in.weight"])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resumed_run_equals_an_uninterrupted_one(ema: float, random_weights: Checkpoint, tmp_path: Path):
+    def stage() -> LoRAStage:
+        return stage_of("lora", random_weights, steps=4, ema=ema, prompt_dropout=0.5, **SHORT)
+
+    whole, parts, intervals = tmp_path / "whole", tmp_path / "parts", loop.Intervals(sample=0)
+    for folder in (whole, parts):
+        folder.mkdir()
+    assert loop.train(stage(), Clips(0.32), whole, intervals)
+    answers = iter([False, True])
+    assert not loop.train(stage(), Clips(0.32), parts, intervals, should_stop=lambda: next(answers))
+    torch.rand(3)  # the global generators must not matter
+    resumed = stage()
+    run_folder.resume(resumed, parts)
+    assert loop.train(resumed, Clips(0.32), parts, intervals)
+    assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    found, expected = (load_file(each / "adapter" / "adapter_model.safetensors") for each in (parts, whole))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_same_seed_gives_the_same_adapter(random_weights: Checkpoint):
+    first, second = (stage_of("lora", random_weights).adapter().layers["unet"] for _ in range(2))
+    assert all(torch.equal(low.A, second[path].A) for path, low in first.items())
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"rank": 0}, "rank is 0; it has to be from 1 to 1024"),
+        ({"layers": "norms"}, "layers is 'norms'; it has to be one of attention, attention"),
+        ({"adapted": ("vae",)}, r"adapted is \('vae',\); it has to name some of unet, gpt2, projection"),
+        ({"adapted": ()}, "adapted is"),
+        ({"alpha": -1.0}, "alpha is -1.0; it has to be above 0"),
+        ({"train_t5": True}, "train_t5 is True; it has to be false"),
+    ],
+)
+def test_recipe_rejects(values: dict, words: str):
+    with pytest.raises(ValueError, match=words):
+        LoRARecipe(**values)
+
+
+def test_hash_is_of_the_weights_and_not_of_the_file(random_weights: Checkpoint, tmp_path: Path):
+    expected = hash_of(random_weights.states, ["unet", "gpt2"])
+    storage.write(random_weights, tmp_path / "copy")
+    copy = storage.read(tmp_path / "copy")
+    assert hash_of(copy.states, ["gpt2", "unet"]) == expected
+    state = dict(copy.states["unet"]())
+    state["conv_in.bias"] = state["conv_in.bias"] + 1e-6
+    assert hash_of(copy.states | {"unet": lambda: state}, ["unet", "gpt2"]) != expected
+
+
+def test_license_follows_from_the_origin():
+    assert license_of("cvssp/audioldm2-music") == "cc-by-nc-sa-4.0"
+    assert license_of("./base") == "that of the base model"
