@@ -15,16 +15,18 @@ length, as in the reference, but never cut to it.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from audioldm2.errors import ArgumentError
 from audioldm2.models.gpt2 import GPT2Config
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.prompt.conditioning import Conditioning
-from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, Tokens, pad
+from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, pad
 from audioldm2.runtime.placement import Networks
 
 UNCONDITIONAL = ("reference", "trained")
@@ -34,6 +36,79 @@ class TruncationWarning(UserWarning):
     """A prompt was longer than the text encoders read."""
 
 
+class Row(NamedTuple):
+    """What one row of a batch is encoded from."""
+
+    text: str  # what T5 reads
+    clap_text: str  # what CLAP reads: the same text, but where training drops CLAP's alone
+    length: int  # of the text in T5 tokens, with padding
+    has_gpt2: bool = True  # False: zeros in place of GPT-2's vectors
+
+
+class TextVectors(NamedTuple):
+    """The output of the text encoders; None for those that a model does not use."""
+
+    clap: Tensor | None  # (batch, clap_dim)
+    t5: Tensor | None  # (batch, seq, t5_dim)
+    t5_mask: Tensor | None  # (batch, seq) bool, True = real token
+
+
+class TextEncoders:
+    """CLAP's and T5's text encoders with their tokenizers, as far as a denoiser uses them.
+
+    Args:
+        networks: those of the model.
+        clap_tokenizer: None if the model has none.
+        t5_tokenizer: None if the model has none.
+    """
+
+    def __init__(
+        self, networks: Networks, clap_tokenizer: ClapTokenizer | None, t5_tokenizer: T5Tokenizer | None
+    ) -> None:
+        unet = networks.configs["unet"]
+        self.networks = networks
+        self.clap_tokenizer = clap_tokenizer if unet.film_dim or GPT2 in unet.roles else None
+        self.t5_tokenizer = t5_tokenizer if {GPT2, T5} & unet.roles else None
+
+    def length(self, text: str) -> int:
+        """The number of T5 tokens of a text; 0 for a model without T5."""
+        return len(self.t5_tokenizer.encode(text)) if self.t5_tokenizer else 0
+
+    def read(self, texts: Sequence[str], clap_texts: Sequence[str], length: int) -> TextVectors:
+        """Run the encoders on a batch.
+
+        Args:
+            texts: for T5.
+            clap_texts: for CLAP, as many.
+            length: what T5's tokens are padded to.
+        """
+        device, clap_vector, text_context, t5_mask = self.networks.device, None, None, None
+        if self.clap_tokenizer:
+            tokenizer = self.clap_tokenizer
+            clap = pad([tokenizer.encode(text) for text in clap_texts], tokenizer.pad_id)
+            with self.networks.running("clap_text") as clap_text:
+                clap_vector = clap_text(clap.ids.to(device), clap.mask.to(device))  # (batch, clap_dim)
+        if self.t5_tokenizer:
+            t5 = pad([self.t5_tokenizer.encode(text) for text in texts], self.t5_tokenizer.pad_id, length)
+            t5_mask = t5.mask.to(device)
+            with self.networks.running("t5") as t5_encoder:
+                text_context = t5_encoder(t5.ids.to(device), t5_mask)  # (batch, seq, t5_dim)
+        return TextVectors(clap_vector, text_context, t5_mask)
+
+    def warn_if_cut(self, text: str) -> None:
+        """Warn of the text that T5 cuts, or CLAP if T5 cuts none: T5 reads less, so its loss is the larger."""
+        for tokenizer, name in ((self.t5_tokenizer, "T5"), (self.clap_tokenizer, "CLAP")):
+            cut = tokenizer.truncated_part(text) if tokenizer else ""
+            if tokenizer and cut:
+                warnings.warn(
+                    f"a text is longer than the {tokenizer.max_length} tokens that {name} reads; "
+                    f"this part is ignored: {cut!r}",
+                    TruncationWarning,
+                    stacklevel=3,
+                )
+                return
+
+
 def encode(
     networks: Networks,
     clap_tokenizer: ClapTokenizer | None,
@@ -41,7 +116,6 @@ def encode(
     prompts: Sequence[str],
     negatives: Sequence[str] | None,
     *,
-    padded: Callable[[int], int] = int,
     unconditional: str = "reference",
 ) -> Conditioning:
     """Encode prompts, and their negative prompts if given, into the tensors that the denoiser needs.
@@ -52,8 +126,6 @@ def encode(
         t5_tokenizer:   None if the model has none.
         prompts:        the texts.
         negatives:      one for each prompt, or None for no negative part.
-        padded:         maps a prompt's number of T5 tokens to its padded length. Training rounds up, to have
-                        fewer different lengths.
         unconditional:  how an empty negative prompt is encoded, one of UNCONDITIONAL.
 
     Returns:
@@ -64,51 +136,55 @@ def encode(
 
     Warns once per text (TruncationWarning) if a text is cut.
     """
-    unet = networks.configs["unet"]
-    clap_tokenizer = clap_tokenizer if unet.film_dim or GPT2 in unet.roles else None
-    t5_tokenizer = t5_tokenizer if {GPT2, T5} & unet.roles else None
-    texts = [*prompts, *(negatives or [])]
-
-    def as_trained(negative: str) -> bool:
-        return unconditional == "trained" and not negative
-
-    lengths = {text: len(t5_tokenizer.encode(text)) if t5_tokenizer else 0 for text in texts}
-    wanted = [(text, padded(lengths[text])) for text in prompts]
+    encoders = TextEncoders(networks, clap_tokenizer, t5_tokenizer)
+    rows = [Row(text, text, encoders.length(text)) for text in prompts]
     if negatives is not None:
-        wanted += [
-            (
-                negative,
-                lengths[negative]
-                if as_trained(negative)
-                else max(lengths[negative], padded(lengths[prompt])),
-            )
-            for prompt, negative in zip(prompts, negatives, strict=True)
-        ]
-    if GPT2 in unet.roles:
-        _require_positions(max(length for _, length in wanted), networks.configs["gpt2"])
-    for text in lengths:
-        _warn_if_cut(text, t5_tokenizer, clap_tokenizer)
-
-    rows: dict[tuple[str, int], Conditioning] = {}  # by text and padded length; each pair is encoded once
-    for length in sorted({length for _, length in wanted}):
-        texts = list(dict.fromkeys(text for text, wanted_length in wanted if wanted_length == length))
-        clap = t5 = None
-        if clap_tokenizer:
-            clap = pad([clap_tokenizer.encode(text) for text in texts], clap_tokenizer.pad_id)
-        if t5_tokenizer:
-            t5 = pad([t5_tokenizer.encode(text) for text in texts], t5_tokenizer.pad_id, length)
-        batch = _encode_batch(networks, clap, t5)
-        rows |= {(text, length): row for text, row in zip(texts, batch, strict=True)}
-
-    found = [rows[pair] for pair in wanted]
+        pairs = zip(list(rows), negatives, strict=True)
+        rows += [negative_row(encoders, text, row.length, unconditional) for row, text in pairs]
+    for text in dict.fromkeys(row.text for row in rows):
+        encoders.warn_if_cut(text)
+    found = encode_rows(networks, encoders, rows)
     if negatives is None:
         return Conditioning.cat(found)
-    encoded = [
-        _without_gpt2(row) if as_trained(negative) else row
-        for row, negative in zip(found[len(prompts) :], negatives, strict=True)
-    ]
-    pairs = zip(found, encoded, strict=False)
+    pairs = zip(found, found[len(prompts) :], strict=False)
     return Conditioning.cat([replace(positive, negative=negative) for positive, negative in pairs])
+
+
+def negative_row(encoders: TextEncoders, text: str, length: int, unconditional: str) -> Row:
+    """What a negative prompt is encoded from.
+
+    Args:
+        encoders: those of the model.
+        text: the negative prompt; it may be empty.
+        length: of the prompt beside it, with padding.
+        unconditional: how an empty text is encoded, one of UNCONDITIONAL.
+    """
+    own = encoders.length(text)
+    if unconditional == "trained" and not text:
+        return Row(text, text, own, has_gpt2=False)
+    return Row(text, text, max(own, length))
+
+
+def encode_rows(networks: Networks, encoders: TextEncoders, rows: Sequence[Row]) -> list[Conditioning]:
+    """Encode each row, as a batch of one; equal rows are encoded once.
+
+    Args:
+        networks: those of the model.
+        encoders: of the texts.
+        rows: what to encode.
+
+    Raises:
+        ArgumentError: a text exceeds GPT-2's positions.
+    """
+    if GPT2 in networks.configs["unet"].roles:
+        _require_positions(max(row.length for row in rows), networks.configs["gpt2"])
+    encoded: dict[Row, Conditioning] = {}
+    for length in sorted({row.length for row in rows}):
+        alike = list(dict.fromkeys(row for row in rows if row.length == length))
+        vectors = encoders.read([row.text for row in alike], [row.clap_text for row in alike], length)
+        for row, one in zip(alike, _continue(networks, vectors), strict=True):
+            encoded[row] = one if row.has_gpt2 else _without_gpt2(one)
+    return [encoded[row] for row in rows]
 
 
 def _without_gpt2(row: Conditioning) -> Conditioning:
@@ -117,27 +193,19 @@ def _without_gpt2(row: Conditioning) -> Conditioning:
     return row if vectors is None else replace(row, gpt2_context=torch.zeros_like(vectors))
 
 
-def _encode_batch(networks: Networks, clap: Tokens | None, t5: Tokens | None) -> Conditioning:
-    """Texts of one padded T5 length through the text networks, in the order of the paper's figure 2."""
-    device, unet = networks.device, networks.configs["unet"]
-    clap_vector = text_context = t5_mask = gpt2_context = None
-    if clap is not None:
-        with networks.running("clap_text") as clap_text:
-            clap_vector = clap_text(clap.ids.to(device), clap.mask.to(device))  # (batch, clap_dim)
-    if t5 is not None:
-        t5_mask = t5.mask.to(device)
-        with networks.running("t5") as t5_encoder:
-            text_context = t5_encoder(t5.ids.to(device), t5_mask)  # (batch, seq, t5_dim)
+def _continue(networks: Networks, vectors: TextVectors) -> Conditioning:
+    """From the text encoders' output to the conditioning, as in the paper's figure 2."""
+    unet, gpt2_context = networks.configs["unet"], None
     if GPT2 in unet.roles:
         with networks.running("projection") as projection:
-            vectors, mask = projection(clap_vector, text_context, t5_mask)  # (batch, seq + 5, gpt2_dim)
+            sequence, mask = projection(*vectors)  # (batch, seq + 5, gpt2_dim)
         with networks.running("gpt2") as gpt2:
-            gpt2_context = gpt2.generate(vectors, mask)  # (batch, new_vectors, gpt2_dim)
+            gpt2_context = gpt2.generate(sequence, mask)  # (batch, new_vectors, gpt2_dim)
     return Conditioning(
         gpt2_context,
-        text_context if T5 in unet.roles else None,
-        t5_mask if T5 in unet.roles else None,
-        clap_vector=clap_vector if unet.film_dim else None,
+        vectors.t5 if T5 in unet.roles else None,
+        vectors.t5_mask if T5 in unet.roles else None,
+        clap_vector=vectors.clap if unet.film_dim else None,
     )
 
 
@@ -146,19 +214,3 @@ def _require_positions(length: int, gpt2: GPT2Config) -> None:
     if length > room:
         allowed = f"be shorter: GPT-2 of this checkpoint has positions for {room}"
         raise ArgumentError("prompt", length, allowed, given=f"has {length} T5 tokens")
-
-
-def _warn_if_cut(text: str, t5_tokenizer: T5Tokenizer | None, clap_tokenizer: ClapTokenizer | None) -> None:
-    """Warn of the text that T5 cuts, or CLAP if T5 cuts none: T5 reads less, so its loss is the larger."""
-    for tokenizer, name in ((t5_tokenizer, "T5"), (clap_tokenizer, "CLAP")):
-        if tokenizer is None:
-            continue
-        cut = tokenizer.truncated_part(text)
-        if cut:
-            warnings.warn(
-                f"a text is longer than the {tokenizer.max_length} tokens that {name} reads; "
-                f"this part is ignored: {cut!r}",
-                TruncationWarning,
-                stacklevel=2,
-            )
-            return

@@ -1,17 +1,29 @@
 """Stage 4: the denoiser learns to predict the noise in a latent, conditioned on the caption.
 
 GPT-2 and the projection before it are trained together with the denoiser by its loss alone. CLAP and the VAE
-are frozen, and so is T5 unless the recipe trains it. One caption in ten is replaced by the empty one, so that
-the denoiser also learns the unconditional distribution, which guidance needs.
+are frozen, and so is T5 unless the recipe trains it. One caption in ten is dropped, so that the denoiser also
+learns the unconditional distribution, which guidance needs.
+
+What a dropped caption's conditioning is, and which are dropped together, follows `LDMRecipe.unconditional`:
+
+- "trained", as upstream trains: the captions of a whole batch at once, with zeros for GPT-2's vectors and T5's
+  vectors of the empty text unpadded. Besides, CLAP alone reads an empty text for one clip in ten. This is the
+  default for the published sizes and for fine-tuning a published model, whose weights have learnt it so.
+- "reference": each caption by itself; the empty text goes through all text networks, which is what the
+  reference pipeline (diffusers) samples with. The model in the box and others of the recipe "small" learn it
+  so: they have no upstream to agree with, and sampling then needs no second reading of an empty prompt.
+
+The saved model records the reading, and generation follows it.
 
 Source: Ho et al. 2020, "DDPM" (arXiv 2006.11239), algorithm 1; Ho & Salimans 2022 (arXiv 2207.12598) for the
-empty captions; AudioLDM 2 (arXiv 2308.05734), section III. The paper first trains GPT-2 to predict AudioMAE
+empty captions; AudioLDM 2 (arXiv 2308.05734), section III; haoheliu/AudioLDM-training-finetuning,
+`LatentDiffusion.get_input` and `CLAPAudioEmbeddingClassifierFreev2.forward` for upstream's drops. The paper first trains GPT-2 to predict AudioMAE
 features of the sound. Only the original .pth files contain AudioMAE, and no network here reads it; here GPT-2
 learns from the denoiser's loss.
 
 Traps
-- An empty caption is padded to the length of the caption that it replaces: guidance encodes a missing
-  negative prompt that way, and GPT-2's output depends on the padding (see prompt/encode.py).
+- With "reference", an empty caption is padded to the length of the caption that it replaces: guidance encodes
+  a missing negative prompt that way, and GPT-2's output depends on the padding (see prompt/encode.py).
 - Generation never pads prompts. But the text networks run once per distinct length in a batch, which for
   small networks takes half of a step. Lengths are therefore rounded up to a grid of every `LENGTH_STEP`th,
   whose offset is drawn at each step: GPT-2 sees every position, and every caption with no padding and with a
@@ -21,7 +33,7 @@ Traps
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +42,7 @@ from audioldm2.checkpoints.storage import TOKENIZERS, Checkpoint, schedule_of
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.conditioning import Conditioning
-from audioldm2.prompt.encode import encode
+from audioldm2.prompt.encode import UNCONDITIONAL, Row, TextEncoders, encode_rows, negative_row
 from audioldm2.training.losses import noise_loss
 from audioldm2.training.recipe import Recipe
 from audioldm2.training.stage import Sample, Stage
@@ -48,13 +60,30 @@ class LDMRecipe(Recipe):
     warmup: int = 5000
     weight_decay: float = 0.01
     ema: float = 0.9999
-    prompt_dropout: float = 0.1  # fraction of captions that are replaced by the empty one
+    prompt_dropout: float = 0.1  # fraction of captions that are dropped
+    unconditional: str = "trained"  # what stands for a dropped caption: "trained" or "reference", see above
+    clap_dropout: float = 0.1  # fraction of clips for which CLAP alone reads an empty text
     min_snr: float | None = None  # gamma of min-SNR weighting, such as 5; null: no weighting
     train_t5: bool = False  # True for a T5 that was not pretrained
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(prompt_dropout=(0 <= self.prompt_dropout <= 1, "be from 0 to 1"))
+        self.require(
+            prompt_dropout=(0 <= self.prompt_dropout <= 1, "be from 0 to 1"),
+            clap_dropout=(0 <= self.clap_dropout <= 1, "be from 0 to 1"),
+            unconditional=(self.unconditional in UNCONDITIONAL, f"be one of {', '.join(UNCONDITIONAL)}"),
+        )
+
+
+class Draws(NamedTuple):
+    """What chance gives a step: of each clip the latent, its noise and time, and what is dropped."""
+
+    x0: Tensor  # (batch, channels, time, mel)
+    eps: Tensor  # the same shape
+    t: Tensor  # (batch,)
+    dropped: Tensor  # (batch,) bool, captions
+    clap_dropped: Tensor  # (batch,) bool, captions for CLAP alone
+    offset: int  # of the padded lengths, see `LENGTH_STEP`
 
 
 class LDMStage(Stage[LDMRecipe]):
@@ -66,7 +95,7 @@ class LDMStage(Stage[LDMRecipe]):
     recipes: ClassVar = {
         "published": LDMRecipe(),
         "small": LDMRecipe(
-            normalize=False,
+            normalize=False, unconditional="reference", clap_dropout=0.0,
             batch=32, seconds=2.56, pool=16_384, steps=7500, learning_rate=1e-3, warmup=300,
             schedule="cosine", ema=0.999, min_snr=5.0, train_t5=True,
         ),
@@ -77,12 +106,29 @@ class LDMStage(Stage[LDMRecipe]):
         self, checkpoint: Checkpoint, recipe: LDMRecipe, device: torch.device, seed: int = 0
     ) -> None:
         super().__init__(checkpoint, recipe, device, seed)
-        self.tokenizers = {
-            name: kind.from_folder(checkpoint.tokenizers[name]) if name in checkpoint.tokenizers else None
+        tokenizers: dict[str, Any] = {
+            name: kind.from_folder(checkpoint.tokenizers[name])
             for name, kind in TOKENIZERS.items()
+            if name in checkpoint.tokenizers
         }
+        self.encoders = TextEncoders(
+            self.networks, tokenizers.get("clap_tokenizer"), tokenizers.get("t5_tokenizer")
+        )
         self.schedule = schedule_of(checkpoint, checkpoint.source)
         self.alpha_bar = self.schedule.alpha_bar.float()  # (steps,)
+
+    @classmethod
+    def recipe_for(cls, checkpoint: Checkpoint) -> Recipe:
+        """Returns the recipe "finetune" with what depends on the model.
+
+        A model that learnt another level than the published ones was trained here and says how its captions
+        were dropped. All others have learnt what upstream trains; a converted one records "reference" only
+        because it samples by default as the reference pipeline does.
+        """
+        recipe = cast(LDMRecipe, super().recipe_for(checkpoint))
+        if checkpoint.normalized or checkpoint.unconditional == "trained":
+            return recipe
+        return replace(recipe, unconditional=checkpoint.unconditional, clap_dropout=0.0)
 
     def trainable(self) -> tuple[str, ...]:
         roles = self.initial.configs["unet"].roles
@@ -110,20 +156,33 @@ class LDMStage(Stage[LDMRecipe]):
     def training_step(
         self, clips: Tensor, captions: list[str], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        batch = len(clips)
+        loss = self.loss(captions, self.draw(clips, generator))
+        return {"loss": loss, "grad_norm": self.optimizer.step(loss, self.done)}
+
+    def draw(self, clips: Tensor, generator: torch.Generator) -> Draws:
+        """Draws what a step needs for clips (batch, 2, channels, time, mel)."""
+        recipe, batch = self.recipe, len(clips)
         mean, std = clips.unbind(dim=1)
         x0 = mean + std * self.randn_like(std, generator)  # (batch, channels, time, mel)
         eps = self.randn_like(x0, generator)
         t = torch.randint(self.schedule.steps, (batch,), generator=generator)
-        dropped = torch.rand(batch, generator=generator) < self.recipe.prompt_dropout
+        decisions = 1 if recipe.unconditional == "trained" else batch
+        dropped = (torch.rand(decisions, generator=generator) < recipe.prompt_dropout).expand(batch)
+        offset = int(torch.randint(LENGTH_STEP, (), generator=generator))
+        clap_dropped = torch.zeros(batch, dtype=torch.bool)
+        if recipe.clap_dropout:
+            clap_dropped = torch.rand(batch, generator=generator) < recipe.clap_dropout
+        return Draws(x0, eps, t, dropped, clap_dropped, offset)
+
+    def loss(self, captions: list[str], draws: Draws) -> Tensor:
+        """Computes the loss of a batch, with gradients into the networks that are trained."""
+        x0, eps, t, dropped, clap_dropped, offset = draws
         alpha_bar = self.alpha_bar[t].to(self.device)
-        signal, noise = (part.sqrt().view(batch, 1, 1, 1) for part in (alpha_bar, 1 - alpha_bar))
+        signal, noise = (part.sqrt().view(-1, 1, 1, 1) for part in (alpha_bar, 1 - alpha_bar))
         with self.autocast():
-            offset = int(torch.randint(LENGTH_STEP, (), generator=generator))
-            cond = self.encode(captions, dropped, offset)
+            cond = self.encode(captions, dropped, offset, clap_dropped)
             predicted = self.network("unet")(signal * x0 + noise * eps, t.to(self.device), **cond.tensors)
-        loss = noise_loss(predicted.float(), eps, alpha_bar, self.recipe.min_snr)
-        return {"loss": loss, "grad_norm": self.optimizer.step(loss, self.done)}
+        return noise_loss(predicted.float(), eps, alpha_bar, self.recipe.min_snr)
 
     @torch.no_grad()
     def validation_step(
@@ -147,30 +206,37 @@ class LDMStage(Stage[LDMRecipe]):
         return {"loss": torch.stack(list(metrics.values())).mean()} | metrics
 
     def checkpoint(self) -> Checkpoint:
-        """Returns the whole model; it keeps the length and level of the training clips."""
-        return replace(super().checkpoint(), seconds=self.recipe.seconds, normalized=self.recipe.normalize)
+        """Returns the whole model; it keeps what generation has to know of its training."""
+        recipe = self.recipe
+        return replace(
+            super().checkpoint(), seconds=recipe.seconds, normalized=recipe.normalize,
+            unconditional=recipe.unconditional,
+        )  # fmt: skip
 
-    def encode(self, captions: list[str], dropped: Tensor, offset: int | None = None) -> Conditioning:
+    def encode(
+        self, captions: list[str], dropped: Tensor, offset: int | None = None,
+        clap_dropped: Tensor | None = None,
+    ) -> Conditioning:  # fmt: skip
         """Encodes captions, with gradients into the networks that are trained.
 
         Args:
             captions: one per clip.
-            dropped: (batch,) bool, True where the empty caption replaces the caption.
+            dropped: (batch,) bool, True where the unconditional conditioning replaces the caption's.
             offset: pads captions to this many tokens, below LENGTH_STEP, or to a multiple of LENGTH_STEP
                 more. None: no padding, as in generation.
+            clap_dropped: (batch,) bool, True where CLAP reads an empty text.
         """
-        cond = encode(
-            self.networks, self.tokenizers["clap_tokenizer"], self.tokenizers["t5_tokenizer"], captions,
-            [""] * len(captions),
-            padded=int if offset is None else lambda tokens: tokens + (offset - tokens) % LENGTH_STEP,
-        )  # fmt: skip
-        assert cond.negative is not None  # of the empty captions above
-        empty, dropped = cond.negative.tensors, dropped.to(self.device)
-        chosen = {
-            name: torch.where(dropped.view(-1, *[1] * (tensor.ndim - 1)), empty[name], tensor)
-            for name, tensor in cond.tensors.items()
-        }
-        return replace(cond, negative=None, **chosen)
+        encoders, rows = self.encoders, []
+        without_clap = torch.zeros_like(dropped) if clap_dropped is None else clap_dropped
+        for caption, drop, drop_clap in zip(captions, dropped.tolist(), without_clap.tolist(), strict=True):
+            encoders.warn_if_cut(caption)
+            length = encoders.length(caption)
+            length += 0 if offset is None else (offset - length) % LENGTH_STEP
+            if drop:
+                rows.append(negative_row(encoders, "", length, self.recipe.unconditional))
+            else:
+                rows.append(Row(caption, "" if drop_clap else caption, length))
+        return Conditioning.cat(encode_rows(self.networks, encoders, rows))
 
     def samples(self, model: AudioLDM2, wave: Tensor, captions: list[str]) -> Iterator[Sample]:
         """Yields a generated sound for each caption, always from the same noise."""

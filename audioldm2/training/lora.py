@@ -70,7 +70,7 @@ class LoRAStage(LDMStage):
     recipes: ClassVar = {
         "published": LoRARecipe(),
         "small": LoRARecipe(
-            normalize=False,
+            normalize=False, unconditional="reference", clap_dropout=0.0,
             batch=16, seconds=2.56, pool=4096, steps=1500, learning_rate=1e-3, schedule="cosine", ema=0.99,
             min_snr=5.0,
         ),
