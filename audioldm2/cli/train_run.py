@@ -70,7 +70,7 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
         raise ValueError(f"'like' in {name} is {like!r}; it has to be one of {', '.join(kind.recipes)}.")
     base = kind.recipe_for(checkpoint) if like == "finetune" and checkpoint else kind.recipes[like]
     flags = {flag: getattr(given, flag) for flag in ("steps", "batch", "seconds")}
-    flags |= {"rank": given.lora, "layers": given.lora_layers}
+    flags |= {"rank": given.lora, "layers": given.lora_layers, "cache_gb": given.cache, "crops": given.crops}
     values |= {flag: value for flag, value in flags.items() if value is not None}
     recipe = override(base, values, f"the recipe {name or like}")
     if name is not None:
@@ -99,7 +99,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def clips_of(settings: Settings, recipe: Recipe, rate: int, workers: int) -> ClipSettings:
     captioned = STAGES[settings.stage].captioned
-    return ClipSettings(recipe.seconds, rate, settings.seed, recipe.pad, recipe.normalize, captioned, workers)
+    return ClipSettings(
+        recipe.seconds, rate, settings.seed, recipe.pad, recipe.normalize, captioned, recipe.crops, workers
+    )
 
 
 def open_data(settings: Settings, clips: ClipSettings, worlds: Worlds) -> tuple[Captioned, Captioned | None]:

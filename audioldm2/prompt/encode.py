@@ -82,18 +82,25 @@ class TextEncoders:
             clap_texts: for CLAP, as many.
             length: what T5's tokens are padded to.
         """
-        device, clap_vector, text_context, t5_mask = self.networks.device, None, None, None
-        if self.clap_tokenizer:
-            tokenizer = self.clap_tokenizer
-            clap = pad([tokenizer.encode(text) for text in clap_texts], tokenizer.pad_id)
-            with self.networks.running("clap_text") as clap_text:
-                clap_vector = clap_text(clap.ids.to(device), clap.mask.to(device))  # (batch, clap_dim)
-        if self.t5_tokenizer:
-            t5 = pad([self.t5_tokenizer.encode(text) for text in texts], self.t5_tokenizer.pad_id, length)
-            t5_mask = t5.mask.to(device)
-            with self.networks.running("t5") as t5_encoder:
-                text_context = t5_encoder(t5.ids.to(device), t5_mask)  # (batch, seq, t5_dim)
-        return TextVectors(clap_vector, text_context, t5_mask)
+        clap = self.read_clap(clap_texts) if self.clap_tokenizer else None
+        return TextVectors(clap, *(self.read_t5(texts, length) if self.t5_tokenizer else (None, None)))
+
+    def read_clap(self, texts: Sequence[str]) -> Tensor:
+        """CLAP's vectors of some texts, (batch, clap_dim)."""
+        assert self.clap_tokenizer is not None
+        tokens = pad([self.clap_tokenizer.encode(text) for text in texts], self.clap_tokenizer.pad_id)
+        device = self.networks.device
+        with self.networks.running("clap_text") as clap_text:
+            return clap_text(tokens.ids.to(device), tokens.mask.to(device))
+
+    def read_t5(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """T5's vectors of some texts, (batch, length, t5_dim), and their mask (batch, length)."""
+        assert self.t5_tokenizer is not None
+        tokenizer, device = self.t5_tokenizer, self.networks.device
+        tokens = pad([tokenizer.encode(text) for text in texts], tokenizer.pad_id, length)
+        mask = tokens.mask.to(device)
+        with self.networks.running("t5") as t5_encoder:
+            return t5_encoder(tokens.ids.to(device), mask), mask
 
     def warn_if_cut(self, text: str) -> None:
         """Warn of the text that T5 cuts, or CLAP if T5 cuts none: T5 reads less, so its loss is the larger."""

@@ -78,6 +78,10 @@ class Networks:
             return
         with ops.using(self.ops):
             if self.residence == "device":
+                if name not in self._loaded:  # it was released
+                    self._loaded[name] = materialise(
+                        self.checkpoint, name, device=self.device, dtype=self.dtypes[name]
+                    )
                 yield self._loaded[name]
                 return
             with self._lock:
@@ -92,6 +96,12 @@ class Networks:
                     self._users[name] -= 1
                     if not self._users[name]:
                         self._remove(name)
+
+    def release(self, name: str) -> None:
+        """Free the weights of a network, which is read again if it runs once more; nobody runs it now."""
+        network = self._loaded.pop(name, None)
+        if network is not None:
+            network.to("meta")
 
     def _bring(self, name: str) -> None:
         if self.residence == "disk":

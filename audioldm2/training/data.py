@@ -95,18 +95,20 @@ class Sounds:
         pad: what fills up a short sound: "silence", or "repeat" for the sound again and again.
         normalize: bring each clip to the level of the published models, before padding: no mean, a peak of
             0.5. Silent crops are drawn again; after `DRAWS` the clip is taken around the loudest sample.
+        crops: of each sound that is longer than a clip, taken in turn, one an epoch. 0: a new one every time.
         workers: threads that read the clips of a batch. Decoding and resampling do not hold Python's lock.
     """
 
     def __init__(
         self, name: str, items: Sequence[Item], checked: Mapping[Path, Checked], seconds: float,
-        sample_rate: int, *, seed: int = 0, pad: str = "silence", normalize: bool = False, workers: int = 1,
+        sample_rate: int, *, seed: int = 0, pad: str = "silence", normalize: bool = False, crops: int = 0,
+        workers: int = 1,
     ) -> None:  # fmt: skip
         require_choice("pad", pad, PADDINGS)
         require_whole("workers", workers, 1)
         self.name, self.items, self.checked = name, list(items), checked
         self.sample_rate, self.seed, self.pad, self.normalize = sample_rate, seed, pad, normalize
-        self.samples = round(seconds * sample_rate)
+        self.samples, self.crops = round(seconds * sample_rate), crops
         facts = [self._facts(item.file) for item in self.items]
         self.seconds = sum(each.frames / each.rate for each in facts)
         # Where all sounds do not fit in memory, decoding more than twice a clip would be wasted.
@@ -126,6 +128,12 @@ class Sounds:
     def captions(self) -> list[str]:
         """Returns every caption of every sound."""
         return [caption for item in self.items for caption in item.captions]
+
+    def distinct(self) -> int | None:
+        """Returns how many clips there are before all of them have been given once; None: no end."""
+        facts = [self._facts(item.file) for item in self.items]
+        short = all(-(-each.frames * self.sample_rate // each.rate) <= self.samples for each in facts)
+        return len(self) if short else len(self) * self.crops or None
 
     def digest(self) -> str:
         """Returns a hash of the files' names, lengths and captions, by which a resumed run knows its data."""
@@ -147,7 +155,9 @@ class Sounds:
         drawn = drawn[first : first + size]
 
         def clip(place: int) -> Tensor:
-            return self._clip(self.items[drawn[place][1]].file, rng("crop", self.seed, step, place))
+            epoch, index = drawn[place]
+            crop = (index, epoch % self.crops) if self.crops else (step, place)
+            return self._clip(self.items[index].file, rng("crop", self.seed, *crop))
 
         waves = list((self._executor.map if self._executor else map)(clip, range(size)))
         return torch.stack(waves), [self._caption(*each) for each in drawn]  # (size, samples)
@@ -220,6 +230,12 @@ def digest_of(data: Captioned) -> str | None:
     """Returns a hash of a source's sounds and captions; None for one that has none, such as a world."""
     digest = getattr(data, "digest", None)
     return None if digest is None else digest()
+
+
+def distinct(data: Captioned) -> int | None:
+    """Returns how many clips a source gives before they repeat; None for an endless one, such as a world."""
+    count = getattr(data, "distinct", None)
+    return None if count is None else count()
 
 
 class AtTrainedLevel:

@@ -30,7 +30,7 @@ Traps
   little.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple, cast
@@ -38,13 +38,18 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from audioldm2.adapters.writing import hash_of
 from audioldm2.checkpoints.storage import TOKENIZERS, Checkpoint, schedule_of
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import UNCONDITIONAL, Row, TextEncoders, encode_rows, negative_row
+from audioldm2.training.cache import CachedTexts, TensorCache, cached_latents
+from audioldm2.training.cache_filling import fill
+from audioldm2.training.data import Captioned
 from audioldm2.training.losses import noise_loss
 from audioldm2.training.recipe import Recipe
+from audioldm2.training.sound_checks import cache_folder
 from audioldm2.training.stage import Sample, Stage
 
 LENGTH_STEP = 4  # tokens between padded lengths
@@ -63,6 +68,7 @@ class LDMRecipe(Recipe):
     prompt_dropout: float = 0.1  # fraction of captions that are dropped
     unconditional: str = "trained"  # what stands for a dropped caption: "trained" or "reference", see above
     clap_dropout: float = 0.1  # fraction of clips for which CLAP alone reads an empty text
+    cache_gb: float = 0.0  # of latents and text vectors, kept on disk (cache.py); 0: none
     min_snr: float | None = None  # gamma of min-SNR weighting, such as 5; null: no weighting
     train_t5: bool = False  # True for a T5 that was not pretrained
 
@@ -71,6 +77,7 @@ class LDMRecipe(Recipe):
         self.require(
             prompt_dropout=(0 <= self.prompt_dropout <= 1, "be from 0 to 1"),
             clap_dropout=(0 <= self.clap_dropout <= 1, "be from 0 to 1"),
+            cache_gb=(self.cache_gb >= 0, "be at least 0"),
             unconditional=(self.unconditional in UNCONDITIONAL, f"be one of {', '.join(UNCONDITIONAL)}"),
         )
 
@@ -114,6 +121,14 @@ class LDMStage(Stage[LDMRecipe]):
         self.encoders = TextEncoders(
             self.networks, tokenizers.get("clap_tokenizer"), tokenizers.get("t5_tokenizer")
         )
+        self.cache: TensorCache | None = None
+        self.hashes: dict[str, str] = {}  # of the weights of networks
+        if recipe.cache_gb:
+            self.cache = TensorCache(cache_folder() / "training", recipe.cache_gb * 1e9)
+            texts = [name for name in ("clap_text", "t5") if name in self.frozen()]
+            self.encoders = CachedTexts(
+                self.encoders, self.cache, {name: self._settings_of(name) for name in texts}
+            )
         self.schedule = schedule_of(checkpoint, checkpoint.source)
         self.alpha_bar = self.schedule.alpha_bar.float()  # (steps,)
 
@@ -149,9 +164,41 @@ class LDMStage(Stage[LDMRecipe]):
     @torch.no_grad()
     def prepare(self, wave: Tensor) -> Tensor:
         """Encodes clips to means and standard deviations of latents: (batch, 2, channels, time, mel)."""
+        if self.cache is None:
+            return self.encode_clips(wave)
+        return cached_latents(self.cache, self._settings_of("vae"), wave, self.encode_clips).to(self.device)
+
+    @torch.no_grad()
+    def encode_clips(self, wave: Tensor) -> Tensor:
+        """What `prepare` returns, computed."""
         with self.autocast():
             moments = self.network("vae").encode(self.mel(wave.to(self.device)).unsqueeze(1))
         return torch.stack(moments, dim=1).float()
+
+    def _settings_of(self, name: str) -> tuple[object, ...]:
+        """What the output of a frozen network depends on, beside its input."""
+        if name not in self.hashes:
+            self.hashes[name] = hash_of(self.initial.states, [name])
+        shape = (self.front_end, self.downsampling) if name == "vae" else ()
+        return self.hashes[name], self.recipe.bf16, *shape
+
+    def compute_ahead(
+        self, data: Captioned, validation: Captioned | None, report: Callable[[str], object],
+        should_stop: Callable[[], object],
+    ) -> None:  # fmt: skip
+        """Fills the cache, and frees the networks whose whole output it holds."""
+        if self.cache is None:
+            return
+        with self.autocast():
+            complete = fill(
+                cast(CachedTexts, self.encoders), self.prepare, data, validation, size=self.recipe.batch,
+                pool=self.recipe.pool, report=report, should_stop=should_stop,
+            )  # fmt: skip
+        if complete:
+            freed = [name for name in ("vae", "clap_text", "t5") if name in self.frozen()]
+            for name in freed:
+                self.networks.release(name)
+            report(f"cache: {self.cache.bytes / 1e9:.3g} GB; freed {', '.join(freed)}")
 
     def training_step(
         self, clips: Tensor, captions: list[str], generator: torch.Generator

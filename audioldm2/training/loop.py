@@ -75,6 +75,7 @@ def train(
         run.log.require_writable()
         run.finish_last_save()
         try:
+            stage.compute_ahead(data, validation, report, should_stop)
             return run.train(should_stop)
         except Exception:
             run.save_before_ending()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from audioldm2.errors import ArgumentError
-from audioldm2.training.data import Captioned, digest_of
+from audioldm2.training.data import Captioned, digest_of, distinct
 
 SHARE = 0.25  # of the clips, unless another is given
 
@@ -35,6 +35,13 @@ class Mixed:
     def digest(self) -> str:
         """Returns a hash of the sounds and captions of both sources."""
         return f"{digest_of(self.new)} {digest_of(self.old)}"
+
+    def distinct(self) -> int | None:
+        """Returns how many clips there are before all of both sources have been given."""
+        new, old = distinct(self.new), distinct(self.old)
+        if new is None or old is None:
+            return None
+        return math.ceil(max(new / (1 - self.share), old / self.share)) + 1
 
     def captions(self) -> list[str]:
         """Returns the captions of both sources."""

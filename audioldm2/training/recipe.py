@@ -28,6 +28,7 @@ class Recipe:
     pad: str = "silence"  # what fills up a shorter sound: "silence", or "repeat"
     normalize: bool = False  # bring each clip to a peak of 0.5 and no mean; draw silent crops again
     pool: int = 0  # train on this many clips only, prepared once and kept in memory; 0: always fresh ones
+    crops: int = 0  # of each sound longer than a clip, drawn once for the run; 0: a new one every time
     steps: int = 100_000
     optimizer: str = "adamw"  # or "muon" for matrices and convolutions (muon.py)
     learning_rate: float = 1e-4
@@ -45,6 +46,7 @@ class Recipe:
             seconds=(self.seconds > 0, "be above 0"),
             pad=(self.pad in PADDINGS, f"be one of {', '.join(PADDINGS)}"),
             pool=(self.pool == 0 or self.pool >= self.batch, "be 0, or at least the batch size"),
+            crops=(self.crops >= 0, "be at least 0"),
             steps=(self.steps >= 1, "be at least 1"),
             optimizer=(self.optimizer in OPTIMIZERS, f"be one of {', '.join(OPTIMIZERS)}"),
             learning_rate=(self.learning_rate > 0, "be above 0"),

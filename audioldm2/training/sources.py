@@ -36,6 +36,7 @@ class ClipSettings:
     pad: str = "silence"
     normalize: bool = False
     captioned: bool = True  # whether captions are required
+    crops: int = 0
     workers: int = 1
 
 
@@ -137,5 +138,6 @@ def _opened(
     sift(reasons, len(checked), source, options.skip_bad, report)
     return Sounds(
         f"{purpose}{source}", [item for item in items if item.file not in reasons], checked, clips.seconds,
-        clips.sample_rate, seed=clips.seed, pad=clips.pad, normalize=clips.normalize, workers=clips.workers,
+        clips.sample_rate, seed=clips.seed, pad=clips.pad, normalize=clips.normalize, crops=clips.crops,
+        workers=clips.workers,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """The base class of all stages: networks, training steps, saving and restoring state."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,6 +17,7 @@ from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import ArgumentError, some
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.runtime.placement import Networks
+from audioldm2.training.data import Captioned
 from audioldm2.training.optimizer import EMA, Optimizer
 from audioldm2.training.randomness import forked_rng, generator
 from audioldm2.training.recipe import Recipe
@@ -124,6 +125,19 @@ class Stage(Generic[SomeRecipe]):
         """Computes what `training_step` reads from clips (batch, samples), as far as it is deterministic and
         does not depend on trained weights."""
         return wave.to(self.device)
+
+    def compute_ahead(
+        self, data: Captioned, validation: Captioned | None, report: Callable[[str], object],
+        should_stop: Callable[[], object],
+    ) -> None:  # fmt: skip
+        """Computes what the recipe wants to have before the first step.
+
+        Args:
+            data: the clips to train on.
+            validation: those to validate on, if there are any.
+            report: called with lines of progress.
+            should_stop: if it returns something true, the rest is left undone.
+        """
 
     def training_step(
         self, clips: Tensor, captions: list[str], generator: torch.Generator

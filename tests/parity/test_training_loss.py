@@ -45,9 +45,7 @@ def stages(folder: Path) -> dict[str, LDMStage]:
     checkpoint = convert.read_diffusers(folder)
     published = STAGES["ldm"].recipes["published"]
     shared = {name: getattr(published, name) for name in ("normalize", "min_snr", "train_t5")}
-    return {
-        how: stage_of("ldm", checkpoint, unconditional=how, **shared) for how in ("trained", "reference")
-    }
+    return {how: stage_of("ldm", checkpoint, unconditional=how, **shared) for how in ("trained", "reference")}
 
 
 def waves() -> Tensor:

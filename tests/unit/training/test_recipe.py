@@ -55,7 +55,10 @@ def test_vocoder_schedule_restarts_after_the_additive_phase():
         ({"adversary": 3}, "has 'adversary'; the fields of this recipe are batch, "),
         ({"prompt_dropout": 2}, "prompt_dropout of the recipe is 2; it has to be from 0 to 1"),
         ({"clap_dropout": -1}, "clap_dropout of the recipe is -1; it has to be from 0 to 1"),
-        ({"unconditional": "both"}, "unconditional of the recipe is 'both'; it has to be one of reference, tr"),
+        (
+            {"unconditional": "both"},
+            "unconditional of the recipe is 'both'; it has to be one of reference, tr",
+        ),
     ],
 )
 def test_rejects_values_that_are_not_allowed(values: dict, message: str):

@@ -1,0 +1,67 @@
+"""Filling the cache of a run before its first step, so that the networks it stands for can be freed."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+import torch
+from torch import Tensor
+
+from audioldm2.errors import ArgumentError
+from audioldm2.training.cache import CachedTexts
+from audioldm2.training.data import Captioned, distinct
+from audioldm2.training.judging import VALIDATION_CLIPS
+from audioldm2.training.progress import PROGRESS_SECONDS, time_left
+
+
+def fill(
+    encoders: CachedTexts, prepare: Callable[[Tensor], Tensor], data: Captioned, validation: Captioned | None,
+    *, size: int, pool: int, report: Callable[[str], object], should_stop: Callable[[], object],
+) -> bool:  # fmt: skip
+    """Computes everything that a run will ask of its cache, and that the cache lacks.
+
+    Args:
+        encoders: of the captions, with the cache.
+        prepare: of clips (batch, samples), through the same cache.
+        data: the clips to train on.
+        validation: those to validate on, if there are any.
+        size: of a batch.
+        pool: how many clips of the data the run uses; 0: all.
+        report: called with lines of progress.
+        should_stop: if it returns something true, the rest is left undone.
+
+    Returns:
+        Whether the cache holds everything.
+
+    Raises:
+        ArgumentError: clips never repeat, so that a cache is of no use.
+    """
+    cache, clips = encoders.cache, pool or distinct(data)
+    if clips is None:
+        allowed = "be 0 where every clip is a new one; set crops (--crops), or a pool in the recipe"
+        raise ArgumentError("cache_gb", cache.limit / 1e9, allowed)
+    batches = [(data, step) for step in range(-(-clips // size))]
+    if validation is not None:
+        batches += [(validation, step) for step in range(-(-VALIDATION_CLIPS // size))]
+    texts = list(dict.fromkeys(["", *data.captions(), *(validation.captions() if validation else [])]))
+    groups = [texts[i : i + size] for i in range(0, len(texts), size)]
+    report(f"cache: {clips} clips and {len(texts)} captions, in {cache.folder}")
+    began = reported = time.monotonic()
+    for done, part in enumerate([*batches, *groups]):
+        if should_stop():
+            return False
+        if isinstance(part, tuple):
+            source, step = part
+            prepare(source.batch(step, size)[0])
+        else:
+            with torch.no_grad():
+                encoders.read(part, part, max(encoders.length(text) for text in part))
+        if time.monotonic() - reported > PROGRESS_SECONDS:
+            reported = time.monotonic()
+            left = (len(batches) + len(groups) - done - 1) * (reported - began) / (done + 1)
+            report(
+                f"cache: {done + 1} of {len(batches) + len(groups)} batches, {time_left(left, datetime.now())}"
+            )
+    if not cache.complete:
+        report(f"cache: full at {cache.bytes / 1e9:.3g} GB; what it lacks is computed each time")
+    return cache.complete
