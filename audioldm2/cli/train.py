@@ -86,9 +86,9 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     add("--batch", type=whole_number, metavar="N", help="clips a step (default: the recipe's)")
     add("--seconds", type=number, metavar="S", help="length of each clip (default: the recipe's)")
     add("--crops", type=whole_number, metavar="N",
-        help="crops of each sound that is longer than a clip; 0: a new one every time (default: the recipe's)")
+        help="crops of each longer sound; 0: a new one every time (default: the recipe's)")
     add("--cache", type=number, metavar="GB",
-        help="keep latents and text vectors on disk, up to this size, and free the networks that compute them "
+        help="keep latents and text vectors on disk, up to this size, and free what computes them "
         "(default: the recipe's, 0)")
     add("--audio-column", metavar="NAME",
         help="the table's column of sound files (default: file, file_name, filename, audio, wav or path)")

@@ -22,10 +22,13 @@ The file is long because the whole network, with its config and the config's rul
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from audioldm2 import ops
 from audioldm2.errors import ArgumentError
@@ -322,6 +325,7 @@ class UNet(nn.Module):
         t5_mask: Tensor | None = None,
         clap_vector: Tensor | None = None,
         keys_values: list[dict[str, list[KeyValue]]] | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """Predict the noise in x.
 
@@ -336,6 +340,8 @@ class UNet(nn.Module):
                 all.
             clap_vector: (batch, film_dim), where the config has one.
             keys_values: what `context_keys_values` returned for these contexts; computed here if None.
+            recompute: for training with less memory: of each layer keep only its input, and run it once more
+                on the way back (gradient checkpointing, Chen et al. 2016, arXiv 1604.06174).
 
         Returns:
             (batch, latent_channels, time, mel).
@@ -343,6 +349,7 @@ class UNet(nn.Module):
         if keys_values is None:
             keys_values = self.context_keys_values(gpt2_context, text_context)
         contexts = iter(keys_values)  # one for each layer below
+        run = partial(checkpoint, use_reentrant=False) if recompute else _run
         masks = {T5: None if t5_mask is None else t5_mask[:, None, None, :]}  # (batch, 1, 1, tokens)
         time = timestep_embedding(t.reshape(-1), self.config.channels[0])  # (1 or batch, channels[0])
         time = self.time_out(F.silu(self.time_in(time.to(x.dtype))))  # (1 or batch, time_dim)
@@ -355,13 +362,13 @@ class UNet(nn.Module):
         skips = [x]
         for down in self.down:
             for layer in down.layers:
-                x = layer(x, time, next(contexts), masks)
+                x = run(layer, x, time, next(contexts), masks)
                 skips.append(x)
             if down.downsample is not None:
                 x = down.downsample(x)  # (batch, channels, ceil(time / 2), ceil(mel / 2))
                 skips.append(x)
 
-        x = self.middle.layer(x, time, next(contexts), masks)
+        x = run(self.middle.layer, x, time, next(contexts), masks)
         x = self.middle.resnet(x, time)
 
         for up in self.up:
@@ -369,8 +376,12 @@ class UNet(nn.Module):
                 x = torch.cat(
                     [x, repeat_to_batch(skips.pop(), len(x))], dim=1
                 )  # (batch, channels + skip, time, mel)
-                x = layer(x, time, next(contexts), masks)  # (batch, channels, time, mel)
+                x = run(layer, x, time, next(contexts), masks)  # (batch, channels, time, mel)
             if up.upsample is not None:
                 x = up.upsample(x, skips[-1].shape[2:])  # to the next skip's time and mel
 
         return self.conv_out(F.silu(self.norm_out(x), inplace=True))  # (batch, latent_channels, time, mel)
+
+
+def _run(layer: Layer, *inputs: Any) -> Tensor:
+    return layer(*inputs)

@@ -103,7 +103,7 @@ class TextEncoders:
             return t5_encoder(tokens.ids.to(device), mask), mask
 
     def warn_if_cut(self, text: str) -> None:
-        """Warn of the text that T5 cuts, or CLAP if T5 cuts none: T5 reads less, so its loss is the larger."""
+        """Warn of what T5 cuts, or CLAP if T5 cuts nothing: T5 reads less, so its loss is the larger."""
         for tokenizer, name in ((self.t5_tokenizer, "T5"), (self.clap_tokenizer, "CLAP")):
             cut = tokenizer.truncated_part(text) if tokenizer else ""
             if tokenizer and cut:

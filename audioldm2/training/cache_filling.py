@@ -59,9 +59,8 @@ def fill(
         if time.monotonic() - reported > PROGRESS_SECONDS:
             reported = time.monotonic()
             left = (len(batches) + len(groups) - done - 1) * (reported - began) / (done + 1)
-            report(
-                f"cache: {done + 1} of {len(batches) + len(groups)} batches, {time_left(left, datetime.now())}"
-            )
+            count = f"{done + 1} of {len(batches) + len(groups)} batches"
+            report(f"cache: {count}, {time_left(left, datetime.now())}")
     if not cache.complete:
         report(f"cache: full at {cache.bytes / 1e9:.3g} GB; what it lacks is computed each time")
     return cache.complete

@@ -6,9 +6,9 @@ learns the unconditional distribution, which guidance needs.
 
 What a dropped caption's conditioning is, and which are dropped together, follows `LDMRecipe.unconditional`:
 
-- "trained", as upstream trains: the captions of a whole batch at once, with zeros for GPT-2's vectors and T5's
-  vectors of the empty text unpadded. Besides, CLAP alone reads an empty text for one clip in ten. This is the
-  default for the published sizes and for fine-tuning a published model, whose weights have learnt it so.
+- "trained", as upstream trains: the captions of a whole batch at once, with zeros for GPT-2's vectors and
+  T5's vectors of the empty text unpadded. Besides, CLAP alone reads an empty text for one clip in ten. This is
+  the default for the published sizes and for fine-tuning a published model, whose weights have learnt it so.
 - "reference": each caption by itself; the empty text goes through all text networks, which is what the
   reference pipeline (diffusers) samples with. The model in the box and others of the recipe "small" learn it
   so: they have no upstream to agree with, and sampling then needs no second reading of an empty prompt.
@@ -16,10 +16,10 @@ What a dropped caption's conditioning is, and which are dropped together, follow
 The saved model records the reading, and generation follows it.
 
 Source: Ho et al. 2020, "DDPM" (arXiv 2006.11239), algorithm 1; Ho & Salimans 2022 (arXiv 2207.12598) for the
-empty captions; AudioLDM 2 (arXiv 2308.05734), section III; haoheliu/AudioLDM-training-finetuning,
-`LatentDiffusion.get_input` and `CLAPAudioEmbeddingClassifierFreev2.forward` for upstream's drops. The paper first trains GPT-2 to predict AudioMAE
-features of the sound. Only the original .pth files contain AudioMAE, and no network here reads it; here GPT-2
-learns from the denoiser's loss.
+dropped captions; haoheliu/AudioLDM-training-finetuning, `LatentDiffusion.get_input` and
+`CLAPAudioEmbeddingClassifierFreev2.forward`, for how upstream drops them; AudioLDM 2 (arXiv 2308.05734),
+section III. The paper first trains GPT-2 to predict AudioMAE features of the sound. Only the original .pth
+files contain AudioMAE, and no network here reads it; here GPT-2 learns from the denoiser's loss.
 
 Traps
 - With "reference", an empty caption is padded to the length of the caption that it replaces: guidance encodes
@@ -68,6 +68,9 @@ class LDMRecipe(Recipe):
     prompt_dropout: float = 0.1  # fraction of captions that are dropped
     unconditional: str = "trained"  # what stands for a dropped caption: "trained" or "reference", see above
     clap_dropout: float = 0.1  # fraction of clips for which CLAP alone reads an empty text
+    accumulate: int = 1  # parts of a batch that are computed one after the other; the loss stays the same
+    recompute: bool = False  # keep only the inputs of the denoiser's layers: less memory, a third slower
+    frozen_bf16: bool = False  # hold the weights that do not learn in bfloat16; needs bf16
     cache_gb: float = 0.0  # of latents and text vectors, kept on disk (cache.py); 0: none
     min_snr: float | None = None  # gamma of min-SNR weighting, such as 5; null: no weighting
     train_t5: bool = False  # True for a T5 that was not pretrained
@@ -77,6 +80,8 @@ class LDMRecipe(Recipe):
         self.require(
             prompt_dropout=(0 <= self.prompt_dropout <= 1, "be from 0 to 1"),
             clap_dropout=(0 <= self.clap_dropout <= 1, "be from 0 to 1"),
+            accumulate=(1 <= self.accumulate <= self.batch, "be from 1 to the batch size"),
+            frozen_bf16=(self.bf16 or not self.frozen_bf16, "be false without bf16"),
             cache_gb=(self.cache_gb >= 0, "be at least 0"),
             unconditional=(self.unconditional in UNCONDITIONAL, f"be one of {', '.join(UNCONDITIONAL)}"),
         )
@@ -91,6 +96,11 @@ class Draws(NamedTuple):
     dropped: Tensor  # (batch,) bool, captions
     clap_dropped: Tensor  # (batch,) bool, captions for CLAP alone
     offset: int  # of the padded lengths, see `LENGTH_STEP`
+
+    def of(self, rows: slice) -> "Draws":
+        """Those of some clips."""
+        x0, eps, t, dropped, clap_dropped, offset = self
+        return Draws(x0[rows], eps[rows], t[rows], dropped[rows], clap_dropped[rows], offset)
 
 
 class LDMStage(Stage[LDMRecipe]):
@@ -161,6 +171,10 @@ class LDMStage(Stage[LDMRecipe]):
             *(("t5",) if {GPT2, T5} & config.roles and not self.recipe.train_t5 else ()),
         )
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of the networks that do not learn, half where the recipe says so."""
+        return torch.bfloat16 if self.recipe.frozen_bf16 and name in self.frozen() else torch.float32
+
     @torch.no_grad()
     def prepare(self, wave: Tensor) -> Tensor:
         """Encodes clips to means and standard deviations of latents: (batch, 2, channels, time, mel)."""
@@ -180,7 +194,7 @@ class LDMStage(Stage[LDMRecipe]):
         if name not in self.hashes:
             self.hashes[name] = hash_of(self.initial.states, [name])
         shape = (self.front_end, self.downsampling) if name == "vae" else ()
-        return self.hashes[name], self.recipe.bf16, *shape
+        return self.hashes[name], self.recipe.bf16, self.dtype_of(name), *shape
 
     def compute_ahead(
         self, data: Captioned, validation: Captioned | None, report: Callable[[str], object],
@@ -203,8 +217,18 @@ class LDMStage(Stage[LDMRecipe]):
     def training_step(
         self, clips: Tensor, captions: list[str], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        loss = self.loss(captions, self.draw(clips, generator))
-        return {"loss": loss, "grad_norm": self.optimizer.step(loss, self.done)}
+        draws, size = self.draw(clips, generator), -(-len(clips) // self.recipe.accumulate)
+        losses = []
+
+        def parts() -> Iterator[Tensor]:
+            for first in range(0, len(clips), size):
+                rows = slice(first, first + size)
+                loss = self.loss(captions[rows], draws.of(rows)) * (len(captions[rows]) / len(clips))
+                losses.append(loss.detach())
+                yield loss
+
+        grad_norm = self.optimizer.step(parts(), self.done)
+        return {"loss": torch.stack(losses).sum(), "grad_norm": grad_norm}
 
     def draw(self, clips: Tensor, generator: torch.Generator) -> Draws:
         """Draws what a step needs for clips (batch, 2, channels, time, mel)."""
@@ -228,7 +252,10 @@ class LDMStage(Stage[LDMRecipe]):
         signal, noise = (part.sqrt().view(-1, 1, 1, 1) for part in (alpha_bar, 1 - alpha_bar))
         with self.autocast():
             cond = self.encode(captions, dropped, offset, clap_dropped)
-            predicted = self.network("unet")(signal * x0 + noise * eps, t.to(self.device), **cond.tensors)
+            predicted = self.network("unet")(
+                signal * x0 + noise * eps, t.to(self.device), **cond.tensors,
+                recompute=self.recipe.recompute,
+            )  # fmt: skip
         return noise_loss(predicted.float(), eps, alpha_bar, self.recipe.min_snr)
 
     @torch.no_grad()

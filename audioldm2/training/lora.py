@@ -84,6 +84,10 @@ class LoRAStage(LDMStage):
         used = (*super().trainable(), *super().frozen())
         return tuple(name for name in used if name not in self.trainable())
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of the weights below the adapters too, which are float32 themselves."""
+        return torch.bfloat16 if self.recipe.frozen_bf16 else torch.float32
+
     def make_trainable(self, name: str) -> nn.Module:
         """Returns the matrices of the adapters that it puts on a network."""
         return lora.add_trainable(

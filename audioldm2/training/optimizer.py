@@ -35,11 +35,12 @@ class Optimizer:
             groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
             self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
 
-    def step(self, loss: Tensor, step: int) -> Tensor:
+    def step(self, loss: Tensor | Iterable[Tensor], step: int) -> Tensor:
         """Backpropagates a loss and updates the parameters, unless the loss or its gradient is not finite.
 
         Args:
-            loss: a scalar.
+            loss: a scalar, or scalars whose sum is the loss: each is taken and backpropagated before the next
+                is, so that only one of their graphs is in memory.
             step: counted from 0; it determines the learning rate.
 
         Returns:
@@ -48,12 +49,13 @@ class Optimizer:
         Raises:
             FloatingPointError: the loss or its gradient is NaN or infinite; no parameter has changed.
         """
-        _require_finite("the loss", loss)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(step)
             optimizer.zero_grad()
-        loss.backward()
+        for part in [loss] if isinstance(loss, Tensor) else loss:
+            _require_finite("the loss", part)
+            part.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
         _require_finite("the norm of the gradient", norm)
         self.updates += 1

@@ -77,7 +77,7 @@ class Stage(Generic[SomeRecipe]):
         self.require_length("seconds", recipe.seconds)
         configs = {name: checkpoint.configs[name] for name in needed}
         self.networks = Networks(
-            replace(checkpoint, configs=configs), device, dict.fromkeys(configs, torch.float32)
+            replace(checkpoint, configs=configs), device, {name: self.dtype_of(name) for name in configs}
         )
         self.trained: dict[str, Any] = {name: self.make_trainable(name) for name in self.trainable()}
         self.ema = {name: EMA(network, recipe.ema) for name, network in self.trained.items() if recipe.ema}
@@ -106,6 +106,10 @@ class Stage(Generic[SomeRecipe]):
     def frozen(self) -> tuple[str, ...]:
         """Names the networks that are used but not trained."""
         return ()
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Returns the dtype in which a network's weights are held."""
+        return torch.float32
 
     def make_trainable(self, name: str) -> nn.Module:
         """Returns what is trained of a network: by default all of it."""

@@ -60,7 +60,7 @@ def test_losses_are_those_without_a_cache(
 ):
     values = SHORT | {"unconditional": unconditional}
     plain = losses(stage_of(name, random_weights, **values))
-    for run in ("empty", "filled"):
+    for _ in ("an empty cache", "a filled one"):
         stage = stage_of(name, random_weights, **values, cache_gb=1.0)
         assert losses(stage) == pytest.approx(plain, rel=1e-6)
         assert not {"vae", "clap_text", "t5"} & loaded(stage), "what the cache holds is freed"

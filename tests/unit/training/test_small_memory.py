@@ -1,0 +1,126 @@
+"""What lets a stage run in less memory: parts of a batch, recomputed layers, frozen weights in bfloat16."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from audioldm2.checkpoints.storage import Checkpoint
+from audioldm2.errors import ArgumentError
+from audioldm2.training.ldm import LDMRecipe, LDMStage
+from audioldm2.training.randomness import generator
+from tests.support.training import clips, stage_of
+
+VALUES = {"learning_rate": 1e-5, "prompt_dropout": 0.3, "clap_dropout": 0.3, "rank": 2}
+
+
+def stage(name: str, checkpoint: Checkpoint, **values: object) -> LDMStage:
+    shared = {key: value for key, value in VALUES.items() if name == "lora" or key != "rank"}
+    return stage_of(name, checkpoint, **shared | values)
+
+
+def gradients(stage: LDMStage, batch: int) -> tuple[float, dict[str, Tensor]]:
+    """The loss of a step and the gradients before clipping."""
+    if stage.name == "lora":  # B = 0 gives A no gradient
+        for key, parameter in stage.trained["unet"].named_parameters():
+            torch.nn.init.normal_(parameter, 0, 0.1, generator=generator(key))
+    waves, captions = clips(batch, 0.32)
+    loss = stage.step(waves, captions)["loss"]
+    named = {
+        f"{name}.{key}": parameter.grad
+        for name, network in stage.trained.items()
+        for key, parameter in network.named_parameters()
+    }
+    return loss, {key: grad.clone() for key, grad in named.items() if grad is not None}
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys() and expected
+    whole = torch.cat([grad.flatten() for grad in expected.values()]).norm()
+    error = torch.cat([(found[key] - expected[key]).flatten() for key in expected]).norm()
+    assert error < tolerance * whole
+
+
+@pytest.mark.parametrize("unconditional", ["trained", "reference"])
+@pytest.mark.parametrize("name", ["ldm", "lora"])
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_parts_of_a_batch_add_up_to_it(name: str, unconditional: str, parts: int, random_weights: Checkpoint):
+    """Five clips in parts of 3 and 2, of 2, 2 and 1, and of 1."""
+    loss, expected = gradients(stage(name, random_weights, unconditional=unconditional), 5)
+    values = {"unconditional": unconditional, "accumulate": parts}
+    in_parts, found = gradients(stage(name, random_weights, **values), 5)
+    assert in_parts == pytest.approx(loss, rel=1e-5)
+    assert_close(found, expected, 1e-5)
+
+
+def test_parts_are_computed_one_after_the_other(random_weights: Checkpoint, monkeypatch):
+    made, sizes = stage("ldm", random_weights, accumulate=2), []
+    unet = made.network("unet")
+    unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    backward = Tensor.backward
+    monkeypatch.setattr(Tensor, "backward", lambda self: (sizes.append("back"), backward(self))[1])
+    made.step(*clips(4, 0.32))
+    assert sizes == [2, "back", 2, "back"]
+
+
+def test_nan_in_a_later_part_changes_no_parameter(random_weights: Checkpoint):
+    made = stage("ldm", random_weights, accumulate=2)
+    before = made.trained["unet"].conv_in.weight.detach().clone()
+    waves, captions = clips(4, 0.32)
+    waves[3] = float("nan")
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        made.step(waves, captions)
+    assert torch.equal(made.trained["unet"].conv_in.weight, before) and not made.torn
+
+
+@pytest.mark.parametrize("name", ["ldm", "lora"])
+def test_recomputed_layers_have_the_same_gradients(name: str, random_weights: Checkpoint):
+    loss, expected = gradients(stage(name, random_weights), 2)
+    recomputed, found = gradients(stage(name, random_weights, recompute=True), 2)
+    assert recomputed == pytest.approx(loss, rel=1e-6)
+    assert_close(found, expected, 1e-6)
+
+
+def kept_bytes(made: LDMStage) -> int:
+    """What autograd keeps of the denoiser's forward pass."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    draws = made.draw(torch.randn(2, 2, 8, 16, 16), generator("noise"))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        made.loss(["rain", "wind"], draws)
+    return sum(kept.values())
+
+
+def test_recomputed_layers_keep_less(random_weights: Checkpoint):
+    kept = [kept_bytes(stage("lora", random_weights, recompute=each)) for each in (False, True)]
+    assert kept[1] < 0.6 * kept[0]
+
+
+@pytest.mark.parametrize("name", ["ldm", "lora"])
+def test_frozen_weights_in_bfloat16(name: str, random_weights: Checkpoint):
+    made = stage(name, random_weights, bf16=True, frozen_bf16=True, train_t5=False)
+    for network in made.frozen():
+        assert {each.dtype for each in made.network(network).parameters()} == {torch.bfloat16}
+    trained = {each.dtype for network in made.trained.values() for each in network.parameters()}
+    assert trained == {torch.float32}
+    if name == "lora":
+        assert made.network("unet").conv_in.weight.dtype == torch.bfloat16
+    half = made.step(*clips(2, 0.32))["loss"]
+    whole = stage(name, random_weights, train_t5=False).step(*clips(2, 0.32))["loss"]
+    assert half != whole and half == pytest.approx(whole, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"accumulate": 0}, "accumulate is 0; it has to be from 1 to the batch size"),
+        ({"accumulate": 9, "batch": 8}, "accumulate is 9; it has to be from 1 to the batch size"),
+        ({"frozen_bf16": True}, "frozen_bf16 is True; it has to be false without bf16"),
+    ],
+)
+def test_recipe_rejects(values: dict, words: str):
+    with pytest.raises(ArgumentError, match=words):
+        LDMRecipe(**values)
