@@ -7,8 +7,8 @@ learns the unconditional distribution, which guidance needs.
 What a dropped caption's conditioning is, and which are dropped together, follows `LDMRecipe.unconditional`:
 
 - "trained", as upstream trains: the captions of a whole batch at once, with zeros for GPT-2's vectors and
-  T5's vectors of the empty text unpadded. Besides, CLAP alone reads an empty text for one clip in ten. This is
-  the default for the published sizes and for fine-tuning a published model, whose weights have learnt it so.
+  T5's vectors of the empty text unpadded. Besides, CLAP alone reads an empty text for one clip in ten. This
+  is the default for the published sizes and for fine-tuning a published model, whose weights learnt it so.
 - "reference": each caption by itself; the empty text goes through all text networks, which is what the
   reference pipeline (diffusers) samples with. The model in the box and others of the recipe "small" learn it
   so: they have no upstream to agree with, and sampling then needs no second reading of an empty prompt.
@@ -70,7 +70,7 @@ class LDMRecipe(Recipe):
     clap_dropout: float = 0.1  # fraction of clips for which CLAP alone reads an empty text
     accumulate: int = 1  # parts of a batch that are computed one after the other; the loss stays the same
     recompute: bool = False  # keep only the inputs of the denoiser's layers: less memory, a third slower
-    frozen_bf16: bool = False  # hold the weights that do not learn in bfloat16; needs bf16
+    frozen_bf16: bool = False  # hold the weights that do not learn in bfloat16; needs bf16 or fp16
     cache_gb: float = 0.0  # of latents and text vectors, kept on disk (cache.py); 0: none
     min_snr: float | None = None  # gamma of min-SNR weighting, such as 5; null: no weighting
     train_t5: bool = False  # True for a T5 that was not pretrained
@@ -81,7 +81,7 @@ class LDMRecipe(Recipe):
             prompt_dropout=(0 <= self.prompt_dropout <= 1, "be from 0 to 1"),
             clap_dropout=(0 <= self.clap_dropout <= 1, "be from 0 to 1"),
             accumulate=(1 <= self.accumulate <= self.batch, "be from 1 to the batch size"),
-            frozen_bf16=(self.bf16 or not self.frozen_bf16, "be false without bf16"),
+            frozen_bf16=(self.bf16 or self.fp16 or not self.frozen_bf16, "be false without bf16 or fp16"),
             cache_gb=(self.cache_gb >= 0, "be at least 0"),
             unconditional=(self.unconditional in UNCONDITIONAL, f"be one of {', '.join(UNCONDITIONAL)}"),
         )
@@ -194,7 +194,7 @@ class LDMStage(Stage[LDMRecipe]):
         if name not in self.hashes:
             self.hashes[name] = hash_of(self.initial.states, [name])
         shape = (self.front_end, self.downsampling) if name == "vae" else ()
-        return self.hashes[name], self.recipe.bf16, self.dtype_of(name), *shape
+        return self.hashes[name], self.autocast_dtype, self.dtype_of(name), *shape
 
     def compute_ahead(
         self, data: Captioned, validation: Captioned | None, report: Callable[[str], object],

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from audioldm2.training.muon import Muon
 from audioldm2.training.recipe import Recipe
 
+LEAST_SCALE = 1.0  # of the loss in float16: if it still overflows, the fault is not the scale's
+
 
 class Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) over some networks, with clipped gradients.
 
     With `recipe.optimizer == "muon"`, `Muon` updates matrices and convolutions, and AdamW only vectors.
+
+    With `recipe.fp16`, the loss is scaled up so that small gradients do not vanish in float16; a step whose
+    gradient overflows is left out, and the scale halved (Micikevicius et al. 2018, arXiv 1710.03740).
     """
 
     def __init__(self, networks: Iterable[nn.Module], recipe: Recipe) -> None:
@@ -24,6 +29,8 @@ class Optimizer:
         self.updates = 0  # begun by this object: tells whether a step that failed had changed parameters
         matrices = [parameter for parameter in self.parameters if parameter.ndim > 1]
         vectors = [parameter for parameter in self.parameters if parameter.ndim <= 1]
+        device = next((parameter.device.type for parameter in self.parameters), "cpu")
+        self.scaler = torch.amp.GradScaler(device, enabled=recipe.fp16)  # without fp16, it changes nothing
         lr, decay = recipe.learning_rate, recipe.weight_decay
         betas = (recipe.betas[0], recipe.betas[1])
         if recipe.optimizer == "muon":
@@ -44,7 +51,7 @@ class Optimizer:
             step: counted from 0; it determines the learning rate.
 
         Returns:
-            The norm of the gradient before clipping.
+            The norm of the gradient before clipping; 0 where float16 overflowed and the step was left out.
 
         Raises:
             FloatingPointError: the loss or its gradient is NaN or infinite; no parameter has changed.
@@ -55,20 +62,28 @@ class Optimizer:
             optimizer.zero_grad()
         for part in [loss] if isinstance(loss, Tensor) else loss:
             _require_finite("the loss", part)
-            part.backward()
+            self.scaler.scale(part).backward()
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
-        _require_finite("the norm of the gradient", norm)
+        if not self.recipe.fp16 or self.scaler.get_scale() < LEAST_SCALE:
+            _require_finite("the norm of the gradient", norm)
         self.updates += 1
         for optimizer in self.optimizers:
-            optimizer.step()
-        return norm
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        return norm.nan_to_num(0.0, 0.0, 0.0)  # 0 of a step that was left out
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Returns the state of each PyTorch optimizer."""
-        return [optimizer.state_dict() for optimizer in self.optimizers]
+        """Returns the state of each PyTorch optimizer, and with fp16 of the scale."""
+        scale = [self.scaler.state_dict()] if self.recipe.fp16 else []
+        return [optimizer.state_dict() for optimizer in self.optimizers] + scale
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Restores what `state_dict` returned; raises ValueError if the optimizers differ."""
+        if self.recipe.fp16:
+            *states, scale = states
+            self.scaler.load_state_dict(scale)
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
 

@@ -39,6 +39,7 @@ class Recipe:
     max_grad_norm: float = 1.0  # longer gradients are scaled down to this norm
     ema: float = 0.0  # decay of the averaged weights; 0: no average, the last weights are saved
     bf16: bool = False  # run the networks under PyTorch's bfloat16 autocast
+    fp16: bool = False  # the same in float16, with a scaled loss: for NVIDIA's cards without bfloat16
 
     def __post_init__(self) -> None:
         self.require(
@@ -57,6 +58,7 @@ class Recipe:
                 "be two numbers from 0 to below 1",
             ),
             max_grad_norm=(self.max_grad_norm > 0, "be above 0"),
+            fp16=(not (self.fp16 and self.bf16), "be false with bf16"),
             ema=(0 <= self.ema < 1, "be at least 0 and below 1"),
         )
 

@@ -65,6 +65,8 @@ class Stage(Generic[SomeRecipe]):
         self, checkpoint: Checkpoint, recipe: SomeRecipe, device: torch.device, seed: int = 0
     ) -> None:
         self.initial, self.recipe, self.device, self.seed = checkpoint, recipe, device, seed
+        if recipe.fp16 and device.type != "cuda":
+            raise ArgumentError("fp16", recipe.fp16, f"be false on {device.type}; bf16 may be true")
         needed = (*self.trainable(), *self.frozen())
         missing = [name for name in needed if name not in checkpoint.configs]
         if missing:
@@ -134,14 +136,7 @@ class Stage(Generic[SomeRecipe]):
         self, data: Captioned, validation: Captioned | None, report: Callable[[str], object],
         should_stop: Callable[[], object],
     ) -> None:  # fmt: skip
-        """Computes what the recipe wants to have before the first step.
-
-        Args:
-            data: the clips to train on.
-            validation: those to validate on, if there are any.
-            report: called with lines of progress.
-            should_stop: if it returns something true, the rest is left undone.
-        """
+        """Computes what the recipe wants before the first step; the arguments are those of `loop.train`."""
 
     def training_step(
         self, clips: Tensor, captions: list[str], generator: torch.Generator
@@ -252,7 +247,14 @@ class Stage(Generic[SomeRecipe]):
 
     def autocast(self) -> torch.autocast:
         """Returns the autocast context for networks; spectrograms and losses need float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
+        return torch.autocast(
+            self.device.type, self.autocast_dtype, enabled=self.autocast_dtype != torch.float32
+        )
+
+    @property
+    def autocast_dtype(self) -> torch.dtype:
+        recipe = self.recipe
+        return torch.bfloat16 if recipe.bf16 else torch.float16 if recipe.fp16 else torch.float32
 
     def mel(self, wave: Tensor) -> Tensor:
         """Computes log-mels (batch, frames, mels) of clips (batch, samples), cut to whole latent frames."""

@@ -7,7 +7,9 @@ from torch import Tensor
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import ArgumentError
 from audioldm2.training.ldm import LDMRecipe, LDMStage
+from audioldm2.training.optimizer import Optimizer
 from audioldm2.training.randomness import generator
+from audioldm2.training.recipe import Recipe
 from tests.support.training import clips, stage_of
 
 VALUES = {"learning_rate": 1e-5, "prompt_dropout": 0.3, "clap_dropout": 0.3, "rank": 2}
@@ -118,9 +120,58 @@ def test_frozen_weights_in_bfloat16(name: str, random_weights: Checkpoint):
     [
         ({"accumulate": 0}, "accumulate is 0; it has to be from 1 to the batch size"),
         ({"accumulate": 9, "batch": 8}, "accumulate is 9; it has to be from 1 to the batch size"),
-        ({"frozen_bf16": True}, "frozen_bf16 is True; it has to be false without bf16"),
+        ({"frozen_bf16": True}, "frozen_bf16 is True; it has to be false without bf16 or fp16"),
     ],
 )
 def test_recipe_rejects(values: dict, words: str):
     with pytest.raises(ArgumentError, match=words):
         LDMRecipe(**values)
+
+
+# float16. A CPU computes what a card does, only slower; stages refuse it there ------------------------------
+
+
+def fp16_optimizer(network: torch.nn.Module) -> Optimizer:
+    return Optimizer([network], Recipe(fp16=True, learning_rate=0.1, max_grad_norm=1e9))
+
+
+def test_scaled_loss_gives_the_same_update():
+    networks = [torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    x = torch.randn(5, 3)
+    scaled = fp16_optimizer(networks[0])
+    plain = Optimizer([networks[1]], Recipe(learning_rate=0.1, max_grad_norm=1e9))
+    for step in range(3):
+        for network, optimizer in zip(networks, (scaled, plain), strict=True):
+            optimizer.step(network(x).square().mean(), step)
+    assert torch.allclose(networks[0].weight, networks[1].weight)
+
+
+def test_overflow_leaves_the_step_out_and_halves_the_scale():
+    network = torch.nn.Linear(3, 1)
+    before, optimizer = network.weight.detach().clone(), fp16_optimizer(network)
+    scale = optimizer.scaler.get_scale()
+    norm = optimizer.step(1e36 * network(torch.ones(1, 3)).sum(), 0)  # finite; times the scale it is not
+    assert norm == 0 and torch.equal(network.weight, before)
+    assert optimizer.scaler.get_scale() == scale / 2
+    resumed = fp16_optimizer(network)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.scaler.get_scale() == scale / 2
+    assert optimizer.step(network(torch.ones(1, 3)).sum(), 1) > 0 and not torch.equal(network.weight, before)
+
+
+def test_overflow_at_the_least_scale_is_an_error():
+    network = torch.nn.Linear(3, 1)
+    optimizer = fp16_optimizer(network)
+    with pytest.raises(FloatingPointError, match="the norm of the gradient is inf"):
+        for step in range(40):
+            change = network.weight - network.weight.detach()  # 0, and the root's slope there is infinite
+            optimizer.step(change.sqrt().sum(), step)
+    assert step == 17  # the scale begins at 2 ** 16
+
+
+def test_fp16_is_refused_where_there_is_no_card(random_weights: Checkpoint):
+    with pytest.raises(ArgumentError, match="fp16 is True; it has to be false on cpu; bf16 may be true"):
+        stage("ldm", random_weights, fp16=True)
+    with pytest.raises(ArgumentError, match="fp16 is True; it has to be false with bf16"):
+        LDMRecipe(fp16=True, bf16=True)
