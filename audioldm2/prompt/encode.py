@@ -146,8 +146,8 @@ def encode(
     encoders = TextEncoders(networks, clap_tokenizer, t5_tokenizer)
     rows = [Row(text, text, encoders.length(text)) for text in prompts]
     if negatives is not None:
-        pairs = zip(list(rows), negatives, strict=True)
-        rows += [negative_row(encoders, text, row.length, unconditional) for row, text in pairs]
+        beside = zip(list(rows), negatives, strict=True)
+        rows += [negative_row(encoders, text, row.length, unconditional) for row, text in beside]
     for text in dict.fromkeys(row.text for row in rows):
         encoders.warn_if_cut(text)
     found = encode_rows(networks, encoders, rows)

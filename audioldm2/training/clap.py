@@ -28,7 +28,8 @@ from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.tokenizers import ClapTokenizer, pad
 from audioldm2.training.losses import contrastive_loss
 from audioldm2.training.recipe import Recipe
-from audioldm2.training.stage import Sample, Stage, denoiser_is_trained
+from audioldm2.training.stage import Sample, Stage
+from audioldm2.training.weight_init import denoiser_is_trained
 
 NOISE_LEVEL = (25.0, 85.0)  # dB by which the added noise lies below the clip
 NOISE_SLOPE = 15.0  # dB, the most that its lowest or highest band differs from the middle

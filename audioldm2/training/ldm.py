@@ -69,7 +69,9 @@ class LDMRecipe(Recipe):
     unconditional: str = "trained"  # what stands for a dropped caption: "trained" or "reference", see above
     clap_dropout: float = 0.1  # fraction of clips for which CLAP alone reads an empty text
     accumulate: int = 1  # parts of a batch that are computed one after the other; the loss stays the same
-    recompute: bool = False  # keep only the inputs of the denoiser's layers: less memory, a third slower
+    recompute: bool = (
+        False  # keep only the inputs of the denoiser's layers: less memory, one more forward pass
+    )
     frozen_bf16: bool = False  # hold the weights that do not learn in bfloat16; needs bf16 or fp16
     cache_gb: float = 0.0  # of latents and text vectors, kept on disk (cache.py); 0: none
     min_snr: float | None = None  # gamma of min-SNR weighting, such as 5; null: no weighting
@@ -194,7 +196,7 @@ class LDMStage(Stage[LDMRecipe]):
         if name not in self.hashes:
             self.hashes[name] = hash_of(self.initial.states, [name])
         shape = (self.front_end, self.downsampling) if name == "vae" else ()
-        return self.hashes[name], self.autocast_dtype, self.dtype_of(name), *shape
+        return self.hashes[name], self.recipe.precision, self.dtype_of(name), *shape
 
     def compute_ahead(
         self, data: Captioned, validation: Captioned | None, report: Callable[[str], object],

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+import torch
+
 from audioldm2.checkpoints import validate
 from audioldm2.errors import ArgumentError, some
 from audioldm2.training.data import PADDINGS
@@ -61,6 +63,11 @@ class Recipe:
             fp16=(not (self.fp16 and self.bf16), "be false with bf16"),
             ema=(0 <= self.ema < 1, "be at least 0 and below 1"),
         )
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype in which autocast runs the networks; float32 is no autocast."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
     def require(self, **rules: tuple[bool, str]) -> None:
         """Raises ArgumentError for the first field whose rule fails.

@@ -247,14 +247,8 @@ class Stage(Generic[SomeRecipe]):
 
     def autocast(self) -> torch.autocast:
         """Returns the autocast context for networks; spectrograms and losses need float32."""
-        return torch.autocast(
-            self.device.type, self.autocast_dtype, enabled=self.autocast_dtype != torch.float32
-        )
-
-    @property
-    def autocast_dtype(self) -> torch.dtype:
-        recipe = self.recipe
-        return torch.bfloat16 if recipe.bf16 else torch.float16 if recipe.fp16 else torch.float32
+        dtype = self.recipe.precision
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def mel(self, wave: Tensor) -> Tensor:
         """Computes log-mels (batch, frames, mels) of clips (batch, samples), cut to whole latent frames."""
@@ -313,11 +307,6 @@ class Stage(Generic[SomeRecipe]):
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
             self.adversary_optimizer.load_state_dict(state["adversary_optimizer"])
-
-
-def denoiser_is_trained(checkpoint: Checkpoint) -> bool:
-    """Whether the model has a denoiser that has learnt: a new one starts with a last layer of zeros."""
-    return "unet" in checkpoint.states and bool(checkpoint.states["unet"]()["conv_out.weight"].any())
 
 
 def _make_trainable(network: nn.Module) -> None:

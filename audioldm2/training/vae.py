@@ -21,7 +21,8 @@ from audioldm2.pipeline import AudioLDM2
 from audioldm2.training.discriminators import PatchDiscriminator
 from audioldm2.training.losses import adaptive_weight, hinge_discriminator, hinge_generator, kl_divergence
 from audioldm2.training.recipe import Recipe
-from audioldm2.training.stage import Sample, Stage, denoiser_is_trained
+from audioldm2.training.stage import Sample, Stage
+from audioldm2.training.weight_init import denoiser_is_trained
 
 
 @dataclass(frozen=True)

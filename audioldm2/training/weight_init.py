@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.models import NETWORKS
 from audioldm2.training.randomness import forked_rng
 
@@ -158,3 +159,8 @@ INITIALIZERS: dict[str, Callable[[nn.Module], None]] = {
     "hifigan": _hifigan,
     "clap_audio": _clap,
 }
+
+
+def denoiser_is_trained(checkpoint: Checkpoint) -> bool:
+    """Whether the model has a denoiser that has learnt: a new one starts with a last layer of zeros."""
+    return "unet" in checkpoint.states and bool(checkpoint.states["unet"]()["conv_out.weight"].any())
