@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,27 +41,29 @@ def fill(
     if clips is None:
         allowed = "be 0 where every clip is a new one; set crops (--crops), or a pool in the recipe"
         raise ArgumentError("cache_gb", cache.limit / 1e9, allowed)
-    batches = [(data, step) for step in range(-(-clips // size))]
-    if validation is not None:
-        batches += [(validation, step) for step in range(-(-VALIDATION_CLIPS // size))]
     texts = list(dict.fromkeys(["", *data.captions(), *(validation.captions() if validation else [])]))
-    groups = [texts[i : i + size] for i in range(0, len(texts), size)]
+
+    def read(group: list[str]) -> None:
+        with torch.no_grad():
+            encoders.read(group, group, max(encoders.length(text) for text in group))
+
+    def encode(source: Captioned, step: int) -> None:
+        prepare(source.batch(step, size)[0])
+
+    parts: list[Callable[[], None]] = [partial(encode, data, step) for step in range(-(-clips // size))]
+    if validation is not None:
+        parts += [partial(encode, validation, step) for step in range(-(-VALIDATION_CLIPS // size))]
+    parts += [partial(read, texts[i : i + size]) for i in range(0, len(texts), size)]
     report(f"cache: {clips} clips and {len(texts)} captions, in {cache.folder}")
     began = reported = time.monotonic()
-    for done, part in enumerate([*batches, *groups]):
+    for done, compute in enumerate(parts, 1):
         if should_stop():
             return False
-        if isinstance(part, tuple):
-            source, step = part
-            prepare(source.batch(step, size)[0])
-        else:
-            with torch.no_grad():
-                encoders.read(part, part, max(encoders.length(text) for text in part))
+        compute()
         if time.monotonic() - reported > PROGRESS_SECONDS:
             reported = time.monotonic()
-            left = (len(batches) + len(groups) - done - 1) * (reported - began) / (done + 1)
-            count = f"{done + 1} of {len(batches) + len(groups)} batches"
-            report(f"cache: {count}, {time_left(left, datetime.now())}")
+            left = (len(parts) - done) * (reported - began) / done
+            report(f"cache: {done} of {len(parts)} batches, {time_left(left, datetime.now())}")
     if not cache.complete:
         report(f"cache: full at {cache.bytes / 1e9:.3g} GB; what it lacks is computed each time")
     return cache.complete
