@@ -18,7 +18,9 @@ from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.cli.streams import report
 from audioldm2.errors import ArgumentError, require_choice
 from audioldm2.training import STAGES, run_folder, sources
+from audioldm2.training.cache_filling import count_clips
 from audioldm2.training.data import AtTrainedLevel, Captioned
+from audioldm2.training.ldm import LDMRecipe
 from audioldm2.training.metrics import require_tensorboard
 from audioldm2.training.mixing import Mixed, parse_mix
 from audioldm2.training.new_model import SIZES, configs_from, from_scratch
@@ -167,6 +169,8 @@ def begin(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> It
             raise ArgumentError("patience", settings.patience, allowed)
         # This raises what is wrong before anything is written.
         stage = kind(checkpoint, recipe, device, given.seed)
+        if isinstance(recipe, LDMRecipe) and recipe.cache_gb:
+            count_clips(data, recipe.pool, recipe.cache_gb)
         if kind.adapts:
             base = _name_of_base(given.model)
             settings = replace(settings, base=base, base_sha256=hash_of(checkpoint.states, stage.trainable()))

@@ -15,6 +15,15 @@ from audioldm2.training.judging import VALIDATION_CLIPS
 from audioldm2.training.progress import PROGRESS_SECONDS, time_left
 
 
+def count_clips(data: Captioned, pool: int, cache_gb: float) -> int:
+    """Counts the clips that a run uses; ArgumentError if they never repeat, so that a cache is of no use."""
+    clips = pool or distinct(data)
+    if clips is None:
+        allowed = "be 0 where every clip is a new one; set crops (--crops), or a pool in the recipe"
+        raise ArgumentError("cache_gb", cache_gb, allowed)
+    return clips
+
+
 def fill(
     encoders: CachedTexts, prepare: Callable[[Tensor], Tensor], data: Captioned, validation: Captioned | None,
     *, size: int, pool: int, report: Callable[[str], object], should_stop: Callable[[], object],
@@ -37,10 +46,8 @@ def fill(
     Raises:
         ArgumentError: clips never repeat, so that a cache is of no use.
     """
-    cache, clips = encoders.cache, pool or distinct(data)
-    if clips is None:
-        allowed = "be 0 where every clip is a new one; set crops (--crops), or a pool in the recipe"
-        raise ArgumentError("cache_gb", cache.limit / 1e9, allowed)
+    cache = encoders.cache
+    clips = count_clips(data, pool, cache.limit / 1e9)
     texts = list(dict.fromkeys(["", *data.captions(), *(validation.captions() if validation else [])]))
 
     def read(group: list[str]) -> None:
