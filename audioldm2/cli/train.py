@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import signal
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from pathlib import Path
 
 from audioldm2.adapters.lora import LAYER_SETS
 from audioldm2.checkpoints.load import open_checkpoint, resolve_device
-from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
+from audioldm2.cli.arguments import Parser, new_parser, nonempty, number, whole_number
 from audioldm2.cli.streams import print_result, report
 from audioldm2.cli.train_run import Run, Worlds, begin, is_new, read_recipe, resume
 from audioldm2.errors import ArgumentError, require_whole
 from audioldm2.training import STAGES, loop
 from audioldm2.training.full_disk import ON_FULL_DISK
+from audioldm2.training.lora import LARGEST_RANK
 
 OUT_OF_MEMORY = "Try fewer clips a step (--batch) or shorter ones (--seconds)."
 # What ends a run in order: Ctrl-C; a scheduler, Docker or kill; a terminal that closes (not on Windows).
@@ -67,13 +69,13 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     # fmt: off
     add = made.add_argument_group("common options").add_argument
     add("--stage", choices=STAGES, help="what to train")
-    add("--data", metavar="SOUNDS", help="a folder of sounds and captions, or a table of them")
+    add("--data", type=nonempty, metavar="SOUNDS", help="a folder of sounds and captions, or a table of them")
     add("--out", type=Path, metavar="RUN", help="folder of the run; it must not exist yet, or be empty")
-    add("--model", default="small", metavar="START",
+    add("--model", default="small", type=nonempty, metavar="START",
         help="what to begin with: a converted folder, a hub id, anything that 'audioldm2 --model' takes; or, "
         "from nothing, 'small' (6 million parameters), 'published' (1.1 billion), or a JSON file of sizes, "
         'such as {"unet": {"depth": 2}}, the others being those of small (default: %(default)s)')
-    add("--config", metavar="RECIPE",
+    add("--config", type=nonempty, metavar="RECIPE",
         help="small, published, finetune, or a JSON file (default: what suits --model)")
     add("--lora", type=whole_number, metavar="RANK",
         help="train only an adapter of this rank for --model (the stage is then lora)")
@@ -107,10 +109,10 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     add("--tensorboard", action="store_true",
         help="write curves to RUN/tensorboard too; needs pip install 'audioldm2[tensorboard]'")
     add = made.add_argument_group("old sounds, validation").add_argument
-    add("--mix", metavar="FOLDER[:SHARE]",
+    add("--mix", type=nonempty, metavar="FOLDER[:SHARE]",
         help="old sounds and captions, which make up a share of the clips, so that the model keeps what it "
         "knew (default share: 0.25)")
-    add("--validation", metavar="SOUNDS",
+    add("--validation", type=nonempty, metavar="SOUNDS",
         help="sounds that are not trained on, to judge by: a table, a folder, or a fraction of the sounds of "
         "--data, such as 0.05 (default: those that the data names)")
     add("--validate-every", type=whole_number, default=500, metavar="N",
@@ -171,7 +173,7 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     named = {name for name, value in vars(given).items() if value != made.get_default(name)}
     if given.resume:
         if "out" not in named or named - OF_RESUME:
-            raise ValueError("--resume takes --out RUN, and besides only --steps and --device.")
+            raise ValueError("--resume takes --out RUN, and besides only --steps, --device and --workers.")
     else:
         needed = ("stage",) if given.show else ("stage", "data", "out")
         absent = [f"--{name}" for name in needed if name not in named]
@@ -183,9 +185,11 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         if STAGES[given.stage].adapts and not given.show and is_new(given.model):
             allowed = "be a trained model, such as --model demo: an adapter changes what a model has learnt"
             raise ArgumentError("model", given.model, allowed)
-    for name in ("steps", "batch"):  # before the recipe does, under the names of the flags
+    for name in ("steps", "batch", "lora"):  # before the recipe does, under the names of the flags
         if getattr(given, name) is not None:
-            require_whole(name, getattr(given, name), 1)
+            require_whole(name, getattr(given, name), 1, LARGEST_RANK if name == "lora" else None)
+    if given.seconds is not None and not 0 < given.seconds < math.inf:
+        raise ArgumentError("seconds", given.seconds, "be a finite number above 0")
     require_whole("seed", given.seed, 0)
     require_whole("workers", given.workers, 1)
     require_whole("save_every", given.save_every, 1)

@@ -64,6 +64,9 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
         usual, why = ("published" if given.model == "published" else "small"), "for a new model"
     else:
         usual, why = "finetune", f"because {given.model} is a trained model"
+    if name is not None and name not in kind.recipes and not Path(name).is_file():
+        names = ", ".join(kind.recipes)
+        raise ArgumentError("config", name, f"be one of {names}, or a JSON file with fields of a recipe")
     values = {} if name is None or name in kind.recipes else read_json(name)
     like = values.pop("like", usual) if name not in kind.recipes else name
     if like not in kind.recipes:

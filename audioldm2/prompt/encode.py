@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import torch
 
-from audioldm2.errors import ArgumentError
+from audioldm2.errors import ArgumentError, shown
 from audioldm2.models.gpt2 import GPT2Config
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.prompt.conditioning import Conditioning
@@ -157,7 +157,7 @@ def _warn_if_cut(text: str, t5_tokenizer: T5Tokenizer | None, clap_tokenizer: Cl
         if cut:
             warnings.warn(
                 f"a text is longer than the {tokenizer.max_length} tokens that {name} reads; "
-                f"this part is ignored: {cut!r}",
+                f"this part is ignored: {shown(cut)}",
                 TruncationWarning,
                 stacklevel=2,
             )
