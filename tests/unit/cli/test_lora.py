@@ -96,6 +96,8 @@ def test_mistakes(run: Path, sounds: Path, tmp_path: Path, capsys):
     train = ["train", "--data", sounds, "--out", tmp_path / "run", *FEW]
     assert "--model is 'small'; it has to be a trained model" in error(capsys, *train, "--lora", 2)
     assert "--stage is 'vae'; it has to be lora" in error(capsys, *train, "--lora", 2, "--stage", "vae")
-    assert "it has to be from 1 to 1024" in error(capsys, *train, "--lora", 0, "--model", "demo")
+    assert "--lora is 0; it has to be a whole number from 1 to 1024" in error(
+        capsys, *train, "--lora", 0, "--model", "demo"
+    )
     assert "--resume takes --out RUN" in error(capsys, "train", "--resume", "--out", run, "--lora", 2)
     assert not any(tmp_path.iterdir())

@@ -147,7 +147,7 @@ def test_show_prints_the_recipe(home: Path, capsys):
         (["--data", "nowhere"], "nowhere is not a folder."),
         (["--model", "nowhere"], "nowhere"),
         (["--model", "nothing.json"], "nothing.json cannot be found."),
-        (["--config", "nothing.json"], "nothing.json cannot be found."),
+        (["--config", "nothing.json"], "--config is 'nothing.json'; it has to be one of "),
         (["--config", "odd.json"], "the recipe odd.json has 'speed'; "),
         (
             ["--config", "unlike.json"],
