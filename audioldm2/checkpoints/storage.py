@@ -120,7 +120,7 @@ def _in_current_format(config: dict, path: Path) -> dict:
         config = config | {"audioldm2_format": FORMAT, "unconditional": "reference", "normalized": True}
     if config.get("audioldm2_format") != FORMAT:
         raise WeightsError(
-            f"{path} has format {config.get('audioldm2_format')!r}; this version reads format {FORMAT}. "
+            f"{path} has format {config.get('audioldm2_format')!r}; this version reads 1 to {FORMAT}. "
             "Convert the source again with 'audioldm2 convert', or install the version that wrote it."
         )
     return config
