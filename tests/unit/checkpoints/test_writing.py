@@ -89,7 +89,7 @@ def test_failed_write_leaves_nothing(
 ):
     if force:
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "old.txt").write_text("")
+        (tmp_path / "out" / "model_index.json").write_text("")
     written = []
 
     def save(state: dict, path: Path, metadata: dict) -> None:
@@ -103,7 +103,7 @@ def test_failed_write_leaves_nothing(
         storage.write(storage.read(converted), tmp_path / "out", force=force)
     assert len(written) == 3
     assert left(tmp_path) == ["converted", "out"] if force else ["converted"]
-    assert not force or left(tmp_path / "out") == ["old.txt"]
+    assert not force or left(tmp_path / "out") == ["model_index.json"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
