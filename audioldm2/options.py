@@ -293,7 +293,7 @@ def from_keywords(kind: type[Options], options: Options | None, keywords: dict[s
     if options is None:
         return kind(**keywords)
     if not isinstance(options, kind):
-        raise ArgumentError("options", options, f"be a {kind.__name__}")
+        raise ArgumentError("options", options, f"be of the type {kind.__name__}")
     return replace(options, **keywords)
 
 
