@@ -40,6 +40,7 @@ from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
 from audioldm2.prompt.timeline import parts
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
+from audioldm2.prompt.words import for_clap
 from audioldm2.request import Request
 from audioldm2.result import Result
 from audioldm2.runtime import dtypes, looping, memory, tiling
@@ -215,6 +216,7 @@ class AudioLDM2(Adaptable):
             begin("ranking")
             timelines = [each for each in request.spans for _ in range(request.candidates)]
             texts, waves, counts = parts(timelines, audio, self.sample_rate)
+            texts = [for_clap(each, self.words) for each in texts]
             scores, _ = clap_score.score_sounds(
                 self.networks, self._require_clap(), self.clap_mel, texts, waves, self.sample_rate
             )
@@ -330,6 +332,7 @@ class AudioLDM2(Adaptable):
             prompts,
             against,
             unconditional=unconditional,
+            words=self.words,
         )
 
     @takes_options(SamplingOptions)
@@ -507,7 +510,9 @@ class AudioLDM2(Adaptable):
         """
         tokenizer = self._require_clap()
         rate = self.sample_rate if sample_rate is None else sample_rate
-        return clap_score.score(self.networks, tokenizer, self.clap_mel, text, audio, rate)
+        read = [for_clap(each, self.words) for each in require_texts("text", text)]
+        texts = read[0] if isinstance(text, str) else read
+        return clap_score.score(self.networks, tokenizer, self.clap_mel, texts, audio, rate)
 
     def describe(self) -> dict[str, Any]:
         """What this model is, for the record beside a sound."""
@@ -521,6 +526,7 @@ class AudioLDM2(Adaptable):
             "dtype_chosen_because": self.dtype_comparison and str(self.dtype_comparison),
             "ops": self.networks.ops or ops.mode(),
             "adapters": self.describe_adapters(),
+            "words": [each.describe() for each in self.words],
         }
 
     def __repr__(self) -> str:

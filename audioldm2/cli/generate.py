@@ -13,6 +13,7 @@ from torch import Tensor
 
 import audioldm2
 from audioldm2.adapters.reading import find as find_adapter
+from audioldm2.adapters.words import find as find_word
 from audioldm2.audio import VAE_MEL, VAE_MEL_48K, MelSettings, vae_front_end
 from audioldm2.checkpoints import hub
 from audioldm2.cli.arguments import Parser, adapter_and_weight, add_options, new_parser, values_of
@@ -126,6 +127,9 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     add("--lora", action="append", default=[], type=adapter_and_weight, metavar="FOLDER[:WEIGHT]",
         help="a LoRA adapter: a folder in PEFT's layout, a .safetensors file or a hub id; may be repeated "
         "(default: none; WEIGHT: 1)")
+    add("--word", action="append", default=[], metavar="FILE",
+        help="a new word, as 'audioldm2 train --new-word' writes it: its file or folder; may be repeated "
+        "(default: none)")
     memory = group.add_mutually_exclusive_group()
     memory.add_argument("--offload", action="store_true", help="keep only the running network on the GPU")
     memory.add_argument("--low-memory", action="store_true",
@@ -250,6 +254,8 @@ def likely_shape(options: GenerationOptions) -> SoundShape:
 def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
     for source, _ in given.lora:
         find_adapter(source)  # before gigabytes of the model are read
+    for source in given.word:
+        find_word(source)
     model = audioldm2.load(
         given.model or hub.DEMO,
         device=given.device,
@@ -263,6 +269,8 @@ def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
     )
     for source, weight in given.lora:
         model.load_lora(source, weight)
+    for source in given.word:
+        model.load_word(source)
     return model
 
 

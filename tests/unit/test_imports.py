@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "denoiser": {"models", "options", "prompt", "sampling"},
     "request": {"audio", "edit_options", "editing", "options", "prompt", "sampling", "sound_shape"},
     "result": {"audio", "clap_score", "options", "request"},
-    "adapters": {"checkpoints", "convert", "models", "ops", "runtime"},
+    "adapters": {"checkpoints", "convert", "models", "ops", "prompt", "runtime"},
     "pipeline": {
         "adapters",
         "audio",
