@@ -37,7 +37,7 @@ def train(given: argparse.Namespace) -> Path:
     pool = max(given.batch, round(given.new / (1 - given.mix)))  # prepared once; every new sound is in it
     recipe = {
         "like": "small", "steps": given.steps, "batch": given.batch, "learning_rate": given.learning_rate,
-        "pool": pool, "seconds": SECONDS, "alpha": given.alpha, "adapted": given.adapted.split(","),
+        "pool": pool, "seconds": SECONDS,
     }  # fmt: skip
     (given.out / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
     run = given.out / "run"
@@ -54,14 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = made.add_argument
     add("--out", type=Path, required=True, help="a folder that does not exist yet")
     add("--rank", type=int, default=4, help="of the adapter (default: %(default)s)")
-    add("--alpha", type=float, help="its scale times its rank (default: the rank)")
     add("--layers", default="attention", help="see audioldm2 train --help (default: %(default)s)")
-    add("--adapted", default="unet", help="networks, with commas between (default: %(default)s)")
-    add("--steps", type=int, default=600, help="of training (default: %(default)s)")
+    add("--steps", type=int, default=1000, help="of training (default: %(default)s)")
     add("--batch", type=int, default=16, help="sounds a step (default: %(default)s)")
     add("--learning-rate", type=float, default=3e-3, help="at the start (default: %(default)s)")
-    add("--new", type=int, default=96, help="telephones to learn from (default: %(default)s)")
-    add("--mix", type=float, default=0.75, help="share of old sounds in a batch (default: %(default)s)")
+    add("--new", type=int, default=192, help="telephones to learn from (default: %(default)s)")
+    add("--mix", type=float, default=0.6667, help="share of old sounds in a batch (default: %(default)s)")
     add("--first-seed", type=int, default=0, help="of the questions (default: %(default)s)")
     add("--questions", type=int, default=10, help="sounds of each family to judge (default: %(default)s)")
     given = made.parse_args(arguments)
