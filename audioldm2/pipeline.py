@@ -21,6 +21,7 @@ from audioldm2.options import (
 )
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.timeline import parts
+from audioldm2.prompt.words import for_clap
 from audioldm2.request import Request
 from audioldm2.result import Result
 from audioldm2.runtime import dtypes, memory
@@ -134,6 +135,7 @@ class AudioLDM2(Adaptable, Stages):
             begin("ranking")
             timelines = [each for each in request.spans for _ in range(request.candidates)]
             texts, waves, counts = parts(timelines, audio, self.sample_rate)
+            texts = [for_clap(each, self.words) for each in texts]
             scores, _ = clap_score.score_sounds(
                 self.networks, self._require_clap(), self.clap_mel, texts, waves, self.sample_rate
             )
@@ -210,6 +212,7 @@ class AudioLDM2(Adaptable, Stages):
             "dtype_chosen_because": self.dtype_comparison and str(self.dtype_comparison),
             "ops": self.networks.ops or ops.mode(),
             "adapters": self.describe_adapters(),
+            "words": [each.describe() for each in self.words],
         }
 
     def __repr__(self) -> str:

@@ -38,6 +38,7 @@ from audioldm2.options import (
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
+from audioldm2.prompt.words import Word, for_clap
 from audioldm2.runtime import dtypes, looping, memory, tiling
 from audioldm2.runtime.placement import Networks
 from audioldm2.sampling.inversion import Inversion, invert, require_invertible
@@ -64,6 +65,8 @@ def inference(method: Callable) -> Callable:
 
 class Stages:
     """The networks of a loaded model, and what each stage does with them."""
+
+    words: tuple[Word, ...] = ()  # new ones, which prompts may contain
 
     def __init__(
         self,
@@ -169,6 +172,7 @@ class Stages:
             prompts,
             against,
             unconditional=unconditional,
+            words=self.words,
         )
 
     @takes_options(SamplingOptions)
@@ -346,7 +350,9 @@ class Stages:
         """
         tokenizer = self._require_clap()
         rate = self.sample_rate if sample_rate is None else sample_rate
-        return clap_score.score(self.networks, tokenizer, self.clap_mel, text, audio, rate)
+        read = [for_clap(each, self.words) for each in require_texts("text", text)]
+        texts = read[0] if isinstance(text, str) else read
+        return clap_score.score(self.networks, tokenizer, self.clap_mel, texts, audio, rate)
 
     def _fitting(
         self, conditioning: Conditioning, latents: Tensor, options: SamplingOptions

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import audioldm2
 from audioldm2.adapters.reading import find as find_adapter
+from audioldm2.adapters.words import find as find_word
 from audioldm2.audio import VAE_MEL, VAE_MEL_48K, MelSettings, vae_front_end
 from audioldm2.checkpoints import hub
 from audioldm2.cli.arguments import (
@@ -133,6 +134,9 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     add("--lora", action="append", default=[], type=adapter_and_weight, metavar="FOLDER[:WEIGHT]",
         help="a LoRA adapter: a folder in PEFT's layout, a .safetensors file or a hub id; may be repeated "
         "(default: none; WEIGHT: 1)")
+    add("--word", action="append", default=[], metavar="FILE",
+        help="a new word, as 'audioldm2 train --new-word' writes it: its file or folder; may be repeated "
+        "(default: none)")
     memory = group.add_mutually_exclusive_group()
     memory.add_argument("--offload", action="store_true", help="keep only the running network on the GPU")
     memory.add_argument("--low-memory", action="store_true",
@@ -240,6 +244,8 @@ def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
         if sources.count(source) > 1:
             raise ValueError(f"--lora names {source} twice; give it once, with the sum of the weights.")
         find_adapter(source)  # before gigabytes of the model are read
+    for source in given.word:
+        find_word(source)
     model = audioldm2.load(
         given.model or hub.DEMO,
         device=given.device,
@@ -255,6 +261,8 @@ def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
     for source, weight in given.lora:
         # Adapters that would have the same name are called by their whole path.
         model.load_lora(source, weight, source if last.count(Path(source).name) > 1 else None)
+    for source in given.word:
+        model.load_word(source)
     return model
 
 

@@ -84,6 +84,12 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     add("--show", action="store_true", help="print the recipe of --stage and --config, and stop")
     add("--lora-layers", choices=LAYER_SETS,
         help="what --lora adapts in the denoiser (default: the recipe's, attention)")
+    add("--new-word", metavar="WORD",
+        help="learn only the vectors of a new word, such as '<zorp>', which captions contain (the stage is "
+        "then word)")
+    add("--vectors", type=whole_number, metavar="N", help="of --new-word (default: the recipe's, 1)")
+    add("--like", metavar="TEXT",
+        help="what --new-word begins as, and what CLAP reads in its place (default: 'a sound')")
     add("--steps", type=whole_number, metavar="N", help="steps in all (default: the recipe's)")
     add("--batch", type=whole_number, metavar="N", help="clips a step (default: the recipe's)")
     add("--seconds", type=number, metavar="S", help="length of each clip (default: the recipe's)")
@@ -170,6 +176,7 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     made = parser(prog)
     given = made.parse_args(arguments)
     _choose_adapter(given)
+    _choose_word(given)
     named = {name for name, value in vars(given).items() if value != made.get_default(name)}
     if given.resume:
         if "out" not in named or named - OF_RESUME:
@@ -205,6 +212,18 @@ def _choose_adapter(given: argparse.Namespace) -> None:
     if given.stage not in (None, "ldm", "lora"):
         raise ArgumentError("stage", given.stage, "be lora, or left out, with --lora and --lora-layers")
     given.stage = "lora"
+
+
+def _choose_word(given: argparse.Namespace) -> None:
+    """--new-word WORD names the stage too."""
+    if given.new_word is None:
+        for name in ("vectors", "like"):
+            if getattr(given, name) is not None:
+                raise ArgumentError(name, getattr(given, name), "be left out without --new-word")
+        return
+    if given.stage not in (None, "ldm", "word"):
+        raise ArgumentError("stage", given.stage, "be word, or left out, with --new-word")
+    given.stage = "word"
 
 
 def train_until_signal(run: Run, folder: Path) -> list[int]:

@@ -74,6 +74,7 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
     base = kind.recipe_for(checkpoint) if like == "finetune" and checkpoint else kind.recipes[like]
     flags = {flag: getattr(given, flag) for flag in ("steps", "batch", "seconds")}
     flags |= {"rank": given.lora, "layers": given.lora_layers}
+    flags |= {"word": given.new_word, "like": given.like, "vectors": given.vectors}
     values |= {flag: value for flag, value in flags.items() if value is not None}
     recipe = override(base, values, f"the recipe {name or like}")
     if name is not None:
@@ -168,6 +169,7 @@ def begin(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> It
             raise ArgumentError("patience", settings.patience, allowed)
         # This raises what is wrong before anything is written.
         stage = kind(checkpoint, recipe, device, given.seed)
+        stage.require_captions(data.captions() if kind.captioned else ())
         if kind.adapts:
             base = _name_of_base(given.model)
             settings = replace(settings, base=base, base_sha256=hash_of(checkpoint.states, stage.trainable()))

@@ -19,12 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from audioldm2.errors import ArgumentError, shown
 from audioldm2.models.gpt2 import GPT2Config
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, Tokens, pad
+from audioldm2.prompt.words import Word, for_clap, ids_of, stacked
 from audioldm2.runtime.placement import Networks
 
 UNCONDITIONAL = ("reference", "trained")
@@ -43,6 +45,7 @@ def encode(
     *,
     padded: Callable[[int], int] = int,
     unconditional: str = "reference",
+    words: Sequence[Word] = (),
 ) -> Conditioning:
     """Encode prompts, and their negative prompts if given, into the tensors that the denoiser needs.
 
@@ -55,6 +58,7 @@ def encode(
         padded:         maps a prompt's number of T5 tokens to its padded length. Training rounds up, to have
                         fewer different lengths.
         unconditional:  how an empty negative prompt is encoded, one of UNCONDITIONAL.
+        words:          new ones that texts may contain.
 
     Returns:
         A batch in the order of `prompts`.
@@ -67,6 +71,8 @@ def encode(
     unet = networks.configs["unet"]
     clap_tokenizer = clap_tokenizer if unet.film_dim or GPT2 in unet.roles else None
     t5_tokenizer = t5_tokenizer if {GPT2, T5} & unet.roles else None
+    if t5_tokenizer and words:
+        t5_tokenizer = replace(t5_tokenizer, words=ids_of(words, networks.configs["t5"].vocabulary))
     texts = [*prompts, *(negatives or [])]
 
     def as_trained(negative: str) -> bool:
@@ -87,17 +93,19 @@ def encode(
     if GPT2 in unet.roles:
         _require_positions(max(length for _, length in wanted), networks.configs["gpt2"])
     for text in lengths:
-        _warn_if_cut(text, t5_tokenizer, clap_tokenizer)
+        _warn_if_cut(text, t5_tokenizer, clap_tokenizer, words)
 
     rows: dict[tuple[str, int], Conditioning] = {}  # by text and padded length; each pair is encoded once
     for length in sorted({length for _, length in wanted}):
         texts = list(dict.fromkeys(text for text, wanted_length in wanted if wanted_length == length))
         clap = t5 = None
         if clap_tokenizer:
-            clap = pad([clap_tokenizer.encode(text) for text in texts], clap_tokenizer.pad_id)
+            clap = pad(
+                [clap_tokenizer.encode(for_clap(text, words)) for text in texts], clap_tokenizer.pad_id
+            )
         if t5_tokenizer:
             t5 = pad([t5_tokenizer.encode(text) for text in texts], t5_tokenizer.pad_id, length)
-        batch = _encode_batch(networks, clap, t5)
+        batch = _encode_batch(networks, clap, t5, stacked(words))
         rows |= {(text, length): row for text, row in zip(texts, batch, strict=True)}
 
     found = [rows[pair] for pair in wanted]
@@ -117,7 +125,9 @@ def _without_gpt2(row: Conditioning) -> Conditioning:
     return row if vectors is None else replace(row, gpt2_context=torch.zeros_like(vectors))
 
 
-def _encode_batch(networks: Networks, clap: Tokens | None, t5: Tokens | None) -> Conditioning:
+def _encode_batch(
+    networks: Networks, clap: Tokens | None, t5: Tokens | None, words: Tensor | None
+) -> Conditioning:
     """Texts of one padded T5 length through the text networks, in the order of the paper's figure 2."""
     device, unet = networks.device, networks.configs["unet"]
     clap_vector = text_context = t5_mask = gpt2_context = None
@@ -127,7 +137,8 @@ def _encode_batch(networks: Networks, clap: Tokens | None, t5: Tokens | None) ->
     if t5 is not None:
         t5_mask = t5.mask.to(device)
         with networks.running("t5") as t5_encoder:
-            text_context = t5_encoder(t5.ids.to(device), t5_mask)  # (batch, seq, t5_dim)
+            words = None if words is None else words.to(device)
+            text_context = t5_encoder(t5.ids.to(device), t5_mask, words)  # (batch, seq, t5_dim)
     if GPT2 in unet.roles:
         with networks.running("projection") as projection:
             vectors, mask = projection(clap_vector, text_context, t5_mask)  # (batch, seq + 5, gpt2_dim)
@@ -148,12 +159,15 @@ def _require_positions(length: int, gpt2: GPT2Config) -> None:
         raise ArgumentError("prompt", length, allowed, given=f"has {length} T5 tokens")
 
 
-def _warn_if_cut(text: str, t5_tokenizer: T5Tokenizer | None, clap_tokenizer: ClapTokenizer | None) -> None:
+def _warn_if_cut(
+    text: str, t5_tokenizer: T5Tokenizer | None, clap_tokenizer: ClapTokenizer | None, words: Sequence[Word]
+) -> None:
     """Warn of the text that T5 cuts, or CLAP if T5 cuts none: T5 reads less, so its loss is the larger."""
-    for tokenizer, name in ((t5_tokenizer, "T5"), (clap_tokenizer, "CLAP")):
+    read_by_clap = for_clap(text, words)
+    for tokenizer, name, read in ((t5_tokenizer, "T5", text), (clap_tokenizer, "CLAP", read_by_clap)):
         if tokenizer is None:
             continue
-        cut = tokenizer.truncated_part(text)
+        cut = tokenizer.truncated_part(read)
         if cut:
             warnings.warn(
                 f"a text is longer than the {tokenizer.max_length} tokens that {name} reads; "

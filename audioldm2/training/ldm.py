@@ -31,6 +31,7 @@ from audioldm2.models.unet import GPT2, T5
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
+from audioldm2.prompt.words import Word
 from audioldm2.training.losses import noise_loss
 from audioldm2.training.recipe import Recipe
 from audioldm2.training.stage import Sample, Stage
@@ -163,6 +164,7 @@ class LDMStage(Stage[LDMRecipe]):
             self.networks, self.tokenizers["clap_tokenizer"], self.tokenizers["t5_tokenizer"], captions,
             [""] * len(captions),
             padded=int if offset is None else lambda tokens: tokens + (offset - tokens) % LENGTH_STEP,
+            words=self.words(),
         )  # fmt: skip
         assert cond.negative is not None  # of the empty captions above
         empty, dropped = cond.negative.tensors, dropped.to(self.device)
@@ -171,6 +173,10 @@ class LDMStage(Stage[LDMRecipe]):
             for name, tensor in cond.tensors.items()
         }
         return replace(cond, negative=None, **chosen)
+
+    def words(self) -> tuple[Word, ...]:
+        """Returns new words that captions may contain."""
+        return ()
 
     def samples(self, model: AudioLDM2, wave: Tensor, captions: list[str]) -> Iterator[Sample]:
         """Yields a generated sound for each caption, always from the same noise."""

@@ -1,6 +1,6 @@
 """The base class of all stages: networks, training steps, saving and restoring state."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -111,6 +111,9 @@ class Stage(Generic[SomeRecipe]):
         network = self.network(name)
         _make_trainable(network)
         return network
+
+    def require_captions(self, captions: Sequence[str]) -> None:
+        """Raises ArgumentError where the captions of the data do not suit the stage."""
 
     def make_adversary(self) -> nn.Module | None:
         """Builds the discriminator, if the stage has one; it is trained but not part of the model."""

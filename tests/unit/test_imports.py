@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "denoiser": {"models", "options", "prompt", "sampling"},
     "request": {"audio", "edit_options", "editing", "options", "prompt", "sampling", "sound_shape"},
     "result": {"audio", "clap_score", "options", "request"},
-    "adapters": {"checkpoints", "convert", "models", "ops", "runtime"},
+    "adapters": {"checkpoints", "convert", "models", "ops", "prompt", "runtime"},
     "stages": {
         *("audio", "clap_score", "denoiser", "edit_options", "editing", "models", "ops"),
         *("options", "prompt", "runtime", "sampling", "sound_shape"),
