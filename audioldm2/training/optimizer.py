@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audioldm2.training.distributed import ALONE, Ranks
 from audioldm2.training.muon import Muon
 from audioldm2.training.recipe import Recipe
+from audioldm2.training.sharding import is_sharded, sharded_as, whole
 
 
 class Optimizer:
@@ -19,6 +21,7 @@ class Optimizer:
     """
 
     def __init__(self, networks: Iterable[nn.Module], recipe: Recipe) -> None:
+        self.ranks: Ranks = ALONE  # over which gradients are averaged
         self.parameters = [parameter for network in networks for parameter in network.parameters()]
         self.recipe = recipe
         self.updates = 0  # begun by this object: tells whether a step that failed had changed parameters
@@ -39,7 +42,7 @@ class Optimizer:
         """Backpropagates a loss and updates the parameters, unless the loss or its gradient is not finite.
 
         Args:
-            loss: a scalar.
+            loss: a scalar; of this rank's clips where there are several ranks.
             step: counted from 0; it determines the learning rate.
 
         Returns:
@@ -48,13 +51,15 @@ class Optimizer:
         Raises:
             FloatingPointError: the loss or its gradient is NaN or infinite; no parameter has changed.
         """
-        _require_finite("the loss", loss)
+        _require_finite("the loss", self.ranks.mean(loss))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(step)
             optimizer.zero_grad()
         loss.backward()
+        self.ranks.average_gradients([each for each in self.parameters if not is_sharded(each)])
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        norm = whole(norm)
         _require_finite("the norm of the gradient", norm)
         self.updates += 1
         for optimizer in self.optimizers:
@@ -68,7 +73,12 @@ class Optimizer:
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Restores what `state_dict` returned; raises ValueError if the optimizers differ."""
         for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
+            entries = {
+                index: {key: sharded_as(value, parameters[index]) for key, value in entry.items()}
+                for index, entry in state["state"].items()
+            }
+            optimizer.load_state_dict(state | {"state": entries})
 
 
 def _require_finite(name: str, value: Tensor) -> None:
@@ -101,7 +111,7 @@ class EMA:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Puts the average into the network while the block lasts. No weight is copied, only pointers."""
+        """Puts the average into the network while the block lasts. Pointers are exchanged; shards are copied."""
         self._exchange()
         try:
             yield
@@ -110,4 +120,9 @@ class EMA:
 
     def _exchange(self) -> None:
         for key, tensor in self.network.state_dict(keep_vars=True).items():
-            tensor.data, self.state[key] = self.state[key], tensor.data
+            if is_sharded(tensor):  # FSDP keeps pointers of its own
+                weights = tensor.detach().clone()
+                tensor.detach().copy_(self.state[key])
+                self.state[key].copy_(weights)
+            else:
+                tensor.data, self.state[key] = self.state[key], tensor.data
