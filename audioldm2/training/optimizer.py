@@ -36,7 +36,9 @@ class Optimizer:
             ]
         else:
             groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-            self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
+            # PyTorch's default; but shards and whole tensors do not mix in one kernel.
+            foreach = False if any(is_sharded(each) for each in self.parameters) else None
+            self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas, foreach=foreach)]
 
     def step(self, loss: Tensor, step: int) -> Tensor:
         """Backpropagates a loss and updates the parameters, unless the loss or its gradient is not finite.
@@ -58,12 +60,26 @@ class Optimizer:
             optimizer.zero_grad()
         loss.backward()
         self.ranks.average_gradients([each for each in self.parameters if not is_sharded(each)])
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
-        norm = whole(norm)
+        norm = self._clip()
         _require_finite("the norm of the gradient", norm)
         self.updates += 1
         for optimizer in self.optimizers:
             optimizer.step()
+        return norm
+
+    def _clip(self) -> Tensor:
+        """Clips the gradients; returns their norm before."""
+        sharded = [each for each in self.parameters if is_sharded(each)]
+        limit = self.recipe.max_grad_norm
+        if not sharded:
+            return nn.utils.clip_grad_norm_(self.parameters, limit)
+        plain = [each for each in self.parameters if not is_sharded(each)]
+        parts = [[each.grad for each in part if each.grad is not None] for part in (sharded, plain)]
+        norms = [whole(nn.utils.get_total_norm(gradients)) for gradients in parts if gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        scale = min(1.0, limit / (float(norm) + 1e-6))  # as PyTorch's
+        for gradient in (*parts[0], *parts[1]):
+            gradient.mul_(scale)
         return norm
 
     def state_dict(self) -> list[dict[str, Any]]:

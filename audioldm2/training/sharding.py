@@ -6,29 +6,31 @@ a run resumes with or without sharding, on any number of ranks.
 Source: Zhao et al. 2023, "PyTorch FSDP" (arXiv 2304.11277); `torch.distributed.fsdp.fully_shard`.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from audioldm2.models.unet import UNet
 
 
-def shard(networks: Iterable[nn.Module], device: torch.device) -> None:
-    """Shards networks over all ranks, a denoiser layer by layer, and others as a whole."""
+def shard(unet: UNet, device: torch.device) -> None:
+    """Shards a denoiser over all ranks, layer by layer.
+
+    The networks of the text stay whole: they run once for each length of the captions on a rank, and all
+    ranks have to gather weights equally often.
+    """
     try:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     except ImportError as error:
         raise ValueError(f"sharding needs PyTorch 2.6 or newer; this is {torch.__version__}.") from error
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for network in networks:
-        for layer in network.layers() if isinstance(network, UNet) else ():
-            fully_shard(layer, mesh=mesh)
-            register_fsdp_forward_method(layer, "keys_values")
-        fully_shard(network, mesh=mesh)
+    for layer in unet.layers():
+        fully_shard(layer, mesh=mesh)
+        register_fsdp_forward_method(layer, "keys_values")
+    fully_shard(unet, mesh=mesh)
 
 
 def is_sharded(tensor: Tensor) -> bool:

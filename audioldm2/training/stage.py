@@ -112,7 +112,7 @@ class Stage(Generic[SomeRecipe]):
                 raise ArgumentError("shard", True, f"be left out for the stage '{self.name}': it is small")
             if self.recipe.optimizer == "muon":
                 raise ArgumentError("shard", True, "be left out for the optimizer muon: it needs whole matrices")
-            shard(self.trained.values(), self.device)
+            shard(self.trained["unet"], self.device)
             self.ema = {name: EMA(self.trained[name], self.recipe.ema) for name in self.ema}
             self.optimizer = Optimizer(self.trained.values(), self.recipe)
         self.optimizer.ranks = ranks
