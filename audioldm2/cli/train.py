@@ -188,7 +188,9 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     named = {name for name, value in vars(given).items() if value != made.get_default(name)}
     if given.resume:
         if "out" not in named or named - OF_RESUME:
-            raise ValueError("--resume takes --out RUN, and besides only --steps, --device, --workers and --shard.")
+            raise ValueError(
+                "--resume takes --out RUN, and besides only --steps, --device, --workers and --shard."
+            )
     else:
         needed = ("stage",) if given.show else ("stage", "data", "out")
         absent = [f"--{name}" for name in needed if name not in named]

@@ -19,7 +19,7 @@ from audioldm2.cli.streams import report
 from audioldm2.errors import ArgumentError, require_choice
 from audioldm2.training import STAGES, run_folder, sources
 from audioldm2.training.data import AtTrainedLevel, Captioned
-from audioldm2.training.distributed import Ranks
+from audioldm2.training.distributed import ALONE, Ranks
 from audioldm2.training.metrics import require_tensorboard
 from audioldm2.training.mixing import Mixed, parse_mix
 from audioldm2.training.new_model import SIZES, configs_from, from_scratch
@@ -103,8 +103,15 @@ def clips_of(settings: Settings, recipe: Recipe, rate: int, workers: int) -> Cli
     return ClipSettings(recipe.seconds, rate, settings.seed, recipe.pad, recipe.normalize, captioned, workers)
 
 
-def open_data(settings: Settings, clips: ClipSettings, worlds: Worlds) -> tuple[Captioned, Captioned | None]:
+def open_data(
+    settings: Settings, clips: ClipSettings, worlds: Worlds, ranks: Ranks = ALONE
+) -> tuple[Captioned, Captioned | None]:
     """The clips to train on, old ones mixed in, and those to validate on."""
+    with ranks.first_goes_first():
+        return _open_all(settings, clips, worlds)
+
+
+def _open_all(settings: Settings, clips: ClipSettings, worlds: Worlds) -> tuple[Captioned, Captioned | None]:
     name, options = settings.data, settings.data_options
     if name in worlds and (options.audio_column or options.caption_column):
         raise ValueError(f"{name} has no table; leave out --audio-column and --caption-column.")
@@ -139,9 +146,7 @@ def placed(name: str, worlds: Worlds) -> str:
 
 
 @contextmanager
-def begin(
-    given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds: Worlds
-) -> Iterator[Run]:
+def begin(given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds: Worlds) -> Iterator[Run]:
     """Start a run: write its folder, with the settings and the model that it begins with."""
     _require_ranks_to_shard(given, ranks)
     kind, out = STAGES[given.stage], given.out
@@ -159,11 +164,13 @@ def begin(
         if checkpoint is None:
             configs = SIZES.get(given.model) or configs_from(read_json(given.model), given.model)
             rate = configs["hifigan"].sample_rate
-            data, validation = open_data(settings, clips_of(settings, recipe, rate, given.workers), worlds)
+            clips = clips_of(settings, recipe, rate, given.workers)
+            data, validation = open_data(settings, clips, worlds, ranks)
             checkpoint = from_scratch(configs, data.captions(), Path(vocabularies), seed=given.seed)
         else:
             rate = checkpoint.configs["hifigan"].sample_rate
-            data, validation = open_data(settings, clips_of(settings, recipe, rate, given.workers), worlds)
+            clips = clips_of(settings, recipe, rate, given.workers)
+            data, validation = open_data(settings, clips, worlds, ranks)
         if settings.patience and validation is None:
             allowed = "be 0 without --validation: no loss is measured"
             raise ArgumentError("patience", settings.patience, allowed)
@@ -190,9 +197,7 @@ def begin(
 
 
 @contextmanager
-def resume(
-    given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds: Worlds
-) -> Iterator[Run]:
+def resume(given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds: Worlds) -> Iterator[Run]:
     """Open a run that was stopped, with its own settings, but for --steps."""
     _require_ranks_to_shard(given, ranks)
     settings = read_settings(given.out)
@@ -211,7 +216,7 @@ def resume(
         stage = open_stage(settings, recipe, given.out, device)
         stage.join(ranks, sharded=given.shard)
         clips = clips_of(settings, recipe, stage.front_end.sample_rate, given.workers)
-        data, validation = open_data(settings, clips, worlds)
+        data, validation = open_data(settings, clips, worlds, ranks)
         _report(run_folder.resume(stage, given.out, data))
         if given.steps is not None and ranks.is_first:
             write_settings(settings, given.out)

@@ -165,9 +165,7 @@ class ClapStage(Stage[ClapRecipe]):
         return iter(())
 
 
-def add_noise(
-    clips: Tensor, generator: torch.Generator, whole: int | None = None, first: int = 0
-) -> Tensor:
+def add_noise(clips: Tensor, generator: torch.Generator, whole: int | None = None, first: int = 0) -> Tensor:
     """Mixes noise of a random level and spectral slope into mel spectrograms.
 
     The level is relative to the loudest band of the whole clip, of each frame, or in between.
@@ -194,9 +192,7 @@ def add_noise(
     least, most = (torch.tensor(each) for each in NOISE_LEVEL)
     level = level - torch.lerp(least, most, uniform(1, 1))
     slope = NOISE_SLOPE * (2 * uniform(1, 1) - 1) * torch.linspace(-1, 1, bands)  # (batch, 1, bands)
-    power = (
-        -torch.log1p(-uniform(frames, bands)) + 1e-10
-    )  # exponential, as the power of Gaussian noise
+    power = -torch.log1p(-uniform(frames, bands)) + 1e-10  # exponential, as the power of Gaussian noise
     noise = (level + slope + power.log10() * 10).to(clips)
     to_log = math.log(10) / 10
     return torch.logaddexp(clips * to_log, noise * to_log) / to_log

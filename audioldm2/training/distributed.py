@@ -84,6 +84,15 @@ class Ranks:
         """
         self._vote(WELL)
 
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """Lets rank 0 finish the block before the others begin it, which then find what it has cached."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
     def any(self, value: object) -> bool:
         """Whether a value is true on any rank."""
         return STOPS in self._vote(STOPS if value else WELL) if self.count > 1 else bool(value)

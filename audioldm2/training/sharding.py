@@ -34,7 +34,7 @@ def shard(unet: UNet, device: torch.device) -> None:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is this rank's share, a `DTensor`; older versions of PyTorch do not export the type."""
+    """Whether a tensor is this rank's share: a `DTensor`, which old versions of PyTorch do not export."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -103,7 +103,7 @@ class Stage(Generic[SomeRecipe]):
                 'ldm' can.
 
         Raises:
-            ArgumentError: the batch cannot be shared equally, or the stage or its optimizer cannot be sharded.
+            ArgumentError: the batch cannot be shared equally, or what is trained cannot be sharded.
         """
         ranks.require_shares(self.recipe.batch)
         self.ranks, self.sharded = ranks, sharded
@@ -111,7 +111,9 @@ class Stage(Generic[SomeRecipe]):
             if self.name != "ldm":
                 raise ArgumentError("shard", True, f"be left out for the stage '{self.name}': it is small")
             if self.recipe.optimizer == "muon":
-                raise ArgumentError("shard", True, "be left out for the optimizer muon: it needs whole matrices")
+                raise ArgumentError(
+                    "shard", True, "be left out for the optimizer muon: it needs whole matrices"
+                )
             shard(self.trained["unet"], self.device)
             self.ema = {name: EMA(self.trained[name], self.recipe.ema) for name in self.ema}
             self.optimizer = Optimizer(self.trained.values(), self.recipe)
