@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -226,7 +226,8 @@ def resume(given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds
 @contextmanager
 def _opened(folder: Path, product: str, ranks: Ranks) -> Iterator[list[str]]:
     """Rank 0 locks and repairs the folder of a run; the others wait for it."""
-    with run_folder.opened(folder, product) if ranks.is_first else nullcontext([]) as repaired:
+    with ExitStack() as stack:
+        repaired = stack.enter_context(run_folder.opened(folder, product)) if ranks.is_first else []
         ranks.wait()
         yield repaired
 

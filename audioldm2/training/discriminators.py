@@ -89,10 +89,11 @@ class BatchNorm(nn.BatchNorm2d):
     """Batch norm over the rows of all processes that share a batch."""
 
     def forward(self, x: Tensor) -> Tensor:
+        mean, var, steps = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None and var is not None and steps is not None
         if self.training:
-            self.num_batches_tracked.add_(1)
-        moments, affine = (self.running_mean, self.running_var), (self.weight, self.bias)
-        return ops.batch_norm(x, *moments, *affine, self.training, eps=self.eps)
+            steps.add_(1)
+        return ops.batch_norm(x, mean, var, self.weight, self.bias, self.training, eps=self.eps)
 
 
 class PatchDiscriminator(nn.Sequential):

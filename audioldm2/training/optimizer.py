@@ -36,9 +36,7 @@ class Optimizer:
             ]
         else:
             groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-            # PyTorch's default; but shards and whole tensors do not mix in one kernel.
-            foreach = False if any(is_sharded(each) for each in self.parameters) else None
-            self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas, foreach=foreach)]
+            self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
 
     def step(self, loss: Tensor, step: int) -> Tensor:
         """Backpropagates a loss and updates the parameters, unless the loss or its gradient is not finite.
@@ -127,7 +125,10 @@ class EMA:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Puts the average into the network while the block lasts. Pointers are exchanged; shards are copied."""
+        """Puts the average into the network while the block lasts. No weight is copied, only pointers.
+
+        Shards are copied, because FSDP keeps pointers of its own.
+        """
         self._exchange()
         try:
             yield
@@ -136,7 +137,7 @@ class EMA:
 
     def _exchange(self) -> None:
         for key, tensor in self.network.state_dict(keep_vars=True).items():
-            if is_sharded(tensor):  # FSDP keeps pointers of its own
+            if is_sharded(tensor):
                 weights = tensor.detach().clone()
                 tensor.detach().copy_(self.state[key])
                 self.state[key].copy_(weights)

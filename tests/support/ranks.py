@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -170,4 +171,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     judging.VALIDATION_CLIPS = 4
     torch.optim.AdamW([torch.zeros(1)])  # imports, which the forks then need not repeat
+    if sys.argv[1] == "resume":
+        import_module("torch.distributed.fsdp")
+        import_module("torch.distributed.tensor")
     MODES[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
