@@ -115,8 +115,9 @@ class LDMStage(Stage[LDMRecipe]):
         mean, std = clips.unbind(dim=1)
         x0 = mean + std * self.randn_like(std, generator)  # (batch, channels, time, mel)
         eps = self.randn_like(x0, generator)
-        t = torch.randint(self.schedule.steps, (batch,), generator=generator)
-        dropped = torch.rand(batch, generator=generator) < self.recipe.prompt_dropout
+        whole = self.whole_batch(clips)
+        t = self.ranks.rows(torch.randint(self.schedule.steps, (whole,), generator=generator))
+        dropped = self.ranks.rows(torch.rand(whole, generator=generator)) < self.recipe.prompt_dropout
         alpha_bar = self.alpha_bar[t].to(self.device)
         signal, noise = (part.sqrt().view(batch, 1, 1, 1) for part in (alpha_bar, 1 - alpha_bar))
         with self.autocast():
@@ -138,7 +139,7 @@ class LDMStage(Stage[LDMRecipe]):
         edges = torch.linspace(0, self.schedule.steps, VALIDATION_TIMES + 1).round().long().tolist()
         metrics = {}
         for first, end in pairwise(edges):
-            t = torch.randint(first, end, (len(clips),), generator=generator)
+            t = self.ranks.rows(torch.randint(first, end, (self.whole_batch(clips),), generator=generator))
             eps = self.randn_like(x0, generator)
             alpha_bar = self.alpha_bar[t].to(self.device).view(-1, 1, 1, 1)
             noisy = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps

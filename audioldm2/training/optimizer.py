@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audioldm2.training.distributed import ALONE, Ranks
 from audioldm2.training.muon import Muon
 from audioldm2.training.recipe import Recipe
+from audioldm2.training.sharding import is_sharded, sharded_as, whole
 
 
 class Optimizer:
@@ -19,6 +21,7 @@ class Optimizer:
     """
 
     def __init__(self, networks: Iterable[nn.Module], recipe: Recipe) -> None:
+        self.ranks: Ranks = ALONE  # over which gradients are averaged
         self.parameters = [parameter for network in networks for parameter in network.parameters()]
         self.recipe = recipe
         self.updates = 0  # begun by this object: tells whether a step that failed had changed parameters
@@ -39,7 +42,7 @@ class Optimizer:
         """Backpropagates a loss and updates the parameters, unless the loss or its gradient is not finite.
 
         Args:
-            loss: a scalar.
+            loss: a scalar; of this rank's clips where there are several ranks.
             step: counted from 0; it determines the learning rate.
 
         Returns:
@@ -48,17 +51,33 @@ class Optimizer:
         Raises:
             FloatingPointError: the loss or its gradient is NaN or infinite; no parameter has changed.
         """
-        _require_finite("the loss", loss)
+        _require_finite("the loss", self.ranks.mean(loss))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(step)
             optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        self.ranks.average_gradients([each for each in self.parameters if not is_sharded(each)])
+        norm = self._clip()
         _require_finite("the norm of the gradient", norm)
         self.updates += 1
         for optimizer in self.optimizers:
             optimizer.step()
+        return norm
+
+    def _clip(self) -> Tensor:
+        """Clips the gradients; returns their norm before."""
+        sharded = [each for each in self.parameters if is_sharded(each)]
+        limit = self.recipe.max_grad_norm
+        if not sharded:
+            return nn.utils.clip_grad_norm_(self.parameters, limit)
+        plain = [each for each in self.parameters if not is_sharded(each)]
+        parts = [[each.grad for each in part if each.grad is not None] for part in (sharded, plain)]
+        norms = [whole(nn.utils.get_total_norm(gradients)) for gradients in parts if gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        scale = min(1.0, limit / (float(norm) + 1e-6))  # as PyTorch's
+        for gradient in (*parts[0], *parts[1]):
+            gradient.mul_(scale)
         return norm
 
     def state_dict(self) -> list[dict[str, Any]]:
@@ -68,7 +87,12 @@ class Optimizer:
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Restores what `state_dict` returned; raises ValueError if the optimizers differ."""
         for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
+            entries = {
+                index: {key: sharded_as(value, parameters[index]) for key, value in entry.items()}
+                for index, entry in state["state"].items()
+            }
+            optimizer.load_state_dict(state | {"state": entries})
 
 
 def _require_finite(name: str, value: Tensor) -> None:
@@ -101,7 +125,10 @@ class EMA:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Puts the average into the network while the block lasts. No weight is copied, only pointers."""
+        """Puts the average into the network while the block lasts. No weight is copied, only pointers.
+
+        Shards are copied, because FSDP keeps pointers of its own.
+        """
         self._exchange()
         try:
             yield
@@ -110,4 +137,9 @@ class EMA:
 
     def _exchange(self) -> None:
         for key, tensor in self.network.state_dict(keep_vars=True).items():
-            tensor.data, self.state[key] = self.state[key], tensor.data
+            if is_sharded(tensor):
+                weights = tensor.detach().clone()
+                tensor.detach().copy_(self.state[key])
+                self.state[key].copy_(weights)
+            else:
+                tensor.data, self.state[key] = self.state[key], tensor.data

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "convert": {"adapters", "audio", "checkpoints", "cli", "models", "prompt", "sampling"},
     "training": {
         *("adapters", "audio", "checkpoints", "models", "pipeline"),
-        *("prompt", "result", "runtime", "sampling"),
+        *("ops", "prompt", "result", "runtime", "sampling"),
     },
     "verification": {
         *("audio", "checkpoints", "clap_score", "convert", "editing"),
