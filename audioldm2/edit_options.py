@@ -82,7 +82,7 @@ class EditOptions(InversionOptions):
         flag="--method", metavar="NAME",
     )  # fmt: skip
     source_guidance_scale: float = option(
-        2.0, require_number, "how strongly the source follows its text; 1 and below switch guidance off",
+        2.0, require_number, "how strongly the source follows its text; 1 or less switches guidance off",
         flag="--source-guidance", metavar="X",
     )  # fmt: skip
     negative_prompt: str | list[str] | None = _shared("negative_prompt")

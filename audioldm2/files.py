@@ -75,7 +75,8 @@ def atomic_folder(path: str | os.PathLike, *, force: bool = False, durable: bool
         durable: wait until the new folder is on the disk, so that not even a power failure loses both.
 
     Raises:
-        FileExistsError: `path` exists and `force` is False, or another process created it during the block.
+        FileExistsError: `path` exists and `force` is False; it is or contains the current folder; or another
+            process created it during the block.
         OSError: from the system, unchanged.
     """
     recover_folder(path)
@@ -84,6 +85,8 @@ def atomic_folder(path: str | os.PathLike, *, force: bool = False, durable: bool
         raise FileExistsError(f"{path} exists already")
     if path.exists() and not path.is_dir():
         raise OSError(f"{path} is not a folder, and cannot be replaced by one")
+    if path.exists() and Path.cwd().is_relative_to(path):  # such as "", the name that a variable lacks
+        raise FileExistsError(f"{path} is or contains the current folder, which nothing replaces")
     temporary = path.with_name(f".audioldm2-{os.getpid()}-{_draft_tag(path)}-{secrets.token_hex(4)}")
     old = temporary.with_name(f"{temporary.name}-old")
     temporary.mkdir()

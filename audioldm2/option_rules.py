@@ -17,6 +17,8 @@ def sound(name: str, value: Any) -> Path | Tensor | None:
     if value is None:
         return None
     if isinstance(value, (str, os.PathLike)):
+        if not os.fspath(value):
+            raise ArgumentError(name, value, "be a sound file")
         return Path(value)
     if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_nested or value.is_meta):
         raise ArgumentError(name, value, "be a sound file or floats (samples,)", given="has no dense data")

@@ -43,6 +43,7 @@ def option(
     rule: Rule,
     help: str = "",
     *,
+    also: str = "",
     flag: str | None = None,
     metavar: str | None = None,
     parse: Callable[[str], Any] | None = None,
@@ -57,6 +58,7 @@ def option(
         default: its value where the caller says nothing.
         rule: checks and normalises one value.
         help: one line, for `--help` and for the docstrings of `generate` and `denoise`.
+        also: ends that line in the docstrings: what the library takes beside the values of the flag.
         flag: its flag on the command line; None for an option of the library alone.
         metavar: the placeholder for its value in `--help`.
         parse: text to value; by default that of the field's type.
@@ -65,7 +67,7 @@ def option(
         first: flag and help of the first of a pair, where `flag` sets the second.
         common: whether a first-time user needs it, so that `--help` lists it among the first.
     """
-    about = {"rule": rule, "help": help, "flag": flag, "metavar": metavar, "parse": parse}
+    about = {"rule": rule, "help": help, "also": also, "flag": flag, "metavar": metavar, "parse": parse}
     about |= {"values": values, "second": second, "first": first, "common": common}
     return field(default=default, metadata=about)
 
@@ -106,6 +108,10 @@ def _seed_of_text(text: str) -> int | None:
     return None if text == "random" else int(text)
 
 
+def _path(text: str) -> Path | str:
+    return Path(text) if text else text  # an empty text would be the current folder
+
+
 def _interval(name: str, value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
@@ -143,7 +149,7 @@ class SamplingOptions:
         25, partial(require_whole, least=1), "denoising steps", flag="--steps", metavar="N", common=True
     )
     guidance_scale: float = option(
-        3.5, require_number, "how strongly to follow the prompt; 1 and below switch guidance off",
+        3.5, require_number, "how strongly to follow the prompt; 1 or less switches guidance off",
         flag="--guidance", metavar="X", common=True,
     )  # fmt: skip
     sampler: str = option(
@@ -169,7 +175,7 @@ class SamplingOptions:
     )  # fmt: skip
     window_seconds: float | None = option(
         None, _seconds,
-        "denoise in windows of so many seconds: memory is that of a few of them, however long the sound is",
+        "denoise in windows of this many seconds, in the memory of a few windows, however long the sound is",
         flag="--window", metavar="S",
     )  # fmt: skip
     overlap: float = option(
@@ -212,8 +218,8 @@ class GenerationOptions(SamplingOptions):
     )  # fmt: skip
     audio_length_in_s: float | None = option(
         None, _seconds,
-        "length in seconds; by default that of `latents` or of the training clips (published models: 10)",
-        flag="--duration", metavar="S", common=True,
+        "length in seconds; by default that of the training clips (published models: 10)",
+        also=", or that of `latents`", flag="--duration", metavar="S", common=True,
     )  # fmt: skip
     num_waveforms_per_prompt: int = option(
         1, partial(require_whole, least=1), "sounds per prompt; more than one are ranked by CLAP, best first",
@@ -230,8 +236,8 @@ class GenerationOptions(SamplingOptions):
     )
     audio: Path | Tensor | None = option(
         None, option_rules.sound,
-        "a sound to begin with: a file, or floats (samples,); the result is as long",
-        flag="--audio", metavar="FILE", parse=Path, common=True,
+        "a sound file to begin with; the result is as long", also="; floats (samples,) do as well",
+        flag="--audio", metavar="FILE", parse=_path, common=True,
     )  # fmt: skip
     audio_sample_rate: int | None = option(
         None, option_rules.sample_rate, "of `audio` where it is not a file, Hz; by default the model's"
@@ -243,7 +249,7 @@ class GenerationOptions(SamplingOptions):
     )  # fmt: skip
     mask_start_seconds: tuple[float, ...] | None = option(
         None, option_rules.positions,
-        "the part of the audio that is remade, in seconds; from Python a number or a list for each end",
+        "the part of the audio that is remade, in seconds", also="; a number or a list for each end",
         flag="--mask", metavar="START END", parse=float, values=2, second="mask_end_seconds",
     )  # fmt: skip
     mask_end_seconds: tuple[float, ...] | None = option(
@@ -251,7 +257,7 @@ class GenerationOptions(SamplingOptions):
     )
     mask_start_hz: tuple[float, ...] | None = option(
         None, option_rules.positions,
-        "the frequencies that are remade, in Hz; from Python a number or a list for each end",
+        "the frequencies that are remade, in Hz", also="; a number or a list for each end",
         flag="--mask-hz", metavar="LOW HIGH", parse=float, values=2, second="mask_end_hz",
     )  # fmt: skip
     mask_end_hz: tuple[float, ...] | None = option(
@@ -263,12 +269,12 @@ class GenerationOptions(SamplingOptions):
     )  # fmt: skip
     resample_times: int = option(
         1, partial(require_whole, least=1),
-        "take each step so often, so that the remade part fits the kept one (Lugmayr et al. 2022)",
+        "take each step this many times, so that the remade part fits the kept one (Lugmayr et al. 2022)",
         flag="--resample-times", metavar="N",
     )  # fmt: skip
     extend_seconds: tuple[float, float] | None = option(
         None, option_rules.extension,
-        "seconds to add at the end of the audio; from Python a number, or a pair (before, after)",
+        "seconds to add at the end of the audio", also=", or a pair (before, after)",
         flag="--extend", first=("--extend-before", "seconds to add at its start"), metavar="S", parse=float,
     )  # fmt: skip
 
@@ -287,7 +293,7 @@ def from_keywords(kind: type[Options], options: Options | None, keywords: dict[s
     if options is None:
         return kind(**keywords)
     if not isinstance(options, kind):
-        raise ArgumentError("options", options, f"be a {kind.__name__}")
+        raise ArgumentError("options", options, f"be of the type {kind.__name__}")
     return replace(options, **keywords)
 
 
@@ -308,7 +314,8 @@ def takes_options(kind: type[SamplingOptions]) -> Callable[[Callable], Callable]
         ]
         function.__signature__ = signature.replace(parameters=[*own, *shown_fields])  # type: ignore[attr-defined]
         lines = [
-            f"            {each.name}: {each.metadata['help']}{_default(each)}." for each in fields(kind)
+            f"            {each.name}: {each.metadata['help']}{each.metadata['also']}{_default(each)}."
+            for each in fields(kind)
         ]
         function.__doc__ = (function.__doc__ or "").replace("            {options}", "\n".join(lines))
         return function

@@ -152,7 +152,8 @@ def _length(options: GenerationOptions, sound: SoundShape, timelines: list[Timel
     seconds, latents = options.audio_length_in_s, options.latents
     if timelines is not None:
         end = end_of(timelines[0])
-        if seconds not in (None, end):
+        looped = sound.seconds(sound.latent_frames(end)) if options.loop else end  # what its record says
+        if seconds not in (None, end, looped):
             raise ArgumentError(
                 "audio_length_in_s", seconds, f"be left out, or {end:g} as the timeline's end"
             )

@@ -57,7 +57,8 @@ class SoundShape:
                 allowed = f"be at least {self.seconds(2):g} seconds, two latent frames"
                 raise ArgumentError("window_seconds", options.window_seconds, allowed)
         elif options.overlap != OVERLAP and not options.loop:
-            raise ArgumentError("overlap", options.overlap, "be left out without window_seconds or loop")
+            allowed = "be left out unless the sound is a loop, or denoised in windows"
+            raise ArgumentError("overlap", options.overlap, allowed)
         overlap = max(1, int(options.overlap * length + 1e-9))  # 0.29 * 100 is 28.999...
         if options.loop and latent_frames < 2 * overlap:
             wanted = (

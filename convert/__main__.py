@@ -12,7 +12,7 @@ from audioldm2.adapters.merging import merged
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import open_checkpoint
 from audioldm2.checkpoints.validate import typed
-from audioldm2.cli.arguments import Parser, adapter_and_weight
+from audioldm2.cli.arguments import Parser, adapter_and_weight, nonempty
 from audioldm2.cli.output_files import require_writable
 
 from . import differing_copies, report
@@ -30,6 +30,9 @@ examples:
 """
 
 
+SOURCE = "hub id such as cvssp/audioldm2, a folder, or a .pth file"
+
+
 def convert_parser() -> Parser:
     """Return the parser of `audioldm2 convert`."""
     parser = Parser(
@@ -40,9 +43,7 @@ def convert_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "source", metavar="SOURCE", help="hub id such as cvssp/audioldm2, a folder, or a .pth file"
-    )
+    parser.add_argument("source", type=nonempty, metavar="SOURCE", help=SOURCE)
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write; it must not exist yet")
     parser.add_argument(
         "--to", choices=["converted", "diffusers"], default="converted", help="the layout of OUT"
@@ -153,9 +154,7 @@ def info_parser() -> Parser:
         "No weight is loaded.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "source", metavar="SOURCE", help="hub id such as cvssp/audioldm2, a folder, or a .pth file"
-    )
+    parser.add_argument("source", type=nonempty, metavar="SOURCE", help=SOURCE)
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     return parser
 

@@ -81,6 +81,8 @@ def write_diffusers(
     schedule = storage.schedule_of(checkpoint, checkpoint.source)
     clap_mel = storage.clap_mel_of(checkpoint, checkpoint.source)
     storage.require_tokenizers(checkpoint)
+    if force:
+        storage.require_replaceable(folder)
     with atomic_folder(folder, force=force) as draft, naming_folder(folder):
         for name, content in contents.items():
             (draft / name).mkdir()

@@ -100,12 +100,39 @@ def bandwidth_extension(model: AudioLDM2) -> list[Panel]:
     ]
 
 
+def editing_by_text(model: AudioLDM2) -> list[Panel]:
+    bell = true_sound("bell", seed=1, pitch="high")
+    found = [Panel("a high bell", bell)]
+    for skip in (0.0, 0.2):
+        result = model.edit(bell, "a low bell", source_prompt="a high bell", skip=skip)
+        title = '"a high bell" to "a low bell"' + (f", skip {skip:g}" if skip else "")
+        found.append(Panel(title, result.audio[0, 0].numpy()))
+    return found
+
+
+def loops(model: AudioLDM2) -> list[Panel]:
+    """Each sound twice in a row, so that its seam is in the middle."""
+    found = []
+    for title, loop in (("two clips", False), ("a loop, twice", True)):
+        wave = model.generate("a siren", audio_length_in_s=SECONDS, loop=loop).audio[0, 0].numpy()
+        found.append(Panel(f'"a siren": {title}', np.tile(wave, 2), seconds=(len(wave) / RATE,)))
+    return found
+
+
+def timelines(model: AudioLDM2) -> list[Panel]:
+    result = model.generate([("birds sing", 0, 2.56), ("rain falls", 2.56, 5.12)], window_seconds=2.56)
+    return [Panel('"birds sing", then "rain falls"', result.audio[0, 0].numpy(), seconds=(2.56,))]
+
+
 PICTURES: dict[str, Callable[[AudioLDM2], list[Panel]]] = {
     "audio_to_audio": audio_to_audio,
     "inpainting_in_time": inpainting_in_time,
     "inpainting_in_frequency": inpainting_in_frequency,
     "continuation": continuation,
     "bandwidth_extension": bandwidth_extension,
+    "editing_by_text": editing_by_text,
+    "loops": loops,
+    "timelines": timelines,
 }
 
 

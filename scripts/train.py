@@ -41,8 +41,11 @@ class Procedural:
         ]
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
+        return self.part(step, size, range(size))
+
+    def part(self, step: int, size: int, places: range) -> tuple[Tensor, list[str]]:
         waves, captions = [], []
-        for place in range(size):
+        for place in places:
             sound = sample(self.seed, step * size + place, seconds=max(self.seconds, SECONDS))
             wave = resample(torch.from_numpy(sound.audio), SAMPLE_RATE, self.sample_rate)
             samples = round(self.seconds * self.sample_rate)

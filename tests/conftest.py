@@ -19,8 +19,12 @@ CACHE = tempfile.TemporaryDirectory(prefix="audioldm2-tests-")
 os.environ["AUDIOLDM2_CACHE"] = CACHE.name
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than a few seconds; deselect with -m 'not slow'")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever starts programs or compares with a reference library is slow; unit tests say it themselves."""
+    unit = Path(__file__).parent / "unit"
+    for item in items:
+        if unit not in item.path.parents:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

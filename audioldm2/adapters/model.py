@@ -1,4 +1,4 @@
-"""What a loaded model does with adapters: load, weigh, unload, merge."""
+"""What a loaded model does with adapters and new words: load, weigh, unload, merge."""
 
 import copy
 import os
@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from audioldm2.adapters import reading
+from audioldm2.adapters import reading, words
 from audioldm2.adapters.adapter import Adapter, additions
 from audioldm2.adapters.merging import merged
 from audioldm2.errors import ArgumentError, require_choice, require_number
+from audioldm2.prompt.tokenizers import T5Tokenizer
+from audioldm2.prompt.words import Word
 from audioldm2.runtime.placement import Networks
 
 LARGEST_WEIGHT = 100.0
@@ -32,8 +34,10 @@ class Adaptable:
     """
 
     networks: Networks
+    t5_tokenizer: T5Tokenizer | None
     adapters: tuple[Adapter, ...] = ()  # in the order in which they were loaded
     merged_adapters: tuple[Adapter, ...] = ()  # those that the weights contain
+    words: tuple[Word, ...] = ()  # new ones, in the order in which they were loaded
 
     def load_lora(self, source: str | os.PathLike, weight: float = 1.0, name: str | None = None) -> str:
         """Load a LoRA adapter beside those that are loaded already; it acts from the next request on.
@@ -91,6 +95,37 @@ class Adaptable:
             return tuple(each for each in adapters if each.name != name)
 
         self._change(without)
+
+    def load_word(self, source: str | os.PathLike) -> str:
+        """Load a new word, which prompts may contain from the next request on.
+
+        Args:
+            source: the file, or the folder that `audioldm2 train --new-word` writes.
+
+        Returns:
+            The word as prompts write it.
+
+        Raises:
+            ArgumentError: the word is loaded already or in T5's vocabulary, or the model has no T5.
+            WeightsError: the file cannot be found or read, or does not fit this model.
+        """
+        word = words.read(source, self.t5_tokenizer, self.networks.configs)
+        with _swapping:
+            if word.text in [each.text for each in self.words]:
+                raise ArgumentError("word", word.text, "differ from the words that are loaded already")
+            self.words = (*self.words, word)
+        return word.text
+
+    def unload_word(self, text: str | None = None) -> None:
+        """Take a new word out, or all of them if there is no text; what is left is as it was, to the bit.
+
+        Raises:
+            ArgumentError: no such word is loaded.
+        """
+        with _swapping:
+            if text is not None:
+                require_choice("word", text, [each.text for each in self.words])
+            self.words = tuple(each for each in self.words if text not in (None, each.text))
 
     def merge_lora(self) -> None:
         """Fold the loaded adapters into the weights, which then compute the same without them.

@@ -68,6 +68,13 @@ def is_converted(folder: Path) -> bool:
     return path.is_file() and "audioldm2_format" in read_json(path)
 
 
+def require_replaceable(folder: Path) -> None:
+    """Raise FileExistsError if a folder holds anything but a model of either layout."""
+    is_model = is_converted(folder) or (folder / "model_index.json").is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not is_model:
+        raise FileExistsError(f"{folder} is not the folder of a model, and no other is replaced")
+
+
 def read(folder: Path) -> Checkpoint:
     """Read a converted folder, memory-mapped; WeightsError if it is not one, or damaged."""
     path = folder / "config.json"
@@ -120,7 +127,7 @@ def _in_current_format(config: dict, path: Path) -> dict:
         config = config | {"audioldm2_format": FORMAT, "unconditional": "reference", "normalized": True}
     if config.get("audioldm2_format") != FORMAT:
         raise WeightsError(
-            f"{path} has format {config.get('audioldm2_format')!r}; this version reads format {FORMAT}. "
+            f"{path} has format {config.get('audioldm2_format')!r}; this version reads 1 to {FORMAT}. "
             "Convert the source again with 'audioldm2 convert', or install the version that wrote it."
         )
     return config
@@ -154,17 +161,19 @@ def write(
         folder: where to.
         dtype: cast every tensor to it. The default keeps each dtype, except float64, which becomes
             float32: the published CLAP has two scalars in it by accident.
-        force: replace the folder if it exists.
+        force: replace the folder if it exists and holds a model, or nothing.
         durable: wait until the folder is on the disk.
         notes: further JSON files, name -> content; readers of the format ignore them.
         on_network: called with each network's name, number of tensors and bytes before it is written.
 
     Raises:
-        FileExistsError: the folder exists and `force` is not given.
+        FileExistsError: the folder exists, and `force` is not given or it holds something else than a model.
         WeightsError: a tensor does not fit its network, or holds NaN or infinity.
         OSError: the disk refuses.
     """
     require_tokenizers(checkpoint)
+    if force:
+        require_replaceable(folder)
     with atomic_folder(folder, force=force, durable=durable) as draft, naming_folder(folder):
         for name, open_state in checkpoint.states.items():
             state = prepare(name, open_state(), dtype, checkpoint.source)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import MISSING, Field
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+from audioldm2.adapters.model import LARGEST_WEIGHT
 from audioldm2.cli.streams import print_result
 
 DASH_HINT = "a text that begins with '-' is given as --negative-prompt='-...', or after -- at the end"
@@ -18,6 +20,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
+        self.register("type", Path, lambda text: Path(nonempty(text)))  # what `type=Path` means
         self.second: dict[str, str] = {}  # option -> what its flag sets too: another option or a second entry
 
     def error(self, message: str) -> NoReturn:
@@ -83,13 +86,27 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
+def nonempty(text: str) -> str:
+    """The name of a file, a folder or a model. As a path, an empty text would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
 def adapter_and_weight(text: str) -> tuple[str, float]:
     """FOLDER[:WEIGHT]; what follows the last colon belongs to the folder unless it is a number."""
-    source, colon, weight = text.rpartition(":")
+    source, colon, number_behind = text.rpartition(":")
     if colon:
         with suppress(ValueError):
-            return source, float(weight)
-    return text, 1.0
+            return nonempty(source), _weight(float(number_behind))
+    return nonempty(text), 1.0
+
+
+def _weight(weight: float) -> float:
+    if not abs(weight) <= LARGEST_WEIGHT:  # nor NaN
+        bounds = f"from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
+        raise argparse.ArgumentTypeError(f"the weight is {weight:g}; it has to be a number {bounds}")
+    return weight
 
 
 def values_of(given: argparse.Namespace, options: Iterable[Field]) -> dict[str, Any]:
@@ -98,7 +115,7 @@ def values_of(given: argparse.Namespace, options: Iterable[Field]) -> dict[str, 
     for option in options:
         value, second = getattr(given, option.name), option.metadata["second"]
         if option.metadata["first"]:
-            before = getattr(given, _first_of(option))
+            before = getattr(given, first_of(option))
             value = value if before is None else (before, 0.0 if value is None else value)
         if second is not None and value is not None:
             value, found[second] = value
@@ -123,11 +140,11 @@ def add_options(group: Any, options: Iterable[Field]) -> None:
         group.add_argument(about["flag"], type=_text_parser(option), **common)
         if about["first"]:
             flag, text = about["first"]
-            common |= {"dest": _first_of(option), "help": f"{text} (default: none)"}
+            common |= {"dest": first_of(option), "help": f"{text} (default: none)"}
             group.add_argument(flag, type=_text_parser(option), **common)
 
 
-def _first_of(option: Field) -> str:
+def first_of(option: Field) -> str:
     """The `dest` of the flag that sets the first of a pair: what messages call that entry."""
     return f"{option.name}[0]"
 

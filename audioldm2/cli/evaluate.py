@@ -15,7 +15,7 @@ import torch
 import audioldm2
 from audioldm2.audio import read
 from audioldm2.checkpoints.load import load
-from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
+from audioldm2.cli.arguments import Parser, new_parser, nonempty, number, whole_number
 from audioldm2.cli.output_files import require_place, require_writable
 from audioldm2.cli.sounds import why_skipped
 from audioldm2.cli.streams import print_result, report
@@ -69,12 +69,13 @@ def parser() -> Parser:
     made = new_parser("audioldm2 evaluate", DESCRIPTION, epilog=EPILOG)
     # fmt: off
     add = made.add_argument
-    add("--model", metavar="NAME", help="the model to judge: folder, .pth file or hub id")
+    add("--model", type=nonempty, metavar="NAME", help="the model to judge: folder, .pth file or hub id")
     add("--prompts", type=Path, metavar="FILE",
         help="for --model: text with one prompt a line, or CSV with the column prompt and perhaps family and "
         "category; 'builtin' for the 100 prompts in the package")
     add("--sounds", type=Path, metavar="FOLDER", help="sounds to judge, in place of --model and --prompts")
-    add("--judge", metavar="NAME", help="whose CLAP judges (default: the model's own; needed for --sounds)")
+    add("--judge", type=nonempty, metavar="NAME",
+        help="whose CLAP judges (default: the model's own; needed for --sounds)")
     add("--reference", type=Path, metavar="FOLDER",
         help="true sounds to compare with: a folder, or a table of AudioCaps beside its sounds")
     add("--other-judges", nargs="+", choices=JUDGES, default=(), metavar="NAME",
@@ -180,6 +181,13 @@ def _require_arguments(given: argparse.Namespace) -> GenerationOptions:
         raise ValueError("--model needs --prompts, a file with one prompt a line, or 'builtin'.")
     if "sounds" in named and ("judge" not in named or "prompts" in named):
         raise ValueError("--sounds needs --judge, a model whose CLAP judges, and takes no --prompts.")
+    if "sounds" in named:
+        default = parser()
+        for name in ("seeds", "audio_length_in_s", "num_inference_steps", "guidance_scale"):
+            if getattr(given, name) != default.get_default(name):
+                raise ArgumentError(
+                    name, getattr(given, name), "be left out with --sounds, which exist already"
+                )
     if world > 1 and not {"model", "out"} <= named:
         raise ArgumentError("WORLD_SIZE", world, "be 1 without --model and --out, the folder to share")
     return options

@@ -1,7 +1,6 @@
 """`audioldm2 generate`, the default command: prompts to sound files with their records."""
 
 import argparse
-import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +12,24 @@ from torch import Tensor
 
 import audioldm2
 from audioldm2.adapters.reading import find as find_adapter
+from audioldm2.adapters.words import find as find_word
 from audioldm2.audio import VAE_MEL, VAE_MEL_48K, MelSettings, vae_front_end
 from audioldm2.checkpoints import hub
-from audioldm2.cli.arguments import Parser, adapter_and_weight, add_options, new_parser, values_of
+from audioldm2.cli.arguments import (
+    Parser,
+    adapter_and_weight,
+    add_options,
+    first_of,
+    new_parser,
+    nonempty,
+    values_of,
+)
 from audioldm2.cli.output_files import plan_jobs, require_places, write
 from audioldm2.cli.streams import one_line, print_path, print_result, report
+from audioldm2.cli.timeline import read_times, timeline
 from audioldm2.edit_options import EditOptions, refuse
 from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
-from audioldm2.prompt.timeline import Span
 from audioldm2.request import Request
 from audioldm2.result import package_version
 from audioldm2.sampling.samplers import SAMPLERS
@@ -36,7 +44,7 @@ OUT_OF_MEMORY = (
 USAGE = """\
 audioldm2 PROMPT [-o FILE] [options]
        audioldm2 --prompts FILE [-o FOLDER] [options]
-       audioldm2 COMMAND ...       convert, info, train, evaluate, score: see audioldm2 COMMAND --help"""
+       audioldm2 COMMAND ...    convert, info, train, evaluate, score, verify: see audioldm2 COMMAND --help"""
 
 EPILOG = """\
 examples:
@@ -80,7 +88,7 @@ def parser() -> Parser:
     add("prompt", nargs="?", metavar="PROMPT", help="a description of one sound, in quotes")
     add("-o", "--output", type=Path, metavar="PATH",
         help="sound file (.wav, .flac, .ogg) or folder (default: here, named after the prompt)")
-    add("--model", metavar="NAME",
+    add("--model", type=nonempty, metavar="NAME",
         help=f"folder, .pth file or hub id (default: {hub.DEMO}, which is in the package)")
     add_options(group, [each for each in (*OPTIONS, *EDIT_ONLY) if each.metadata["common"]])
     add("--at", nargs=2, action="append", default=[], metavar=("S", "PROMPT"),
@@ -126,6 +134,9 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     add("--lora", action="append", default=[], type=adapter_and_weight, metavar="FOLDER[:WEIGHT]",
         help="a LoRA adapter: a folder in PEFT's layout, a .safetensors file or a hub id; may be repeated "
         "(default: none; WEIGHT: 1)")
+    add("--word", action="append", default=[], metavar="FILE",
+        help="a new word, as 'audioldm2 train --new-word' writes it: its file or folder; may be repeated "
+        "(default: none)")
     memory = group.add_mutually_exclusive_group()
     memory.add_argument("--offload", action="store_true", help="keep only the running network on the GPU")
     memory.add_argument("--low-memory", action="store_true",
@@ -146,10 +157,10 @@ def run(arguments: Sequence[str]) -> int:
     later = read_times(given.at)
     if later and len(jobs) > 1:
         raise ArgumentError("at", later, "be left out with --prompts", given="is set")
+    if later and given.audio is not None:
+        raise ArgumentError("at", later, "be left out with --audio, which one prompt changes", given="is set")
     options: GenerationOptions | EditOptions
     if given.source_prompt is not None:
-        if later:
-            raise ArgumentError("at", later, "be left out of an edit, which has one prompt", given="is set")
         options = edit_options_of(arguments)
         prompts = [job.prompt for job in jobs]
         Request.resolve_edit(given.audio, prompts, options, PUBLISHED, NoiseSchedule())
@@ -158,8 +169,9 @@ def run(arguments: Sequence[str]) -> int:
         # How long the model's sounds are is not known yet: those of a timeline are long enough for now.
         longest = PUBLISHED.default_seconds + max([time for time, _ in later], default=0)
         seconds = options.audio_length_in_s or longest
-        asked = timeline(jobs[0].prompt, later, seconds) if later else [job.prompt for job in jobs]
-        Request.resolve(asked, options, likely_shape(options), NoiseSchedule())
+        shape = likely_shape(options)
+        asked = timeline(jobs[0].prompt, later, seconds, shape) if later else [job.prompt for job in jobs]
+        Request.resolve(asked, options, shape, NoiseSchedule())
     if given.plot:
         require_matplotlib()
     model = load(given)
@@ -178,7 +190,7 @@ def run(arguments: Sequence[str]) -> int:
                 result = model.edit(given.audio, job.prompt, options=options, **follow)
             else:
                 seconds = options.audio_length_in_s or model.sound.default_seconds
-                prompt = timeline(job.prompt, later, seconds) if later else job.prompt
+                prompt = timeline(job.prompt, later, seconds, model.sound) if later else job.prompt
                 result = model.generate(prompt, options=options, **follow)
         write(result, job, with_record=given.json, front_end=front_end)
         print_path(job.sound)
@@ -190,6 +202,9 @@ def options_of(given: argparse.Namespace) -> GenerationOptions:
         value = getattr(given, each.name)
         if value is not None:
             raise ArgumentError(each.name, value, "be left out without --source, which edits the audio")
+    if given.audio is None:
+        for name, value in _in_front(given):
+            raise ArgumentError(name, value, "be left out without --audio")
     return GenerationOptions(**values_of(given, OPTIONS))
 
 
@@ -201,6 +216,8 @@ def edit_options_of(arguments: Sequence[str]) -> EditOptions:
     if given.audio is None:
         allowed = "be left out without --audio, the sound that it describes"
         raise ArgumentError("source_prompt", given.source_prompt, allowed)
+    for name, value in _in_front(given):
+        refuse(name, value)
     for each in OPTIONS:
         value = getattr(given, each.name)
         if each.name not in {*SHARED, "audio"} and value != each.default:
@@ -208,37 +225,11 @@ def edit_options_of(arguments: Sequence[str]) -> EditOptions:
     return EditOptions(**values_of(given, [each for each in OPTIONS if each.name in SHARED] + EDIT_ONLY))
 
 
-def read_times(at: Sequence[Sequence[str]]) -> list[tuple[float, str]]:
-    """The prompts of --at with their times, in order of time.
-
-    Raises:
-        ArgumentError: a time is not a number above 0, or two are the same.
-    """
-    found: dict[float, str] = {}
-    for text, prompt in at:
-        try:
-            time = float(text)
-        except ValueError:
-            time = math.nan
-        if not 0 < time < math.inf or time in found:
-            raise ArgumentError("at", text, "begin with a time in seconds above 0, each time once")
-        found[time] = prompt
-    return sorted(found.items())
-
-
-def timeline(prompt: str, later: Sequence[tuple[float, str]], seconds: float) -> list[Span]:
-    """A prompt from 0, each later one from its time to the next one's, and the last to the end.
-
-    Raises:
-        ArgumentError: a time lies behind the end.
-    """
-    starts = [(0.0, prompt), *later]
-    if starts[-1][0] >= seconds:
-        raise ArgumentError(
-            "at", starts[-1][0], f"be below {seconds:g} seconds, where the sound ends (--duration)"
-        )
-    ends = [*(time for time, _ in later), seconds]
-    return [Span(text, start, end) for (start, text), end in zip(starts, ends, strict=True)]
+def _in_front(given: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    """The flags that set the first of a pair, where they are given."""
+    for each in OPTIONS:
+        if each.metadata["first"] and getattr(given, first_of(each)) is not None:
+            yield first_of(each), getattr(given, first_of(each))
 
 
 def likely_shape(options: GenerationOptions) -> SoundShape:
@@ -248,8 +239,13 @@ def likely_shape(options: GenerationOptions) -> SoundShape:
 
 
 def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
-    for source, _ in given.lora:
+    sources = [source for source, _ in given.lora]
+    for source in sources:
+        if sources.count(source) > 1:
+            raise ValueError(f"--lora names {source} twice; give it once, with the sum of the weights.")
         find_adapter(source)  # before gigabytes of the model are read
+    for source in given.word:
+        find_word(source)
     model = audioldm2.load(
         given.model or hub.DEMO,
         device=given.device,
@@ -261,8 +257,12 @@ def load(given: argparse.Namespace) -> audioldm2.AudioLDM2:
         compile=given.compile,
         ops=given.ops,
     )
+    last = [Path(source).name for source, _ in given.lora]
     for source, weight in given.lora:
-        model.load_lora(source, weight)
+        # Adapters that would have the same name are called by their whole path.
+        model.load_lora(source, weight, source if last.count(Path(source).name) > 1 else None)
+    for source in given.word:
+        model.load_word(source)
     return model
 
 

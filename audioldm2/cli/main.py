@@ -1,7 +1,8 @@
 """The command line: which command runs, and how its errors and its exit code reach the user.
 
 An error that a user can cause ends in one sentence on standard error and exit code 2, a Ctrl-C in exit code
-130. Exit code 141 means that all is done and written, but who read standard output has left.
+130. `verify` exits with 1 where a check fails. Exit code 141 means that all is done and written, but who read
+standard output has left.
 """
 
 import errno

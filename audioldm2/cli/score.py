@@ -6,7 +6,7 @@ from pathlib import Path
 
 import audioldm2
 from audioldm2.audio import read
-from audioldm2.cli.arguments import Parser, new_parser
+from audioldm2.cli.arguments import Parser, new_parser, nonempty
 from audioldm2.cli.sounds import expand, why_skipped
 from audioldm2.cli.streams import print_result, report
 
@@ -33,7 +33,8 @@ def parser() -> Parser:
     add("sounds", nargs="+", type=Path, metavar="SOUND",
         help="sound files of any rate and length, or folders of them")
     add("--prompt", required=True, metavar="TEXT", help="the text that they should fit")
-    add("--model", required=True, metavar="NAME", help="whose CLAP scores: folder, .pth file or hub id")
+    add("--model", required=True, type=nonempty, metavar="NAME",
+        help="whose CLAP scores: folder, .pth file or hub id")
     add("--device", default="auto", metavar="NAME",
         help="cpu, cuda, cuda:1, mps (default: %(default)s, a GPU if there is one)")
     add("--low-memory", action="store_true", help="read each network from disk for its stage only")

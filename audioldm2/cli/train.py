@@ -2,25 +2,31 @@
 
 import argparse
 import json
+import math
 import os
 import signal
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from audioldm2.adapters.lora import LAYER_SETS
-from audioldm2.checkpoints.load import open_checkpoint, resolve_device
-from audioldm2.cli.arguments import Parser, new_parser, number, whole_number
+from audioldm2.checkpoints.load import open_checkpoint
+from audioldm2.cli.arguments import Parser, new_parser, nonempty, number, whole_number
+from audioldm2.cli.ranks import first_rank_speaks
 from audioldm2.cli.streams import print_result, report
 from audioldm2.cli.train_run import Run, Worlds, begin, is_new, read_recipe, resume
 from audioldm2.errors import ArgumentError, require_whole
-from audioldm2.training import STAGES, loop
+from audioldm2.training import STAGES, distributed, loop
+from audioldm2.training.distributed import Ranks
 from audioldm2.training.full_disk import ON_FULL_DISK
+from audioldm2.training.lora import LARGEST_RANK
 
 OUT_OF_MEMORY = "Try fewer clips a step (--batch) or shorter ones (--seconds)."
 # What ends a run in order: Ctrl-C; a scheduler, Docker or kill; a terminal that closes (not on Windows).
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-OF_RESUME = {"resume", "out", "steps", "device", "workers"}  # the flags that --resume allows
+OF_RESUME = {"resume", "out", "steps", "device", "workers", "shard"}  # the flags that --resume allows
 
 DESCRIPTION = """\
 Train one stage of AudioLDM 2 on your own sounds, from nothing or from a model.
@@ -40,6 +46,10 @@ or an adapter of a few megabytes (LoRA) for a model that stays as it is:
 
   audioldm2 train --lora 8 --data sounds/ --out runs/oud --model ./base
   audioldm2 "an oud" --model ./base --lora runs/oud/adapter -o oud.wav
+
+or on the GPUs of a machine, each of which takes its share of every batch:
+
+  torchrun --nproc-per-node 4 -m audioldm2 train --stage ldm --data sounds/ --out runs/ldm --model ./base
 
 sounds/ holds sound files and their captions: one table, such as captions.csv with the columns file and
 caption, or captions.jsonl with lines such as {"file": "dog.wav", "caption": "a dog barks"}; or a dog.txt
@@ -67,13 +77,13 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     # fmt: off
     add = made.add_argument_group("common options").add_argument
     add("--stage", choices=STAGES, help="what to train")
-    add("--data", metavar="SOUNDS", help="a folder of sounds and captions, or a table of them")
+    add("--data", type=nonempty, metavar="SOUNDS", help="a folder of sounds and captions, or a table of them")
     add("--out", type=Path, metavar="RUN", help="folder of the run; it must not exist yet, or be empty")
-    add("--model", default="small", metavar="START",
+    add("--model", default="small", type=nonempty, metavar="START",
         help="what to begin with: a converted folder, a hub id, anything that 'audioldm2 --model' takes; or, "
         "from nothing, 'small' (6 million parameters), 'published' (1.1 billion), or a JSON file of sizes, "
         'such as {"unet": {"depth": 2}}, the others being those of small (default: %(default)s)')
-    add("--config", metavar="RECIPE",
+    add("--config", type=nonempty, metavar="RECIPE",
         help="small, published, finetune, or a JSON file (default: what suits --model)")
     add("--lora", type=whole_number, metavar="RANK",
         help="train only an adapter of this rank for --model (the stage is then lora)")
@@ -82,6 +92,12 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     add("--show", action="store_true", help="print the recipe of --stage and --config, and stop")
     add("--lora-layers", choices=LAYER_SETS,
         help="what --lora adapts in the denoiser (default: the recipe's, attention)")
+    add("--new-word", metavar="WORD",
+        help="learn only the vectors of a new word, such as '<zorp>', which captions contain (the stage is "
+        "then word)")
+    add("--vectors", type=whole_number, metavar="N", help="of --new-word (default: the recipe's, 1)")
+    add("--like", metavar="TEXT",
+        help="what --new-word begins as, and what CLAP reads in its place (default: 'a sound')")
     add("--steps", type=whole_number, metavar="N", help="steps in all (default: the recipe's)")
     add("--batch", type=whole_number, metavar="N", help="clips a step (default: the recipe's)")
     add("--seconds", type=number, metavar="S", help="length of each clip (default: the recipe's)")
@@ -101,6 +117,8 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     add("--seed", type=whole_number, default=0, metavar="N", help="of all randomness (default: %(default)s)")
     add("--device", default="auto", metavar="NAME",
         help="cpu, cuda, cuda:1, mps (default: %(default)s, a GPU if there is one)")
+    add("--shard", action="store_true",
+        help="under torchrun: each GPU keeps a share of the denoiser's weights and optimizer states (FSDP2)")
     add("--save-every", type=whole_number, default=1000, metavar="N",
         help="steps between savings (default: %(default)s)")
     add("--sample-every", type=whole_number, default=5000, metavar="N",
@@ -112,10 +130,10 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     add("--tensorboard", action="store_true",
         help="write curves to RUN/tensorboard too; needs pip install 'audioldm2[tensorboard]'")
     add = made.add_argument_group("old sounds, validation").add_argument
-    add("--mix", metavar="FOLDER[:SHARE]",
+    add("--mix", type=nonempty, metavar="FOLDER[:SHARE]",
         help="old sounds and captions, which make up a share of the clips, so that the model keeps what it "
         "knew (default share: 0.25)")
-    add("--validation", metavar="SOUNDS",
+    add("--validation", type=nonempty, metavar="SOUNDS",
         help="sounds that are not trained on, to judge by: a table, a folder, or a fraction of the sounds of "
         "--data, such as 0.05 (default: those that the data names)")
     add("--validate-every", type=whole_number, default=500, metavar="N",
@@ -141,18 +159,25 @@ def run(arguments: Sequence[str], *, prog: str = "audioldm2 train", worlds: Worl
     Returns:
         0 where the run is complete; 128 and the signal's number where a signal ended it, saved.
     """
-    given = parse(arguments, prog)
-    if given.show:
-        recipe, _ = read_recipe(given, None if is_new(given.model) else open_checkpoint(given.model))
-        print_result(json.dumps(asdict(recipe), indent=2))
-        return 0
-    device = resolve_device(given.device)
+    with first_rank_speaks(parser(prog)):
+        given = parse(arguments, prog)
+        if given.show:
+            recipe, _ = read_recipe(given, None if is_new(given.model) else open_checkpoint(given.model))
+            print_result(json.dumps(asdict(recipe), indent=2))
+            return 0
+        with distributed.joined(given.device) as (ranks, device):
+            return train(given, ranks, device, prog, worlds or {})
+
+
+def train(given: argparse.Namespace, ranks: Ranks, device: torch.device, prog: str, worlds: Worlds) -> int:
+    """Begin or resume a run on this rank, and train; returns the exit code."""
     opened = resume if given.resume else begin
-    with opened(given, device, worlds or {}) as run:
+    with opened(given, ranks, device, worlds) as run:
         stage = run.stage
         parameters = sum(p.numel() for network in stage.trained.values() for p in network.parameters())
         networks = f"{', '.join(stage.trained)}, {parameters / 1e6:.1f} million parameters"
-        report(f"{stage.name} on {device}: trains {networks}")
+        where = device if ranks.count == 1 else f"{ranks.count} processes, this one on {device}"
+        report(f"{stage.name} on {where}: trains {networks}")
         if run.validation is not None:
             report(repr(run.validation))
         report(f"{run.data!r}; batches of {stage.recipe.batch} clips of {stage.recipe.seconds:g} s")
@@ -173,10 +198,13 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     made = parser(prog)
     given = made.parse_args(arguments)
     _choose_adapter(given)
+    _choose_word(given)
     named = {name for name, value in vars(given).items() if value != made.get_default(name)}
     if given.resume:
         if "out" not in named or named - OF_RESUME:
-            raise ValueError("--resume takes --out RUN, and besides only --steps and --device.")
+            raise ValueError(
+                "--resume takes --out RUN, and besides only --steps, --device, --workers and --shard."
+            )
     else:
         needed = ("stage",) if given.show else ("stage", "data", "out")
         absent = [f"--{name}" for name in needed if name not in named]
@@ -188,9 +216,11 @@ def parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         if STAGES[given.stage].adapts and not given.show and is_new(given.model):
             allowed = "be a trained model, such as --model demo: an adapter changes what a model has learnt"
             raise ArgumentError("model", given.model, allowed)
-    for name in ("steps", "batch"):  # before the recipe does, under the names of the flags
+    for name in ("steps", "batch", "lora"):  # before the recipe does, under the names of the flags
         if getattr(given, name) is not None:
-            require_whole(name, getattr(given, name), 1)
+            require_whole(name, getattr(given, name), 1, LARGEST_RANK if name == "lora" else None)
+    if given.seconds is not None and not 0 < given.seconds < math.inf:
+        raise ArgumentError("seconds", given.seconds, "be a finite number above 0")
     require_whole("seed", given.seed, 0)
     require_whole("workers", given.workers, 1)
     require_whole("save_every", given.save_every, 1)
@@ -208,15 +238,31 @@ def _choose_adapter(given: argparse.Namespace) -> None:
     given.stage = "lora"
 
 
+def _choose_word(given: argparse.Namespace) -> None:
+    """--new-word WORD names the stage too."""
+    if given.new_word is None:
+        for name in ("vectors", "like"):
+            if getattr(given, name) is not None:
+                raise ArgumentError(name, getattr(given, name), "be left out without --new-word")
+        return
+    if given.stage not in (None, "ldm", "word"):
+        raise ArgumentError("stage", given.stage, "be word, or left out, with --new-word")
+    given.stage = "word"
+
+
 def train_until_signal(run: Run, folder: Path) -> list[int]:
     """Train to the end, or until a signal, which ends the run after the current step; the signals so far."""
     signals: list[int] = []  # read after each step, so that no step is cut in two
 
     def ask_to_stop(number: int, frame: object) -> None:
-        if number in signals and number == signal.SIGINT:
+        # Under torchrun, a Ctrl-C arrives twice: from the terminal and from torchrun.
+        can_interrupt = number == signal.SIGINT and run.stage.ranks.count == 1
+        if number in signals and can_interrupt:
             raise KeyboardInterrupt  # the second Ctrl-C
+        if number in signals:
+            return
         signals.append(number)
-        once_more = "; once more stops at once" if number == signal.SIGINT else ""
+        once_more = "; once more stops at once" if can_interrupt else ""
         report(f"{signal.Signals(number).name}: stopping after this step{once_more}")
 
     before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
@@ -230,7 +276,7 @@ def train_until_signal(run: Run, folder: Path) -> list[int]:
             judging=settings.judging, on_full_disk=settings.on_full_disk, tensorboard=settings.tensorboard,
             report=report, should_stop=lambda: bool(signals),
         )  # fmt: skip
-        return [] if complete else signals
+        return [] if complete else signals or [signal.SIGTERM]  # which another rank got
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from audioldm2.errors import ArgumentError, require_choice
 from audioldm2.training import STAGES, run_folder, sources
 from audioldm2.training.cache_filling import count_clips
 from audioldm2.training.data import AtTrainedLevel, Captioned
+from audioldm2.training.distributed import ALONE, Ranks
 from audioldm2.training.ldm import LDMRecipe
 from audioldm2.training.metrics import require_tensorboard
 from audioldm2.training.mixing import Mixed, parse_mix
@@ -66,6 +67,9 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
         usual, why = ("published" if given.model == "published" else "small"), "for a new model"
     else:
         usual, why = "finetune", f"because {given.model} is a trained model"
+    if name is not None and name not in kind.recipes and not Path(name).is_file():
+        names = ", ".join(kind.recipes)
+        raise ArgumentError("config", name, f"be one of {names}, or a JSON file with fields of a recipe")
     values = {} if name is None or name in kind.recipes else read_json(name)
     like = values.pop("like", usual) if name not in kind.recipes else name
     if like not in kind.recipes:
@@ -73,6 +77,7 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
     base = kind.recipe_for(checkpoint) if like == "finetune" and checkpoint else kind.recipes[like]
     flags = {flag: getattr(given, flag) for flag in ("steps", "batch", "seconds")}
     flags |= {"rank": given.lora, "layers": given.lora_layers, "cache_gb": given.cache, "crops": given.crops}
+    flags |= {"word": given.new_word, "like": given.like, "vectors": given.vectors}
     values |= {flag: value for flag, value in flags.items() if value is not None}
     recipe = override(base, values, f"the recipe {name or like}")
     if name is not None:
@@ -106,8 +111,15 @@ def clips_of(settings: Settings, recipe: Recipe, rate: int, workers: int) -> Cli
     )
 
 
-def open_data(settings: Settings, clips: ClipSettings, worlds: Worlds) -> tuple[Captioned, Captioned | None]:
+def open_data(
+    settings: Settings, clips: ClipSettings, worlds: Worlds, ranks: Ranks = ALONE
+) -> tuple[Captioned, Captioned | None]:
     """The clips to train on, old ones mixed in, and those to validate on."""
+    with ranks.first_goes_first():
+        return _open_all(settings, clips, worlds)
+
+
+def _open_all(settings: Settings, clips: ClipSettings, worlds: Worlds) -> tuple[Captioned, Captioned | None]:
     name, options = settings.data, settings.data_options
     if name in worlds and (options.audio_column or options.caption_column):
         raise ValueError(f"{name} has no table; leave out --audio-column and --caption-column.")
@@ -142,8 +154,9 @@ def placed(name: str, worlds: Worlds) -> str:
 
 
 @contextmanager
-def begin(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> Iterator[Run]:
+def begin(given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds: Worlds) -> Iterator[Run]:
     """Start a run: write its folder, with the settings and the model that it begins with."""
+    _require_ranks_to_shard(given, ranks)
     kind, out = STAGES[given.stage], given.out
     if out.exists() and not _is_free(out):
         raise ValueError(f"{out} is not empty; continue there with --resume, or choose another folder.")
@@ -159,11 +172,13 @@ def begin(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> It
         if checkpoint is None:
             configs = SIZES.get(given.model) or configs_from(read_json(given.model), given.model)
             rate = configs["hifigan"].sample_rate
-            data, validation = open_data(settings, clips_of(settings, recipe, rate, given.workers), worlds)
+            clips = clips_of(settings, recipe, rate, given.workers)
+            data, validation = open_data(settings, clips, worlds, ranks)
             checkpoint = from_scratch(configs, data.captions(), Path(vocabularies), seed=given.seed)
         else:
             rate = checkpoint.configs["hifigan"].sample_rate
-            data, validation = open_data(settings, clips_of(settings, recipe, rate, given.workers), worlds)
+            clips = clips_of(settings, recipe, rate, given.workers)
+            data, validation = open_data(settings, clips, worlds, ranks)
         if settings.patience and validation is None:
             allowed = "be 0 without --validation: no loss is measured"
             raise ArgumentError("patience", settings.patience, allowed)
@@ -171,28 +186,36 @@ def begin(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> It
         stage = kind(checkpoint, recipe, device, given.seed)
         if isinstance(recipe, LDMRecipe) and recipe.cache_gb:
             count_clips(data, recipe.pool, recipe.cache_gb)
+        stage.require_captions(data.captions() if kind.captioned else ())
+        stage.join(ranks, sharded=given.shard)
         if kind.adapts:
             base = _name_of_base(given.model)
             settings = replace(settings, base=base, base_sha256=hash_of(checkpoint.states, stage.trainable()))
-        out.mkdir(parents=True, exist_ok=True)
-        with run_folder.opened(out, kind.product) as repaired:
+        ranks.wait()  # all of them have found nothing wrong
+        if ranks.is_first:
+            out.mkdir(parents=True, exist_ok=True)
+        with _opened(out, kind.product, ranks) as repaired:
             _report(repaired)
-            write_settings(settings, out)
-            if not kind.adapts:
-                storage.write(checkpoint, out / "model", force=True, durable=True)
+            if ranks.is_first:
+                write_settings(settings, out)
+                if not kind.adapts:
+                    storage.write(checkpoint, out / "model", force=True, durable=True)
+            ranks.wait()
             report(sentence)
             stage = open_stage(settings, recipe, out, device)
+            stage.join(ranks, sharded=given.shard)
             yield Run(stage, data, validation, settings)
 
 
 @contextmanager
-def resume(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> Iterator[Run]:
+def resume(given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds: Worlds) -> Iterator[Run]:
     """Open a run that was stopped, with its own settings, but for --steps."""
+    _require_ranks_to_shard(given, ranks)
     settings = read_settings(given.out)
     file = given.out / "run.json"
     kind = STAGES[require_choice(f"'stage' in {file}", settings.stage, STAGES)]
     recipe = override(kind.recipes["small"], settings.recipe, f"'recipe' in {file}")
-    with run_folder.opened(given.out, kind.product) as repaired:
+    with _opened(given.out, kind.product, ranks) as repaired:
         _report(repaired)
         if not kind.adapts and not (given.out / "model").exists():
             raise ValueError(
@@ -202,12 +225,28 @@ def resume(given: argparse.Namespace, device: torch.device, worlds: Worlds) -> I
             recipe = replace(recipe, steps=given.steps)
             settings = replace(settings, recipe=asdict(recipe))
         stage = open_stage(settings, recipe, given.out, device)
+        stage.join(ranks, sharded=given.shard)
         clips = clips_of(settings, recipe, stage.front_end.sample_rate, given.workers)
-        data, validation = open_data(settings, clips, worlds)
+        data, validation = open_data(settings, clips, worlds, ranks)
         _report(run_folder.resume(stage, given.out, data))
-        if given.steps is not None:
+        if given.steps is not None and ranks.is_first:
             write_settings(settings, given.out)
         yield Run(stage, data, validation, settings)
+
+
+@contextmanager
+def _opened(folder: Path, product: str, ranks: Ranks) -> Iterator[list[str]]:
+    """Rank 0 locks and repairs the folder of a run; the others wait for it."""
+    with ExitStack() as stack:
+        repaired = stack.enter_context(run_folder.opened(folder, product)) if ranks.is_first else []
+        ranks.wait()
+        yield repaired
+
+
+def _require_ranks_to_shard(given: argparse.Namespace, ranks: Ranks) -> None:
+    if given.shard and ranks.count == 1:
+        allowed = "be left out without torchrun: one process has nothing to share"
+        raise ArgumentError("shard", True, allowed)
 
 
 def open_stage(settings: Settings, recipe: Recipe, folder: Path, device: torch.device) -> Stage:

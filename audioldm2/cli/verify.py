@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from audioldm2.checkpoints.load import resolve_device
-from audioldm2.cli.arguments import Parser, new_parser, whole_number
+from audioldm2.cli.arguments import Parser, new_parser, nonempty, whole_number
 from audioldm2.cli.output_files import require_place
 from audioldm2.cli.streams import print_result, report
 from audioldm2.errors import require_whole
@@ -58,7 +58,8 @@ def parser() -> Parser:
     effort = Effort()
     # fmt: off
     add = made.add_argument
-    add("model", metavar="MODEL", help="folder, .pth file, hub id such as cvssp/audioldm2, or demo")
+    add("model", type=nonempty, metavar="MODEL",
+        help="folder, .pth file, hub id such as cvssp/audioldm2, or demo")
     add("--json", type=Path, metavar="FILE",
         help="also write the report there, after each check (default: nowhere)")
     add("--quick", action="store_true", help="leave out the checks that run networks")

@@ -90,7 +90,7 @@ class BandNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.transpose(1, 2)  # (batch, mels, frames)
-        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
+        x = ops.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
         return x.transpose(1, 2)  # (batch, frames, mels)
 
 
@@ -176,7 +176,7 @@ class Block(nn.Module):
         self.ff_norm = nn.LayerNorm(dim, eps=config.eps)
         self.ff_in = Linear(dim, int(config.ff_ratio * dim))
         self.ff_out = Linear(int(config.ff_ratio * dim), dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, height, width, dim); the same shape returned."""
@@ -187,7 +187,8 @@ class Block(nn.Module):
         y = self.attn_norm(x)
         y = F.pad(y, (0, 0, 0, -width % window, 0, -height % window))  # sides become multiples of window
         x = x + self.attn(y, window, shift)[:, :height, :width]
-        return x + self.dropout(self.ff_out(F.gelu(self.ff_in(self.ff_norm(x)))))
+        y = self.ff_out(F.gelu(self.ff_in(self.ff_norm(x))))
+        return x + ops.dropout(y, self.dropout, self.training)
 
 
 class PatchMerging(nn.Module):

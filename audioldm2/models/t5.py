@@ -137,12 +137,29 @@ class T5Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm_out = RMSNorm(config.dim, config.eps)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids: (batch, seq) tokens; mask: (batch, seq) bool, True = real. Returns (batch, seq, dim)."""
+    def forward(self, ids: Tensor, mask: Tensor, words: Tensor | None = None) -> Tensor:
+        """Encodes tokens.
+
+        Args:
+            ids: (batch, seq) tokens.
+            mask: (batch, seq) bool, True = real.
+            words: (vectors, dim), what the ids behind the vocabulary stand for (see `prompt.words`).
+
+        Returns:
+            (batch, seq, dim).
+        """
         buckets = distance_buckets(ids.shape[1], self.config.buckets, self.config.max_distance, ids.device)
         bias = self.distance_bias(buckets).float().permute(2, 0, 1)[None]  # (1, heads, seq, seq)
         bias = bias.masked_fill(~mask[:, None, None, :], -torch.inf)  # (batch, heads, seq, seq)
-        x = self.embedding(ids).float()  # (batch, seq, dim), float32 from here to the last norm
+        x = self.embed(ids, words)  # (batch, seq, dim), float32 from here to the last norm
         for block in self.blocks:
             x = block(x, bias)
         return self.norm_out(x)
+
+    def embed(self, ids: Tensor, words: Tensor | None) -> Tensor:
+        """Returns the vectors (batch, seq, dim) of tokens, float32; arguments are those of `forward`."""
+        if words is None:
+            return self.embedding(ids).float()
+        place = ids - self.config.vocabulary  # among the words; below 0 for tokens of the vocabulary
+        known = self.embedding(ids.where(place < 0, 0)).float()
+        return torch.where(place[..., None] < 0, known, words.float()[place.clamp(min=0)])

@@ -9,6 +9,7 @@ from audioldm2.ops.attention_kernels import _attention, attention
 from audioldm2.ops.convolution_kernels import _conv1d, _conv2d, conv1d, conv2d, conv_transpose1d
 from audioldm2.ops.dispatch import MODES, Choice, mode, using
 from audioldm2.ops.linear_kernels import linear
+from audioldm2.ops.whole_batch import batch_norm, dropout, share_of_batch
 
 OPERATIONS = (linear, _attention, _conv1d, _conv2d)
 
@@ -37,12 +38,15 @@ __all__ = [
     "MODES",
     "Choice",
     "attention",
+    "batch_norm",
     "choices",
     "conv1d",
     "conv2d",
     "conv_transpose1d",
+    "dropout",
     "linear",
     "mode",
     "report",
+    "share_of_batch",
     "using",
 ]

@@ -22,11 +22,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from audioldm2.errors import ArgumentError
+from audioldm2.errors import ArgumentError, shown
 from audioldm2.models.gpt2 import GPT2Config
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, pad
+from audioldm2.prompt.words import Word, for_clap, ids_of, stacked
 from audioldm2.runtime.placement import Networks
 
 UNCONDITIONAL = ("reference", "trained")
@@ -60,15 +61,23 @@ class TextEncoders:
         networks: those of the model.
         clap_tokenizer: None if the model has none.
         t5_tokenizer: None if the model has none.
+        words: new ones that texts may contain.
     """
 
     def __init__(
-        self, networks: Networks, clap_tokenizer: ClapTokenizer | None, t5_tokenizer: T5Tokenizer | None
+        self,
+        networks: Networks,
+        clap_tokenizer: ClapTokenizer | None,
+        t5_tokenizer: T5Tokenizer | None,
+        words: Sequence[Word] = (),
     ) -> None:
         unet = networks.configs["unet"]
-        self.networks = networks
+        self.networks, self.words = networks, words
         self.clap_tokenizer = clap_tokenizer if unet.film_dim or GPT2 in unet.roles else None
         self.t5_tokenizer = t5_tokenizer if {GPT2, T5} & unet.roles else None
+        if self.t5_tokenizer and words:
+            ids = ids_of(words, networks.configs["t5"].vocabulary)
+            self.t5_tokenizer = replace(self.t5_tokenizer, words=ids)
 
     def length(self, text: str) -> int:
         """The number of T5 tokens of a text; 0 for a model without T5."""
@@ -88,7 +97,8 @@ class TextEncoders:
     def read_clap(self, texts: Sequence[str]) -> Tensor:
         """CLAP's vectors of some texts, (batch, clap_dim)."""
         assert self.clap_tokenizer is not None
-        tokens = pad([self.clap_tokenizer.encode(text) for text in texts], self.clap_tokenizer.pad_id)
+        ids = [self.clap_tokenizer.encode(for_clap(text, self.words)) for text in texts]
+        tokens = pad(ids, self.clap_tokenizer.pad_id)
         device = self.networks.device
         with self.networks.running("clap_text") as clap_text:
             return clap_text(tokens.ids.to(device), tokens.mask.to(device))
@@ -99,17 +109,20 @@ class TextEncoders:
         tokenizer, device = self.t5_tokenizer, self.networks.device
         tokens = pad([tokenizer.encode(text) for text in texts], tokenizer.pad_id, length)
         mask = tokens.mask.to(device)
+        words = stacked(self.words)
         with self.networks.running("t5") as t5_encoder:
-            return t5_encoder(tokens.ids.to(device), mask), mask
+            return t5_encoder(tokens.ids.to(device), mask, None if words is None else words.to(device)), mask
 
     def warn_if_cut(self, text: str) -> None:
         """Warn of what T5 cuts, or CLAP if T5 cuts nothing: T5 reads less, so its loss is the larger."""
-        for tokenizer, name in ((self.t5_tokenizer, "T5"), (self.clap_tokenizer, "CLAP")):
-            cut = tokenizer.truncated_part(text) if tokenizer else ""
+        for_t5, read_by_clap = text, for_clap(text, self.words)
+        readers = ((self.t5_tokenizer, "T5", for_t5), (self.clap_tokenizer, "CLAP", read_by_clap))
+        for tokenizer, name, read in readers:
+            cut = tokenizer.truncated_part(read) if tokenizer else ""
             if tokenizer and cut:
                 warnings.warn(
                     f"a text is longer than the {tokenizer.max_length} tokens that {name} reads; "
-                    f"this part is ignored: {cut!r}",
+                    f"this part is ignored: {shown(cut)}",
                     TruncationWarning,
                     stacklevel=3,
                 )
@@ -124,6 +137,7 @@ def encode(
     negatives: Sequence[str] | None,
     *,
     unconditional: str = "reference",
+    words: Sequence[Word] = (),
 ) -> Conditioning:
     """Encode prompts, and their negative prompts if given, into the tensors that the denoiser needs.
 
@@ -134,6 +148,7 @@ def encode(
         prompts:        the texts.
         negatives:      one for each prompt, or None for no negative part.
         unconditional:  how an empty negative prompt is encoded, one of UNCONDITIONAL.
+        words:          new ones that texts may contain.
 
     Returns:
         A batch in the order of `prompts`.
@@ -143,7 +158,7 @@ def encode(
 
     Warns once per text (TruncationWarning) if a text is cut.
     """
-    encoders = TextEncoders(networks, clap_tokenizer, t5_tokenizer)
+    encoders = TextEncoders(networks, clap_tokenizer, t5_tokenizer, words)
     rows = [Row(text, text, encoders.length(text)) for text in prompts]
     if negatives is not None:
         beside = zip(list(rows), negatives, strict=True)

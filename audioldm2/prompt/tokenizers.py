@@ -20,14 +20,15 @@ Trap: the folder's small JSON files decide whether a typed `<mask>` or `<extra_i
 beside it; without them it does not. Keep all of `FILES` that exist together.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from sentencepiece import SentencePieceProcessor
-from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 from torch import Tensor
 
@@ -90,6 +91,7 @@ class _PromptTokenizer:
 
     splitter: Tokenizer = field(repr=False)
     max_length: int  # tokens, with the special ones
+    words: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # new ones, and the ids of each
 
     from_folder: ClassVar[Callable[..., Any]]
     FILES: ClassVar[tuple[str, ...]]  # every file that `from_folder` may read
@@ -109,7 +111,8 @@ class _PromptTokenizer:
         Raises:
             ArgumentError: the prompt is not a str, or not valid Unicode (it contains a lone surrogate).
         """
-        return [*self.before, *self._split(text).ids[: self._room], *self.after]
+        ids = [index for index, _ in self._split(text)]
+        return [*self.before, *ids[: self._room], *self.after]
 
     def truncated_part(self, text: str) -> str:
         """Return the end of `text` that `encode` cuts, or "". A character that is cut in half belongs to it.
@@ -118,14 +121,15 @@ class _PromptTokenizer:
             ArgumentError: as `encode` does.
         """
         split = self._split(text)
-        return text[split.offsets[self._room][0] :] if len(split.ids) > self._room else ""
+        return text[split[self._room][1] :] if len(split) > self._room else ""
 
     @property
     def _room(self) -> int:
         """Tokens of text that fit."""
         return self.max_length - len(self.before) - len(self.after)
 
-    def _split(self, text: str) -> Encoding:
+    def _split(self, text: str) -> list[tuple[int, int]]:
+        """The ids of a text, each with its place in the text; what lies between new words is split alone."""
         if not isinstance(text, str):
             raise ArgumentError("prompt", text, "be a text")
         try:
@@ -133,7 +137,18 @@ class _PromptTokenizer:
         except UnicodeEncodeError as error:
             given = f"has a lone surrogate, U+{ord(text[error.start]):04X} at position {error.start}"
             raise ArgumentError("prompt", text, "be valid Unicode", given=given) from None
-        return self.splitter.encode(text, add_special_tokens=False)
+        names = "|".join(map(re.escape, self.words))
+        found: list[tuple[int, int]] = []
+        place = 0
+        for part in re.split(f"({names})", text) if names else [text]:
+            if part in self.words:
+                found += [(index, place) for index in self.words[part]]
+            else:
+                split = self.splitter.encode(part, add_special_tokens=False)
+                starts = [place + start for start, _ in split.offsets]
+                found += list(zip(split.ids, starts, strict=True))
+            place += len(part)
+        return found
 
     @classmethod
     def _read_max_length(cls, config: Path, max_length: int) -> int:

@@ -5,6 +5,7 @@
     clap     captions and sounds to one embedding space       (clap.py)
     ldm      noise to latents, conditioned on the caption     (ldm.py)
     lora     the same, but only an adapter of the denoiser    (lora.py)
+    word     the same, but only the vectors of a new word     (word.py)
 
 Train them in this order: the vocoder and the denoiser use the trained VAE, and the denoiser is conditioned on
 CLAP. Each stage is one file with its recipes, losses and training step.
@@ -16,7 +17,8 @@ from audioldm2.training.lora import LoRAStage
 from audioldm2.training.stage import Stage
 from audioldm2.training.vae import VAEStage
 from audioldm2.training.vocoder import VocoderStage
+from audioldm2.training.word import WordStage
 
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (VAEStage, VocoderStage, ClapStage, LDMStage, LoRAStage)
+    stage.name: stage for stage in (VAEStage, VocoderStage, ClapStage, LDMStage, LoRAStage, WordStage)
 }

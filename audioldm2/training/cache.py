@@ -25,6 +25,7 @@ from torch import Tensor
 
 from audioldm2.files import atomic_write, is_refused_write, remove_drafts
 from audioldm2.prompt.encode import TextEncoders
+from audioldm2.prompt.words import for_clap
 
 _FORMAT = "1"  # of what is kept; another one is another key
 SUFFIX = ".safetensors"
@@ -125,14 +126,14 @@ class CachedTexts(TextEncoders):
     """
 
     def __init__(self, encoders: TextEncoders, cache: TensorCache, settings: dict[str, object]) -> None:
-        super().__init__(encoders.networks, encoders.clap_tokenizer, encoders.t5_tokenizer)
+        super().__init__(encoders.networks, encoders.clap_tokenizer, encoders.t5_tokenizer, encoders.words)
         self.cache, self.settings = cache, settings
 
     def read_clap(self, texts: Sequence[str]) -> Tensor:
         assert self.clap_tokenizer is not None
         if "clap_text" not in self.settings:
             return super().read_clap(texts)
-        ids = [self.clap_tokenizer.encode(text) for text in texts]
+        ids = [self.clap_tokenizer.encode(for_clap(text, self.words)) for text in texts]
         keys = [key_of("clap_text", self.settings["clap_text"], each) for each in ids]
         read = super().read_clap
         found = self.cache.get(keys, lambda missing: list(read([texts[place] for place in missing])))

@@ -16,7 +16,6 @@ the training clips prevents this.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -148,13 +147,15 @@ class ClapStage(Stage[ClapRecipe]):
         text, audio = self.network("clap_text"), self.trained["clap_audio"]
         tokens = pad([self.tokenizer.encode(caption) for caption in captions], self.tokenizer.pad_id)
         if self.recipe.noise:
-            noisy, frames = round(self.recipe.noise * len(clips)), self.sounding_frames
-            clips = clips.clone()
-            clips[:noisy, :frames] = add_noise(clips[:noisy, :frames], generator)
+            noisy, frames = round(self.recipe.noise * self.whole_batch(clips)), self.sounding_frames
+            first = self.ranks.places(self.whole_batch(clips)).start
+            clips, ours = clips.clone(), max(0, noisy - first)
+            clips[:ours, :frames] = add_noise(clips[:ours, :frames], generator, noisy, first)
         with self.autocast():
             sounds = audio(clips)  # (batch, dim)
             texts = text(tokens.ids.to(self.device), tokens.mask.to(self.device))  # (batch, dim)
-        sounds, texts = sounds.float(), texts.float()
+        sounds, texts = self.ranks.gather(sounds.float()), self.ranks.gather(texts.float())
+        captions = self.ranks.gather_list(captions)
         same = torch.tensor([[one == other for other in captions] for one in captions], device=self.device)
         loss = contrastive_loss(sounds, texts, audio.logit_scale, text.logit_scale, same)
         nearest = (sounds @ texts.T).argmax(dim=1)  # the caption that each sound chooses
@@ -165,7 +166,7 @@ class ClapStage(Stage[ClapRecipe]):
         return iter(())
 
 
-def add_noise(clips: Tensor, generator: torch.Generator) -> Tensor:
+def add_noise(clips: Tensor, generator: torch.Generator, whole: int | None = None, first: int = 0) -> Tensor:
     """Mixes noise of a random level and spectral slope into mel spectrograms.
 
     The level is relative to the loudest band of the whole clip, of each frame, or in between.
@@ -173,21 +174,26 @@ def add_noise(clips: Tensor, generator: torch.Generator) -> Tensor:
     Args:
         clips: (batch, frames, mels) in dB.
         generator: of the noise, on the CPU.
+        whole: for how many clips noise is drawn; None: for these.
+        first: where these lie among them.
 
     Returns:
         Spectrograms of the same shape.
     """
     batch, frames, bands = clips.shape
-    uniform = partial(torch.rand, generator=generator)
+    whole = batch if whole is None else whole
+
+    def uniform(*sizes: int) -> Tensor:
+        """Draws for all clips, and returns what is for these: (batch, *sizes)."""
+        return torch.rand(whole, *sizes, generator=generator)[first : first + batch]
+
     peak = clips.amax(dim=2, keepdim=True).cpu()  # (batch, frames, 1)
-    follow = uniform(batch, 1, 1)  # 0: constant over time; 1: follows the clip's level
+    follow = uniform(1, 1)  # 0: constant over time; 1: follows the clip's level
     level = torch.lerp(peak.amax(dim=1, keepdim=True), peak, follow)  # (batch, frames, 1)
     least, most = (torch.tensor(each) for each in NOISE_LEVEL)
-    level = level - torch.lerp(least, most, uniform(batch, 1, 1))
-    slope = NOISE_SLOPE * (2 * uniform(batch, 1, 1) - 1) * torch.linspace(-1, 1, bands)  # (batch, 1, bands)
-    power = (
-        -torch.log1p(-uniform(batch, frames, bands)) + 1e-10
-    )  # exponential, as the power of Gaussian noise
+    level = level - torch.lerp(least, most, uniform(1, 1))
+    slope = NOISE_SLOPE * (2 * uniform(1, 1) - 1) * torch.linspace(-1, 1, bands)  # (batch, 1, bands)
+    power = -torch.log1p(-uniform(frames, bands)) + 1e-10  # exponential, as the power of Gaussian noise
     noise = (level + slope + power.log10() * 10).to(clips)
     to_log = math.log(10) / 10
     return torch.logaddexp(clips * to_log, noise * to_log) / to_log

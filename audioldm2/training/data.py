@@ -20,6 +20,7 @@ from torch import Tensor
 
 from audioldm2.audio import PEAK, SILENCE, SoundFacts, mean_and_peak, read, read_part, resample
 from audioldm2.errors import require_choice, require_whole
+from audioldm2.training.distributed import ALONE, Ranks
 from audioldm2.training.randomness import rng
 from audioldm2.training.sound_checks import Checked
 from audioldm2.training.tables import Item
@@ -43,6 +44,18 @@ class Captioned(Protocol):
         ...
 
 
+def part_of(data: Captioned, step: int, size: int, places: range) -> tuple[Tensor, list[str]]:
+    """Returns the clips at some places of a step's batch, float32 (places, samples), and their captions.
+
+    A source with a method `part` reads only these clips; others read the whole batch.
+    """
+    part = getattr(data, "part", None)
+    if part is not None:
+        return part(step, size, places)
+    waves, captions = data.batch(step, size)
+    return waves[places.start : places.stop], captions[places.start : places.stop]
+
+
 class Pool:
     """The first clips of a dataset, prepared once, kept in memory and reshuffled every epoch.
 
@@ -52,17 +65,21 @@ class Pool:
         clips: how many clips to keep.
         size: of each batch.
         seed: of the order.
+        ranks: the processes that share each batch. Each prepares what it meets, a share of a batch at once.
     """
 
     def __init__(
-        self, data: Captioned, prepare: Callable[[Tensor], Tensor], clips: int, size: int, seed: int
-    ) -> None:
+        self, data: Captioned, prepare: Callable[[Tensor], Tensor], clips: int, size: int, seed: int,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
+        self.ranks, self.share = ranks, size // ranks.count
         self.data, self.prepare, self.clips, self.size, self.seed = data, prepare, clips, size, seed
-        self._prepared: dict[int, tuple[Tensor, list[str]]] = {}  # by batch index
+        self._prepared: dict[int, tuple[Tensor, list[str]]] = {}  # by share of a batch
 
     def batch(self, step: int) -> tuple[Tensor, list[str]]:
-        """Returns the prepared clips of a step and their captions."""
-        positions = [divmod(i, self.clips) for i in range(step * self.size, (step + 1) * self.size)]
+        """Returns the prepared clips of a step, this rank's share of them, and their captions."""
+        places = self.ranks.places(self.size)
+        positions = [divmod(step * self.size + place, self.clips) for place in places]
         clips = [self._clip(int(self._order(epoch)[position])) for epoch, position in positions]
         return torch.stack([clip for clip, _ in clips]), [caption for _, caption in clips]
 
@@ -72,11 +89,13 @@ class Pool:
         return rng("pool", self.seed, epoch).permutation(self.clips) if epoch else np.arange(self.clips)
 
     def _clip(self, index: int) -> tuple[Tensor, str]:
-        batch, place = divmod(index, self.size)
-        if batch not in self._prepared:
-            wave, captions = self.data.batch(batch, self.size)
-            self._prepared[batch] = self.prepare(wave), captions
-        clips, captions = self._prepared[batch]
+        share, place = divmod(index, self.share)
+        if share not in self._prepared:
+            batch, part = divmod(share, self.ranks.count)
+            places = range(part * self.share, (part + 1) * self.share)
+            wave, captions = part_of(self.data, batch, self.size, places)
+            self._prepared[share] = self.prepare(wave), captions
+        clips, captions = self._prepared[share]
         return clips[place], captions[place]
 
 
@@ -149,6 +168,10 @@ class Sounds:
         Raises:
             ValueError: a file was deleted or changed since it was checked; the message names it.
         """
+        return self.part(step, size, range(size))
+
+    def part(self, step: int, size: int, places: range) -> tuple[Tensor, list[str]]:
+        """Returns the clips at some places of `batch` and their captions."""
         epochs = range(step * size // len(self), ((step + 1) * size - 1) // len(self) + 1)
         drawn = [(epoch, int(index)) for epoch in epochs for index in self._order(epoch)]
         first = step * size - epochs[0] * len(self)
@@ -159,8 +182,9 @@ class Sounds:
             crop = (index, epoch % self.crops) if self.crops else (step, place)
             return self._clip(self.items[index].file, rng("crop", self.seed, *crop))
 
-        waves = list((self._executor.map if self._executor else map)(clip, range(size)))
-        return torch.stack(waves), [self._caption(*each) for each in drawn]  # (size, samples)
+        waves = list((self._executor.map if self._executor else map)(clip, places))
+        captions = [self._caption(*drawn[place]) for place in places]
+        return torch.stack(waves), captions  # (places, samples)
 
     def _order(self, epoch: int) -> np.ndarray:
         return rng("order", self.seed, epoch).permutation(len(self))
@@ -253,7 +277,11 @@ class AtTrainedLevel:
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
         """Returns the clips of a step, each without its mean and at a peak of 0.5, and their captions."""
-        waves, captions = self.data.batch(step, size)
+        return self.part(step, size, range(size))
+
+    def part(self, step: int, size: int, places: range) -> tuple[Tensor, list[str]]:
+        """Returns the clips at some places of `batch` and their captions."""
+        waves, captions = part_of(self.data, step, size, places)
         return torch.stack([at_trained_level(wave) for wave in waves]), captions
 
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from audioldm2 import ops
+
 Judgement = tuple[Tensor, list[Tensor]]  # scores, and the features of every layer, the scores included
 
 
@@ -83,6 +85,17 @@ class WaveDiscriminators(nn.Module):
         return judgements
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm over the rows of all processes that share a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var, steps = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None and var is not None and steps is not None
+        if self.training:
+            steps.add_(1)
+        return ops.batch_norm(x, mean, var, self.weight, self.bias, self.training, eps=self.eps)
+
+
 class PatchDiscriminator(nn.Sequential):
     """Scores every patch of a log-mel spectrogram: (batch, 1, time, mel) to (batch, 1, fewer, fewer).
 
@@ -95,7 +108,7 @@ class PatchDiscriminator(nn.Sequential):
         layers: list[nn.Module] = [nn.Conv2d(1, width, 4, 2, padding=1), nn.LeakyReLU(0.2)]
         for inputs, outputs, stride in ((1, 2, 2), (2, 4, 2), (4, 8, 1)):
             conv = nn.Conv2d(inputs * width, outputs * width, 4, stride, padding=1, bias=False)
-            layers += [conv, nn.BatchNorm2d(outputs * width), nn.LeakyReLU(0.2)]
+            layers += [conv, BatchNorm(outputs * width), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Conv2d(8 * width, 1, 4, padding=1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -22,12 +22,14 @@ class DiskWriter:
         on_full_disk: "wait" tries again every half a minute until the write succeeds; "stop" raises at once.
         report: gets a line when the wait begins and when it ends.
         should_stop: ends the wait.
+        writes: False on all ranks but the first: actions are then ignored.
     """
 
     folder: Path
     on_full_disk: str
     report: Callable[[str], object]
     should_stop: Callable[[], object]
+    writes: bool = True
 
     def write(self, action: Callable[[], None]) -> None:
         """Runs an action that writes files, each of them atomically.
@@ -36,7 +38,7 @@ class DiskWriter:
             OSError: the system refused, and the run does not wait.
         """
         waited = False
-        while True:
+        while self.writes:
             try:
                 action()
             except (OSError, RuntimeError) as error:

@@ -12,7 +12,7 @@ from audioldm2.audio import write_wav
 from audioldm2.audio.plot import save_spectrogram
 from audioldm2.errors import require_whole
 from audioldm2.files import safe_name
-from audioldm2.training.data import Captioned
+from audioldm2.training.data import Captioned, part_of
 from audioldm2.training.full_disk import DiskWriter
 from audioldm2.training.metrics import JsonLines
 from audioldm2.training.randomness import forked_rng, generator
@@ -103,20 +103,24 @@ class Judge:
         if not self._clips:
             size = self.stage.recipe.batch
             for step in range(-(-VALIDATION_CLIPS // size)):
-                wave, captions = self.data.batch(step, size)  # type: ignore[union-attr]
+                places = self.stage.ranks.places(size)
+                wave, captions = part_of(self.data, step, size, places)  # type: ignore[arg-type]
                 self._clips.append((self.stage.prepare(wave), captions))
         return self._clips
 
 
 def validate(stage: Stage, batches: list[tuple[Tensor, list[str]]]) -> dict[str, float]:
-    """Returns the mean losses of prepared batches, equally large; the same batches give the same numbers."""
+    """Returns the mean losses of prepared batches, equally large; the same batches give the same numbers.
+
+    Of several ranks, each has its share of every batch, and all get the same losses.
+    """
     sums: dict[str, float] = {}
     with stage.as_saved(), forked_rng(stage.device, "validation", stage.seed):
         for number, (clips, captions) in enumerate(batches):
             metrics = stage.validation_step(clips, captions, generator("validation", stage.seed, number))
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
-    return sums
+    return stage.ranks.means(sums)
 
 
 def model_folder(parent: Path, step: int) -> Path:

@@ -44,6 +44,7 @@ from audioldm2.models.unet import GPT2, T5
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import UNCONDITIONAL, Row, TextEncoders, encode_rows, negative_row
+from audioldm2.prompt.words import Word
 from audioldm2.training.cache import CachedTexts, TensorCache, cached_latents
 from audioldm2.training.cache_filling import fill
 from audioldm2.training.data import Captioned
@@ -131,7 +132,10 @@ class LDMStage(Stage[LDMRecipe]):
             if name in checkpoint.tokenizers
         }
         self.encoders = TextEncoders(
-            self.networks, tokenizers.get("clap_tokenizer"), tokenizers.get("t5_tokenizer")
+            self.networks,
+            tokenizers.get("clap_tokenizer"),
+            tokenizers.get("t5_tokenizer"),
+            self.words(),
         )
         self.cache: TensorCache | None = None
         self.hashes: dict[str, str] = {}  # of the weights of networks
@@ -234,17 +238,19 @@ class LDMStage(Stage[LDMRecipe]):
 
     def draw(self, clips: Tensor, generator: torch.Generator) -> Draws:
         """Draws what a step needs for clips (batch, 2, channels, time, mel)."""
-        recipe, batch = self.recipe, len(clips)
+        recipe = self.recipe
         mean, std = clips.unbind(dim=1)
         x0 = mean + std * self.randn_like(std, generator)  # (batch, channels, time, mel)
         eps = self.randn_like(x0, generator)
-        t = torch.randint(self.schedule.steps, (batch,), generator=generator)
-        decisions = 1 if recipe.unconditional == "trained" else batch
-        dropped = (torch.rand(decisions, generator=generator) < recipe.prompt_dropout).expand(batch)
+        whole, rows = self.whole_batch(clips), self.ranks.rows
+        t = rows(torch.randint(self.schedule.steps, (whole,), generator=generator))
+        decisions = 1 if recipe.unconditional == "trained" else whole
+        dropped = torch.rand(decisions, generator=generator) < recipe.prompt_dropout
+        dropped = rows(dropped.expand(whole))
         offset = int(torch.randint(LENGTH_STEP, (), generator=generator))
-        clap_dropped = torch.zeros(batch, dtype=torch.bool)
+        clap_dropped = torch.zeros(len(clips), dtype=torch.bool)
         if recipe.clap_dropout:
-            clap_dropped = torch.rand(batch, generator=generator) < recipe.clap_dropout
+            clap_dropped = rows(torch.rand(whole, generator=generator) < recipe.clap_dropout)
         return Draws(x0, eps, t, dropped, clap_dropped, offset)
 
     def loss(self, captions: list[str], draws: Draws) -> Tensor:
@@ -272,7 +278,7 @@ class LDMStage(Stage[LDMRecipe]):
         edges = torch.linspace(0, self.schedule.steps, VALIDATION_TIMES + 1).round().long().tolist()
         metrics = {}
         for first, end in pairwise(edges):
-            t = torch.randint(first, end, (len(clips),), generator=generator)
+            t = self.ranks.rows(torch.randint(first, end, (self.whole_batch(clips),), generator=generator))
             eps = self.randn_like(x0, generator)
             alpha_bar = self.alpha_bar[t].to(self.device).view(-1, 1, 1, 1)
             noisy = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
@@ -313,6 +319,10 @@ class LDMStage(Stage[LDMRecipe]):
             else:
                 rows.append(Row(caption, "" if drop_clap else caption, length))
         return Conditioning.cat(encode_rows(self.networks, encoders, rows))
+
+    def words(self) -> tuple[Word, ...]:
+        """Returns new words that captions may contain."""
+        return ()
 
     def samples(self, model: AudioLDM2, wave: Tensor, captions: list[str]) -> Iterator[Sample]:
         """Yields a generated sound for each caption, always from the same noise."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from audioldm2.errors import require_whole
-from audioldm2.training.data import Captioned, Pool
+from audioldm2.training.data import Captioned, Pool, part_of
 from audioldm2.training.full_disk import DiskWriter
 from audioldm2.training.judging import Judge, Judging, samples_folder, write_samples
 from audioldm2.training.metrics import JsonLines, TensorBoard
@@ -47,7 +47,8 @@ def train(
     """Trains until the recipe's last step, or until the validation loss has not improved for long.
 
     Args:
-        stage: continues from its current step.
+        stage: continues from its current step. Where it shares each batch with other ranks, all call this
+            with the same arguments; rank 0 alone writes.
         data: the clips.
         folder: of the run; it must exist.
         intervals: when to save, to write samples and to validate.
@@ -64,20 +65,27 @@ def train(
     Raises:
         FloatingPointError: the loss or a gradient is NaN or infinite.
         OSError: the disk refused a write, and the run does not wait.
+        OtherRankFailed: another rank raised an error, or disappeared.
         Exception: from the data or the networks. The last good state is saved before any of these is raised.
     """
-    disk = DiskWriter(folder, on_full_disk, report, should_stop)
+    ranks = stage.ranks
+    report = report if ranks.is_first else lambda line: None
+    disk = DiskWriter(folder, on_full_disk, report, should_stop, writes=ranks.is_first)
     run = _Run(stage, data, folder, intervals, judging or Judging(), validation, disk, report)
     with ExitStack() as stack:
-        if tensorboard:
+        if tensorboard and ranks.is_first:
             run.board = TensorBoard(folder, stage.done)
             stack.callback(run.board.close)
-        run.log.require_writable()
+        if ranks.is_first:
+            run.log.require_writable()
         run.finish_last_save()
         try:
             stage.compute_ahead(data, validation, report, should_stop)
-            return run.train(should_stop)
-        except Exception:
+            complete = run.train(should_stop)
+            ranks.wait()  # for what rank 0 writes
+            return complete
+        except Exception as error:
+            ranks.tell(error)
             run.save_before_ending()
             raise
 
@@ -102,13 +110,15 @@ class _Run:
         stage, steps, size = self.stage, self.stage.recipe.steps, self.stage.recipe.batch
         progress = Progress(stage.done, steps, self.report)
         pool = (
-            Pool(self.data, stage.prepare, stage.recipe.pool, size, stage.seed) if stage.recipe.pool else None
+            Pool(self.data, stage.prepare, stage.recipe.pool, size, stage.seed, stage.ranks)
+            if stage.recipe.pool
+            else None
         )
 
         def prepared(step: int) -> tuple[Tensor, list[str]]:
             if pool is not None:
                 return pool.batch(step)
-            wave, captions = self.data.batch(step, size)
+            wave, captions = part_of(self.data, step, size, stage.ranks.places(size))
             return stage.prepare(wave), captions
 
         with ThreadPoolExecutor(1) as executor:  # prepares the next batch while the device works on this one
@@ -120,7 +130,7 @@ class _Run:
                 metrics = self.step(batch)
                 progress.add(stage.done, metrics)
                 self.validate()
-                stops = stage.done == steps or should_stop() or self.judge.gives_up
+                stops = stage.done == steps or stage.ranks.any(should_stop()) or self.judge.gives_up
                 due = self.is_due(self.intervals.save) or self.is_due(self.intervals.sample)
                 if stops or due or stage.done in self.judge.best:
                     self.save()
@@ -158,7 +168,8 @@ class _Run:
     def save(self) -> None:
         """Saves, writes samples if they are due, and keeps the model if it is one of the best."""
         self.save_failed = True
-        self.disk.write(partial(save, self.stage, self.data, self.folder))
+        with self.stage.whole_weights():
+            self.disk.write(partial(save, self.stage, self.data, self.folder))
         self.save_failed, self.saved = False, self.stage.done
         self.after_saving()
 
@@ -173,16 +184,24 @@ class _Run:
         """Completes the save of a process that was killed between the state and what follows from it."""
         if not self.stage.done:
             return
-        if model_step(self.stage, self.folder) != self.stage.done:
-            measure(self.stage, self.data)
-            self.disk.write(partial(self.stage.save_model, self.folder))
+        with self.stage.whole_weights():
+            self.disk.write(self.update_model)
         self.validate()
         self.after_saving()
+
+    def update_model(self) -> None:
+        """Writes the model of the last saved state, unless it is there."""
+        if model_step(self.stage, self.folder) != self.stage.done:
+            measure(self.stage, self.data)
+            self.stage.save_model(self.folder)
 
     def save_before_ending(self) -> None:
         """Saves the last good state before an error ends the run, and reports what is lost if that fails."""
         stage, step = self.stage, self.stage.done
-        if step == self.saved or self.save_failed:
+        if step == self.saved or self.save_failed or not stage.ranks.is_first:
+            return
+        if stage.sharded:
+            self.report(f"a part of step {step} is on other ranks; {self.folder} holds step {self.saved}")
             return
         if stage.torn:
             self.report(f"step {step + 1} failed half-way; {self.folder} holds step {self.saved}")

@@ -1,6 +1,6 @@
 """The losses of all stages as pure functions: each returns a scalar, a mean over the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 
@@ -130,13 +130,17 @@ def hinge_generator(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor,
+    average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> Tensor:  # fmt: skip
     """Computes the weight that equalizes the gradients of both losses at the last layer.
 
     Args:
         reconstruction: a scalar loss.
         adversarial: a scalar loss.
         last_weight: the weight of the generator's last layer.
+        average: averages a gradient over the processes that share the batch.
 
     Returns:
         A scalar without gradient, at most 10,000.
@@ -144,7 +148,8 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Te
     Source: Esser et al. 2021, "Taming transformers" (arXiv 2012.09841), eq. 7.
     """
     gradients = [
-        torch.autograd.grad(loss, last_weight, retain_graph=True)[0] for loss in (reconstruction, adversarial)
+        average(torch.autograd.grad(loss, last_weight, retain_graph=True)[0])
+        for loss in (reconstruction, adversarial)
     ]
     ours, theirs = (torch.linalg.vector_norm(gradient) for gradient in gradients)
     return (ours / (theirs + 1e-4)).clamp(max=1e4)

@@ -49,7 +49,11 @@ class Mixed:
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
         """Returns the clips of a step, float32 (size, samples), and their captions."""
-        clips = [self._clip(index) for index in range(step * size, (step + 1) * size)]
+        return self.part(step, size, range(size))
+
+    def part(self, step: int, size: int, places: range) -> tuple[Tensor, list[str]]:
+        """Returns the clips at some places of `batch` and their captions."""
+        clips = [self._clip(step * size + place) for place in places]
         return torch.cat([wave for wave, _ in clips]), [caption for _, (caption,) in clips]
 
     def _clip(self, index: int) -> tuple[Tensor, list[str]]:

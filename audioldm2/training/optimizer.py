@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audioldm2.training.distributed import ALONE, Ranks
 from audioldm2.training.muon import Muon
 from audioldm2.training.recipe import Recipe
+from audioldm2.training.sharding import is_sharded, sharded_as, whole
 
 LEAST_SCALE = 1.0  # of the loss in float16: if it still overflows, the fault is not the scale's
 
@@ -24,6 +26,7 @@ class Optimizer:
     """
 
     def __init__(self, networks: Iterable[nn.Module], recipe: Recipe) -> None:
+        self.ranks: Ranks = ALONE  # over which gradients are averaged
         self.parameters = [parameter for network in networks for parameter in network.parameters()]
         self.recipe = recipe
         self.updates = 0  # begun by this object: tells whether a step that failed had changed parameters
@@ -47,7 +50,8 @@ class Optimizer:
 
         Args:
             loss: a scalar, or scalars whose sum is the loss: each is taken and backpropagated before the next
-                is, so that only one of their graphs is in memory.
+                is, so that only one of their graphs is in memory. Of this rank's clips where there are
+                several ranks; these give as many.
             step: counted from 0; it determines the learning rate.
 
         Returns:
@@ -61,11 +65,12 @@ class Optimizer:
                 group["lr"] = self.recipe.learning_rate_at(step)
             optimizer.zero_grad()
         for part in [loss] if isinstance(loss, Tensor) else loss:
-            _require_finite("the loss", part)
+            _require_finite("the loss", self.ranks.mean(part))
             self.scaler.scale(part).backward()
+        self.ranks.average_gradients([each for each in self.parameters if not is_sharded(each)])
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        norm = self._clip()
         if not self.recipe.fp16 or self.scaler.get_scale() < LEAST_SCALE:
             _require_finite("the norm of the gradient", norm)
         self.updates += 1
@@ -73,6 +78,21 @@ class Optimizer:
             self.scaler.step(optimizer)
         self.scaler.update()
         return norm.nan_to_num(0.0, 0.0, 0.0)  # 0 of a step that was left out
+
+    def _clip(self) -> Tensor:
+        """Clips the gradients; returns their norm before."""
+        sharded = [each for each in self.parameters if is_sharded(each)]
+        limit = self.recipe.max_grad_norm
+        if not sharded:
+            return nn.utils.clip_grad_norm_(self.parameters, limit)
+        plain = [each for each in self.parameters if not is_sharded(each)]
+        parts = [[each.grad for each in part if each.grad is not None] for part in (sharded, plain)]
+        norms = [whole(nn.utils.get_total_norm(gradients)) for gradients in parts if gradients]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        scale = min(1.0, limit / (float(norm) + 1e-6))  # as PyTorch's
+        for gradient in (*parts[0], *parts[1]):
+            gradient.mul_(scale)
+        return norm
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Returns the state of each PyTorch optimizer, and with fp16 of the scale."""
@@ -85,7 +105,12 @@ class Optimizer:
             *states, scale = states
             self.scaler.load_state_dict(scale)
         for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
+            entries = {
+                index: {key: sharded_as(value, parameters[index]) for key, value in entry.items()}
+                for index, entry in state["state"].items()
+            }
+            optimizer.load_state_dict(state | {"state": entries})
 
 
 def _require_finite(name: str, value: Tensor) -> None:
@@ -118,7 +143,10 @@ class EMA:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Puts the average into the network while the block lasts. No weight is copied, only pointers."""
+        """Puts the average into the network while the block lasts. No weight is copied, only pointers.
+
+        Shards are copied, because FSDP keeps pointers of its own.
+        """
         self._exchange()
         try:
             yield
@@ -127,4 +155,9 @@ class EMA:
 
     def _exchange(self) -> None:
         for key, tensor in self.network.state_dict(keep_vars=True).items():
-            tensor.data, self.state[key] = self.state[key], tensor.data
+            if is_sharded(tensor):
+                weights = tensor.detach().clone()
+                tensor.detach().copy_(self.state[key])
+                self.state[key].copy_(weights)
+            else:
+                tensor.data, self.state[key] = self.state[key], tensor.data

@@ -108,8 +108,8 @@ def save(stage: Stage, data: Captioned, folder: Path) -> None:
         FloatingPointError: a weight is NaN or infinite; nothing is written.
     """
     measure(stage, data)
-    for name, network in stage.trained.items():
-        for key, tensor in network.state_dict().items():
+    for name in stage.trained:
+        for key, tensor in stage.weights(name).items():
             if not tensor.isfinite().all():
                 raise FloatingPointError(f"'{key}' of '{name}' holds NaN or infinity")
     with atomic_write(folder / "state.pt", durable=True) as draft:
@@ -179,8 +179,9 @@ def resume(stage: Stage, folder: Path, data: Captioned | None = None) -> list[st
         raise
     except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path} does not hold the state of this run: {error}") from error
-    for name in ("metrics.jsonl", "validation.jsonl"):
+    for name in ("metrics.jsonl", "validation.jsonl") if stage.ranks.is_first else ():
         JsonLines(folder / name).keep_until(stage.done)
+    stage.ranks.wait()
     return notes
 
 

@@ -1,6 +1,6 @@
 """The base class of all stages: networks, training steps, saving and restoring state."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from audioldm2 import ops
 from audioldm2.audio import vae_front_end, vae_log_mel
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import load
@@ -18,9 +19,11 @@ from audioldm2.errors import ArgumentError, some
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.runtime.placement import Networks
 from audioldm2.training.data import Captioned
+from audioldm2.training.distributed import ALONE, Ranks
 from audioldm2.training.optimizer import EMA, Optimizer
 from audioldm2.training.randomness import forked_rng, generator
 from audioldm2.training.recipe import Recipe
+from audioldm2.training.sharding import gathered, shard, sharded_as
 
 NOTES = "training.json"  # in the model's folder: the stage and the step that it is of
 
@@ -60,6 +63,8 @@ class Stage(Generic[SomeRecipe]):
     base, base_hash = "", ""  # of a stage that adapts: how others find that model, and which weights it has
     # "published": of the paper or upstream; "small": for SMALL networks; "finetune": for a trained model
     recipes: ClassVar[dict[str, Recipe]]
+    ranks = ALONE  # the processes that share each batch
+    _whole: dict[str, Any] | None = None  # of a sharded stage, inside `whole_weights`: its state
 
     def __init__(
         self, checkpoint: Checkpoint, recipe: SomeRecipe, device: torch.device, seed: int = 0
@@ -90,6 +95,34 @@ class Stage(Generic[SomeRecipe]):
         self.adversary_optimizer: Any = None if adversary is None else Optimizer([adversary], recipe)
         self.done = 0  # steps taken
         self.torn = False  # a step failed half-way, after it had changed weights: not a state to save
+        self.sharded = False
+
+    def join(self, ranks: Ranks, *, sharded: bool = False) -> None:
+        """Makes this stage one of several that share each batch, before its first step and before it resumes.
+
+        Args:
+            ranks: the processes.
+            sharded: keep a share of the trained weights and optimizer states on each rank; only the stage
+                'ldm' can.
+
+        Raises:
+            ArgumentError: the batch cannot be shared equally, or what is trained cannot be sharded.
+        """
+        ranks.require_shares(self.recipe.batch)
+        self.ranks, self.sharded = ranks, sharded
+        if sharded:
+            if self.name != "ldm":
+                raise ArgumentError("shard", True, f"be left out for the stage '{self.name}': it is small")
+            if self.recipe.optimizer == "muon":
+                raise ArgumentError(
+                    "shard", True, "be left out for the optimizer muon: it needs whole matrices"
+                )
+            shard(self.trained["unet"], self.device)
+            self.ema = {name: EMA(self.trained[name], self.recipe.ema) for name in self.ema}
+            self.optimizer = Optimizer(self.trained.values(), self.recipe)
+        self.optimizer.ranks = ranks
+        if self.adversary_optimizer is not None:
+            self.adversary_optimizer.ranks = ranks
 
     @classmethod
     def recipe_for(cls, checkpoint: Checkpoint) -> Recipe:
@@ -118,6 +151,9 @@ class Stage(Generic[SomeRecipe]):
         network = self.network(name)
         _make_trainable(network)
         return network
+
+    def require_captions(self, captions: Sequence[str]) -> None:
+        """Raises ArgumentError where the captions of the data do not suit the stage."""
 
     def make_adversary(self) -> nn.Module | None:
         """Builds the discriminator, if the stage has one; it is trained but not part of the model."""
@@ -191,10 +227,13 @@ class Stage(Generic[SomeRecipe]):
         return self.step_prepared(self.prepare(wave), captions)
 
     def step_prepared(self, clips: Tensor, captions: list[str]) -> dict[str, float]:
-        """Takes one training step on clips that `prepare` has returned; returns the metrics."""
+        """Takes one training step on clips that `prepare` has returned; returns the metrics.
+
+        Of several ranks, each gives the clips at its places in the batch; metrics are of the whole batch.
+        """
         position, updates, buffers = (self.seed, self.done), self._updates(), self._buffers()
         try:
-            with forked_rng(self.device, "dropout", *position):
+            with forked_rng(self.device, "dropout", *position), ops.share_of_batch(self.ranks):
                 metrics = self.training_step(clips, captions, generator("noise", *position))
             values = {name: float(value.detach()) for name, value in metrics.items()}
             for ema in self.ema.values():
@@ -205,6 +244,7 @@ class Stage(Generic[SomeRecipe]):
                 buffer.copy_(before)
             raise
         self.done += 1
+        values = self.ranks.means(values)
         return values | {"learning_rate": self.recipe.learning_rate_at(self.done - 1)}
 
     def require_length(self, name: str, seconds: float) -> None:
@@ -256,19 +296,44 @@ class Stage(Generic[SomeRecipe]):
         return mel[:, : mel.shape[1] // self.downsampling * self.downsampling]
 
     def randn_like(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws Gaussian noise in the shape of x on the CPU and moves it to x's device."""
-        return torch.randn(x.shape, generator=generator).to(x.device)
+        """Draws Gaussian noise in the shape of x on the CPU and moves it to x's device.
+
+        Where ranks share a batch, it draws for all rows of the batch and returns those of x.
+        """
+        whole = torch.randn((self.whole_batch(x), *x.shape[1:]), generator=generator)
+        return self.ranks.rows(whole).to(x.device)
+
+    def whole_batch(self, clips: Tensor) -> int:
+        """Counts the clips of the whole batch, of which these are this rank's."""
+        return len(clips) * self.ranks.count
 
     # Saving and restoring -----------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
         """Returns the whole model: trained networks (their averages if there are any) and all others."""
+        whole = self._whole or {"ema": {name: ema.state for name, ema in self.ema.items()}}
         states = {
-            name: partial(_detached, self.ema[name].state if name in self.ema else network.state_dict())
-            for name, network in self.trained.items()
+            name: partial(_detached, whole["ema"][name] if name in self.ema else self.weights(name))
+            for name in self.trained
         }
         configs = self.initial.configs | self.trained_configs()
         return replace(self.initial, configs=configs, states=self.initial.states | states)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Returns the state dict of a trained network."""
+        return self._whole["networks"][name] if self._whole else self.trained[name].state_dict()
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Makes the state of a sharded stage whole inside the block, to be saved; all ranks have to enter it.
+
+        Without sharding it does nothing.
+        """
+        self._whole = gathered(self.state_dict()) if self.sharded else None
+        try:
+            yield
+        finally:
+            self._whole = None
 
     def save_model(self, folder: Path) -> None:
         """Writes what the run makes, the whole model, into the run's folder, with the step that it is of."""
@@ -285,7 +350,7 @@ class Stage(Generic[SomeRecipe]):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a resumed run needs to continue exactly."""
-        return {
+        return self._whole or {
             "done": self.done,
             "networks": {name: network.state_dict() for name, network in self.trained.items()},
             "ema": {name: ema.state for name, ema in self.ema.items()},
@@ -299,10 +364,13 @@ class Stage(Generic[SomeRecipe]):
         state = state | {new: state[old] for new, old in OLD_KEYS.items() if old in state}
         self.done = state["done"]
         for name, network in self.trained.items():
-            network.load_state_dict(state["networks"][name])
+            own, weights = network.state_dict(), state["networks"][name]
+            network.load_state_dict(
+                {key: sharded_as(x, own[key]) if key in own else x for key, x in weights.items()}
+            )
         for name, ema in self.ema.items():
             for key, tensor in ema.state.items():
-                tensor.copy_(state["ema"][name][key])
+                tensor.copy_(sharded_as(state["ema"][name][key], tensor))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])

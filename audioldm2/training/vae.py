@@ -109,7 +109,8 @@ class VAEStage(Stage[VAERecipe]):
         if adversarial:
             self.adversary.requires_grad_(False)
             metrics["adversarial"] = hinge_generator(self.adversary(decoded))
-            weight = adaptive_weight(metrics["l1"], metrics["adversarial"], vae.decoder.conv_out.weight)
+            last_weight = vae.decoder.conv_out.weight
+            weight = adaptive_weight(metrics["l1"], metrics["adversarial"], last_weight, self.ranks.mean)
             loss = loss + recipe.adversary_weight * weight * metrics["adversarial"]
         metrics["grad_norm"] = self.optimizer.step(loss, self.done)
         if adversarial:

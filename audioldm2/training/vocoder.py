@@ -156,8 +156,9 @@ class VocoderStage(Stage[VocoderRecipe]):
             clips = self.crop(clips, generator)
         samples, mels = clips[..., : self.front_end.hop], clips[..., self.front_end.hop :]
         mels = mels.split(self.front_end.mels, dim=2)  # true ones, then reconstructed ones
-        reconstructed = round(recipe.through_vae * len(clips))
-        mel = torch.cat([mels[-1][:reconstructed], mels[0][reconstructed:]])
+        whole = self.whole_batch(clips)
+        reconstructed = self.ranks.rows(torch.arange(whole) < round(recipe.through_vae * whole))
+        mel = torch.where(reconstructed.to(clips.device).view(-1, 1, 1), mels[-1], mels[0])
         if self.done < recipe.partials_until:
             loss = self.partials_error(mel)
             return {"loss": loss, "grad_norm": self.optimizer.step(loss, self.done)}
@@ -217,7 +218,8 @@ class VocoderStage(Stage[VocoderRecipe]):
         """Crops a random window from each prepared clip (batch, frames, values)."""
         frames = round(self.recipe.window * self.front_end.sample_rate / self.front_end.hop)
         frames = min(max(frames, self.downsampling), clips.shape[1])
-        starts = torch.randint(clips.shape[1] - frames + 1, (len(clips),), generator=generator).tolist()
+        last, whole = clips.shape[1] - frames, self.whole_batch(clips)
+        starts = self.ranks.rows(torch.randint(last + 1, (whole,), generator=generator)).tolist()
         return torch.stack([clip[start : start + frames] for clip, start in zip(clips, starts, strict=True)])
 
     def additive_error(self, fake: Tensor, mel: Tensor) -> Tensor:

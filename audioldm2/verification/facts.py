@@ -79,7 +79,14 @@ def write(facts: Facts, path: Path) -> None:
 
 
 def read(path: Path) -> Facts:
-    """Read a file that `write` has written; WeightsError for any other."""
+    """Read a file that `write` has written.
+
+    Raises:
+        ValueError: there is no such file.
+        WeightsError: it is any other file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} cannot be found.")
     content, where = read_json(path), str(path)
     if content.pop("audioldm2_facts", None) != FORMAT:
         raise WeightsError(

@@ -26,6 +26,7 @@ def sounds(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     fire = torch.from_numpy(make("fire", 2))
     write_wav("siren.wav", make("siren", 0), RATE)
+    write_wav("bell.wav", make("bell", 1, {"pitch": "high"}), RATE)
     write_wav("street.wav", make("rain", 0), RATE)
     write_wav("birds.wav", make("birds", 3)[: RATE * 5 // 4], RATE)
     write_wav("phone.wav", resample(fire, RATE, RATE // 2), RATE // 2)

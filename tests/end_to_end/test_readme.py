@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import audioldm2
+from audioldm2.adapters.writing import write as write_adapter
 from audioldm2.audio import write_wav
 from audioldm2.cli.main import COMMANDS, main
+from tests.support.adapters import random_adapter
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,14 +99,17 @@ def test_commands_of_generation_run(tmp_path, monkeypatch, tiny_folder):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_folder, "base")
     Path("prompts.txt").write_text("heavy rain\na dog barks\n", encoding="utf-8")
+    model = audioldm2.load("base", device="cpu")
+    Path("runs/oud").mkdir(parents=True)
+    write_adapter(random_adapter(model.networks.configs), Path("runs/oud/adapter"), model.networks.configs)
     write_wav("dog.wav", 0.3 * torch.sin(torch.arange(16000) / 6), 16000)
     for line in commands():
         arguments = shlex.split(line, comments=True)[1:]
-        if arguments[0] in {"convert", "train", "evaluate"}:  # of another model, or minutes long
+        if arguments[0] in {"convert", "train", "evaluate", "verify"}:  # of another model, or minutes long
             continue
         assert main(arguments) == 0, line
     written = {path.name for path in tmp_path.glob("*.wav")}
-    assert written == {"rain.wav", "heavy_rain.wav", "best.wav", "a_cat.wav", "dog.wav"}
+    assert written == {"rain.wav", "heavy_rain.wav", "best.wav", "a_cat.wav", "an_oud.wav", "dog.wav"}
     assert Path("rain.wav.json").exists() and len(list(Path("sounds").glob("*.wav"))) == 2
 
 
@@ -126,6 +132,11 @@ def test_file_guide_names_nothing_else():
 def test_all_pages_are_found():
     rooms = {"README.md", "audioldm2/models/README.md", "audioldm2/runtime/README.md", "convert/README.md"}
     rooms |= {
+        "audioldm2/adapters/README.md",
+        "audioldm2/editing/README.md",
+        "audioldm2/evaluation/README.md",
+        "audioldm2/sampling/README.md",
+        "audioldm2/verification/README.md",
         "audioldm2/ops/README.md",
         "audioldm2/training/README.md",
         "scripts/README.md",

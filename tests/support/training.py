@@ -46,6 +46,7 @@ QUICK = {  # recipes that reach every part of a stage within a few steps
     "clap": {"learning_rate": 1e-3, "warmup": 0},
     "ldm": {"learning_rate": 3e-3, "warmup": 0, "min_snr": None},
     "lora": {"learning_rate": 3e-3, "pool": 0, "ema": 0.0, "min_snr": None, "rank": 2},
+    "word": {"learning_rate": 3e-2, "pool": 0, "min_snr": None, "word": "<zorp>", "vectors": 2},
 }  # fmt: skip
 
 

@@ -285,7 +285,8 @@ def test_record_has_the_timeline_and_the_windows(tiny_model):
     [
         ("a dog", dict(overlap=0.6), "overlap is 0.6; it has to be above 0 and at most 0.5, of a window."),
         ("a dog", dict(overlap=0), "overlap is 0; it has to be above 0 and at most 0.5, of a window."),
-        ("a dog", dict(overlap=0.3), "overlap is 0.3; it has to be left out without window_seconds or loop."),
+        ("a dog", dict(overlap=0.3),
+             "overlap is 0.3; it has to be left out unless the sound is a loop, or denoised in windows."),
         ("a dog", dict(window_seconds=0.04),
          "window_seconds is 0.04; it has to be at least 0.08 seconds, two latent frames."),
         ("a dog", dict(window_seconds=0),

@@ -386,7 +386,7 @@ def test_options_whole_and_by_keyword():
     assert (found.num_inference_steps, found.seed) == (7, 4)
     with pytest.raises(TypeError, match="unknown option 'num_steps'; did you mean 'num_inference_steps'"):
         from_keywords(GenerationOptions, None, {"num_steps": 3})
-    with pytest.raises(ArgumentError, match="options is 3; it has to be a GenerationOptions"):
+    with pytest.raises(ArgumentError, match="options is 3; it has to be of the type GenerationOptions"):
         from_keywords(GenerationOptions, 3, {})
 
 

@@ -319,7 +319,7 @@ def test_rejects_unsupported_tokenizer_settings(diffusers, folder, field, value,
 def test_rejects_other_format_version(converted: Path, version: object):
     checkpoints.change_json(converted / "config.json", audioldm2_format=version)
     assert load_error(converted) == (
-        f"{converted / 'config.json'} has format {version!r}; this version reads format 4. "
+        f"{converted / 'config.json'} has format {version!r}; this version reads 1 to 4. "
         "Convert the source again with 'audioldm2 convert', or install the version that wrote it."
     )
 

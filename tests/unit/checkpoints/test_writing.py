@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import audioldm2
 from audioldm2 import files
 from audioldm2.checkpoints import storage, tensor_files
 from audioldm2.errors import WeightsError
@@ -56,6 +57,7 @@ def test_existing_folder_is_rejected_before_reading(converted: Path, tmp_path: P
 def test_force_replaces_folder(converted: Path, states, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.txt").write_text("")
+    (tmp_path / "out" / "config.json").write_text('{"audioldm2_format": 1}')
     storage.write(storage.read(converted), tmp_path / "out", force=True)
     assert left(tmp_path) == ["converted", "out"]
     assert not (tmp_path / "out" / "old.txt").exists()
@@ -87,7 +89,7 @@ def test_failed_write_leaves_nothing(
 ):
     if force:
         (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "old.txt").write_text("")
+        (tmp_path / "out" / "model_index.json").write_text("")
     written = []
 
     def save(state: dict, path: Path, metadata: dict) -> None:
@@ -101,7 +103,7 @@ def test_failed_write_leaves_nothing(
         storage.write(storage.read(converted), tmp_path / "out", force=force)
     assert len(written) == 3
     assert left(tmp_path) == ["converted", "out"] if force else ["converted"]
-    assert not force or left(tmp_path / "out") == ["old.txt"]
+    assert not force or left(tmp_path / "out") == ["model_index.json"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
@@ -232,3 +234,31 @@ def test_missing_parent_is_reported_before_reading(converted: Path, tmp_path: Pa
     with pytest.raises(FileNotFoundError):
         storage.write(storage.read(converted), tmp_path / "no" / "out")
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("layout", ["converted", "diffusers"])
+def test_saving_replaces_models_only(tiny_folder, tmp_path, layout):
+    """A folder of something else stays as it is, with `force` too."""
+    model = audioldm2.load(tiny_folder, device="cpu")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("kept")
+    with pytest.raises(FileExistsError, match="is not the folder of a model"):
+        model.save(tmp_path / "thesis", layout=layout, force=True)
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+    (tmp_path / "empty").mkdir()
+    model.save(tmp_path / "empty", layout=layout, force=True)
+    model.save(tmp_path / "empty", layout=layout, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "thesis"]
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_current_folder_is_never_replaced(tiny_folder, tmp_path, monkeypatch, name):
+    """Even if it holds a model: "" may be a variable without a value."""
+    model = audioldm2.load(tiny_folder, device="cpu")
+    folder = tmp_path / "model"
+    model.save(folder)
+    (folder / "notes").mkdir()
+    monkeypatch.chdir(folder / "notes" if name == ".." else folder)
+    with pytest.raises(FileExistsError, match="is or contains the current folder"):
+        model.save(name, force=True)
+    assert (folder / "notes").is_dir() and (folder / "unet.safetensors").exists()

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from audioldm2 import AudioLDM2
 from audioldm2.cli import generate, main
 from audioldm2.cli.arguments import Parser, add_options, values_of
 from audioldm2.errors import ArgumentError, require_number, require_whole
@@ -172,3 +173,19 @@ def test_error_of_a_pair_names_the_flag_of_the_entry(words, sentence):
     with pytest.raises(ArgumentError) as caught:
         GenerationOptions(**values_of(parser.parse_args(["a", *words]), flag_fields()))
     assert caught.value.sentence(parser.flag_of(caught.value.name)) == sentence
+
+
+def test_help_of_generate_lists_the_other_commands():
+    [line] = [each for each in generate.USAGE.splitlines() if "COMMAND ..." in each]
+    assert set(re.findall(r"\w+", line)) >= set(COMMANDS) - {"generate"}
+
+
+def test_help_says_nothing_of_python(run):
+    """What the library takes beside a flag's values is in the docstrings alone."""
+    _, out, _ = run("--help")
+    text = " ".join(out.split())
+    for word in ("Python", "samples,", "latents`", "(before, after)"):
+        assert word not in text, word
+    documented = " ".join((AudioLDM2.generate.__doc__ or "").split())
+    for word in ("floats (samples,) do as well", "or that of `latents`", "or a pair (before, after)"):
+        assert word in documented, word

@@ -178,7 +178,7 @@ MISTAKES = {
         ("--model", "a", "--prompts", "prompts.txt", "--reference", "folder"), "folder holds no sound files",
     ),
     "reference nowhere": (
-        ("--model", "a", "--prompts", "prompts.txt", "--reference", "no"), "no is not a folder of sounds",
+        ("--model", "a", "--prompts", "prompts.txt", "--reference", "no"), "no is not a folder",
     ),
     "captions missing": (("--sounds", "gaps", "--judge", "a", "--reference", "gaps"), "captions.csv, line 2"),
     "no such judge": (("--sounds", "a", "--judge", "b", "--other-judges", "ear"), "invalid choice: 'ear'"),

@@ -9,8 +9,9 @@ import torch
 
 import audioldm2
 from audioldm2.cli import generate
-from audioldm2.cli.failures import in_words, naming_full_disk
+from audioldm2.cli.failures import in_words
 from audioldm2.errors import ArgumentError, WeightsError
+from audioldm2.training.full_disk import DiskWriter
 from tests.support.command_line import assert_refused, without_stages
 
 
@@ -69,11 +70,17 @@ def test_lost_device_names_the_flag_for_another(message):
 
 def test_full_disk_in_torch_save_names_the_folder():
     message = "[enforce fail at inline_container.cc:664] . unexpected pos 128 vs 22"
-    with pytest.raises(OSError) as caught, naming_full_disk(Path("runs/vae")):
-        raise RuntimeError(message)
-    assert words(caught.value) == f"runs/vae: it could not be written ({message}); is the disk full?"
-    with pytest.raises(RuntimeError, match=r"^mat1$"), naming_full_disk(Path("runs/vae")):
-        raise RuntimeError("mat1")
+    writer = DiskWriter(Path("runs/vae"), "stop", report=pytest.fail, should_stop=lambda: False)
+
+    def fail(sentence: str) -> None:
+        raise RuntimeError(sentence)
+
+    with pytest.raises(OSError) as caught:
+        writer.write(lambda: fail(message))
+    expected = f"runs/vae: it could not be written ({message}); is the disk full? The last save stays"
+    assert words(caught.value) == expected
+    with pytest.raises(RuntimeError, match=r"^mat1$"):
+        writer.write(lambda: fail("mat1"))
 
 
 def test_error_of_the_system_names_the_file():

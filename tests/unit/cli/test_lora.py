@@ -1,6 +1,7 @@
 """Adapters on the command line: `train --lora`, `--lora` of `generate` and `convert`, mistakes in a line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,25 @@ def test_mistakes(run: Path, sounds: Path, tmp_path: Path, capsys):
     train = ["train", "--data", sounds, "--out", tmp_path / "run", *FEW]
     assert "--model is 'small'; it has to be a trained model" in error(capsys, *train, "--lora", 2)
     assert "--stage is 'vae'; it has to be lora" in error(capsys, *train, "--lora", 2, "--stage", "vae")
-    assert "it has to be from 1 to 1024" in error(capsys, *train, "--lora", 0, "--model", "demo")
+    assert "--lora is 0; it has to be a whole number from 1 to 1024" in error(
+        capsys, *train, "--lora", 0, "--model", "demo"
+    )
     assert "--resume takes --out RUN" in error(capsys, "train", "--resume", "--out", run, "--lora", 2)
     assert not any(tmp_path.iterdir())
+
+
+def test_adapters_whose_folders_have_one_name_are_called_by_their_paths(
+    run: Path, tiny_folder: Path, tmp_path: Path
+):
+    sources = []
+    for folder in ("one", "two"):
+        shutil.copytree(run / "adapter", tmp_path / folder / "oud")
+        sources.append(str(tmp_path / folder / "oud"))
+    out = tmp_path / "x.wav"
+    flags = ["--lora", sources[0], "--lora", f"{sources[1]}:0.5", "--duration", "0.3", "--steps", "1"]
+    assert main(["a bell", "--model", str(tiny_folder), "-o", str(out), *flags]) == 0
+    record = json.loads((tmp_path / "x.wav.json").read_text())
+    assert [(each["name"], each["weight"]) for each in record["adapters"]] == [
+        (sources[0], 1),
+        (sources[1], 0.5),
+    ]

@@ -56,6 +56,36 @@ MISTAKES = {
     "half an interval": (("dog", "--guidance-interval", "5"), "--guidance-interval: expected 2 arguments"),
     "two ways to save memory": (("dog", "--offload", "--low-memory"), "--low-memory: not allowed with"),
     "compiled on disk": (("dog", "--compile", "--low-memory"), "--low-memory: not allowed with"),
+    "a prompt too early": (("dog", "--at", "0.01", "cat"), "--at is 0.01; it has to leave each prompt at"),
+    "a prompt too late": (("dog", "--duration", "1", "--at", "0.99", "cat"), "--at is 0.99; it has to leave"),
+    "an empty later prompt": (("dog", "--at", "1", " "), "--at 1 has an empty prompt; it has to end with"),
+    "later prompts with a sound": (("dog", "--at", "1", "cat", "--audio", "x.wav"), "left out with --audio"),
+    "seconds in front of nothing": (("dog", "--extend-before", "1"), "--extend-before is 1.0", "--audio"),
+    "seconds in front of an edit": (
+        ("dog", "--audio", "x.wav", "--source", "cat", "--extend-before", "1"),
+        "--extend-before is 1.0; it has to be left out of an edit",
+    ),
+    "overlap of nothing": (("dog", "--overlap", "0.3"), "--overlap is 0.3", "a loop, or denoised in windows"),
+    "an adapter twice": (("dog", "--lora", "empty", "--lora", "empty"), "--lora names empty twice"),
+    "weight nan": (("dog", "--lora", "empty:nan"), "--lora: the weight is nan; it has to be a number from"),
+    "weight of a conversion": (("convert", "demo", "out", "--lora", "empty:1e9"), "the weight is 1e+09"),
+    "no such recipe": (
+        ("train", "--stage", "ldm", "--data", "empty", "--out", "out", "--config", "nowhere"),
+        "--config is 'nowhere'; it has to be one of published, small, finetune, or a JSON file",
+    ),
+    "no seconds of clips": (
+        ("train", "--stage", "ldm", "--data", "empty", "--out", "out", "--seconds", "nan"),
+        "--seconds is nan; it has to be",
+    ),
+    "no rank": (
+        ("train", "--lora", "0", "--data", "empty", "--out", "out", "--model", "demo"),
+        "--lora is 0; it has to be a whole number from 1 to 1024",
+    ),
+    "seeds of sounds that exist": (
+        ("evaluate", "--sounds", "empty", "--judge", "demo", "--seeds", "3"),
+        "--seeds is 3; it has to be left out with --sounds",
+    ),
+    "no file of facts": (("verify", "demo", "--facts", "nowhere.json"), "nowhere.json cannot be found"),
     "no such model": (("dog", "--model", "./nowhere"), "no folder './nowhere'"),
     "empty folder": (("dog", "--model", "empty"), "empty", "is not a checkpoint"),
     "model is a file": (("dog", "--model", "file.txt"), "'file.txt' is a file"),
@@ -71,6 +101,30 @@ MISTAKES = {
     "convert to a folder in no folder": (("convert", "empty", "nowhere/out"), "nowhere does not exist"),
     "convert to an unknown dtype": (("convert", "empty", "out", "--dtype", "int8"), "--dtype", "bfloat16"),
 }  # fmt: skip
+
+
+# Flags and arguments that name a file, a folder or a model.
+NAMES = {
+    "-o": ("dog",), "--model": ("dog",), "--lora": ("dog",), "--prompts": (), "--audio": ("dog",),
+    "OUT": ("convert", "demo"), "SOURCE": ("info",), "MODEL": ("verify",), "--json": ("verify", "demo"),
+    "--facts": ("verify", "demo"), "SOUND": ("score", "--prompt", "dog", "--model", "demo"),
+    "--judge": ("evaluate",), "--sounds": ("evaluate",), "--reference": ("evaluate",), "--out": ("evaluate",),
+    "--data": ("train",), "--mix": ("train",), "--validation": ("train",), "--config": ("train",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_name_is_not_the_current_folder(run, folder, name):
+    """As from a variable of the shell that is not set."""
+    (folder / "dog.wav").write_bytes(b"kept")
+    flag = [name] if name.startswith("-") else []
+    assert_refused(run(*NAMES[name], *flag, ""), name, "empty" if name != "--audio" else "is ''")
+    assert names(folder) == ["dog.wav"]
+
+
+def test_resuming_allows_what_its_sentence_says(run, folder):
+    outcome = run("train", "--resume", "--out", "runs", "--seed", "1")
+    assert_refused(outcome, "only --steps, --device and --workers")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -123,3 +177,9 @@ def test_warnings_of_the_caller_are_restored(run):
     before = warnings.showwarning
     run("--sampler", "list")
     assert warnings.showwarning is before
+
+
+def test_note_on_a_long_prompt_shows_only_the_start_of_what_is_cut(sound):
+    code, _, err = sound("rain " * 3000, "-o", "rain.wav")
+    [note] = [line for line in err.splitlines() if "longer than" in line]
+    assert code == 0 and "this part is ignored: '" in note and len(note) < 250

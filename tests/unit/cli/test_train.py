@@ -77,12 +77,18 @@ def test_signal_saves_and_reports_how_to_continue(number: int, home: Path, tmp_p
     ]
     words += ["--batch", 1, "--seconds", 0.64, "--sample-every", 0, "--steps", 100_000, "--device", "cpu"]
     command = [sys.executable, "-u", ROOT / "scripts" / "train.py", *words]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith("audioldm2: step "):
-            break
-    os.kill(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the background jobs of a shell ignore it
+    )  # fmt: skip
+    try:
+        for line in process.stderr:
+            if line.startswith("audioldm2: step "):
+                break
+        os.kill(process.pid, number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 128 + number and "Traceback" not in err
     done = int(err.split("saved at step ")[1].split(";")[0])
     assert f"--resume --out {tmp_path / 'run'}" in err
@@ -147,7 +153,7 @@ def test_show_prints_the_recipe(home: Path, capsys):
         (["--data", "nowhere"], "nowhere is not a folder."),
         (["--model", "nowhere"], "nowhere"),
         (["--model", "nothing.json"], "nothing.json cannot be found."),
-        (["--config", "nothing.json"], "nothing.json cannot be found."),
+        (["--config", "nothing.json"], "--config is 'nothing.json'; it has to be one of "),
         (["--config", "odd.json"], "the recipe odd.json has 'speed'; "),
         (
             ["--config", "unlike.json"],

@@ -8,6 +8,7 @@ from huggingface_hub import constants
 
 import audioldm2
 from audioldm2 import convert
+from audioldm2.audio import read, resample, write_wav
 from audioldm2.checkpoints import storage
 from audioldm2.errors import WeightsError
 from audioldm2.prompt.conditioning import Conditioning
@@ -201,3 +202,26 @@ def mapped_ranges(file: Path) -> list[tuple[int, int]]:
         if str(file) in line
     ]
     return [(int(low, 16), int(high, 16)) for low, high in found]
+
+
+def test_file_at_16_khz_is_extended_to_48_khz(models, tmp_path):
+    """What the file has stays; above its 8 kHz stands what the model makes."""
+    model, seconds = models("48k"), 0.5
+    wave = torch.randn(8000, generator=torch.Generator().manual_seed(0)) / 10
+    write_wav(tmp_path / "low.wav", wave, 16_000)
+    result = model.generate("a dog", audio=tmp_path / "low.wav", mask_start_hz=8000, num_inference_steps=2)
+    assert result.sample_rate == 48_000 and result.audio.shape[-1] == round(48_000 * seconds)
+    kept_to = result.record()["remade_hz"][0][0]
+    assert 2000 < kept_to <= 8000
+    own = resample(read(tmp_path / "low.wav")[0], 16_000, 48_000)
+    made = result.audio[0, 0]
+    window, hz = torch.hann_window(len(own), dtype=torch.float64), torch.fft.rfftfreq(len(own), 1 / 48_000)
+
+    def energy(of: torch.Tensor, band: torch.Tensor) -> float:
+        return torch.fft.rfft(of.double() * window)[band].abs().square().sum().item()
+
+    low, high = hz < kept_to - 100, hz > 8500
+    own_low, own_high, made_high = energy(own, low), energy(own, high), energy(made, high)
+    error_low = energy(made - own, low)
+    assert error_low < 1e-6 * own_low, "-60 dB"
+    assert made_high > 1e3 * own_high, "the file has nothing there"

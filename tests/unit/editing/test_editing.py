@@ -106,7 +106,7 @@ def test_strength_0_is_the_reconstruction_without_a_call_of_the_denoiser(tiny_mo
     def refuse(*_: object) -> None:
         raise AssertionError("the denoiser ran")
 
-    monkeypatch.setattr("audioldm2.pipeline.make_denoiser", refuse)
+    monkeypatch.setattr("audioldm2.stages.make_denoiser", refuse)
     result = edit(tiny_model, strength=0.0, sampler=sampler)
     z = tiny_model.encode_audio(tone())
     assert torch.equal(result.latents, z)

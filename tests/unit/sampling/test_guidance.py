@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from audioldm2 import SAMPLERS, AudioLDM2, Conditioning
+from audioldm2.denoiser import make_denoiser
 from audioldm2.options import SamplingOptions
-from audioldm2.pipeline import make_denoiser
 
 PROMPTS = ["a dog", "A hammer hitting a wooden surface"]
 ROWS = len(PROMPTS)
