@@ -93,6 +93,7 @@ class WordStage(LDMStage):
         folder = self.initial.tokenizers.get("t5_tokenizer")
         tokenizer = None if folder is None else kind.from_folder(folder)
         require_new(recipe.word, tokenizer, self.initial.configs)
+        assert tokenizer is not None, "require_new has seen to it"
         table = self.network(name).embedding.weight.float()  # (vocabulary, dim)
         ids = tokenizer.encode(recipe.like)[: -len(tokenizer.after)]
         noise = torch.randn(recipe.vectors, table.shape[1], generator=generator("a new word", self.seed))
