@@ -247,7 +247,7 @@ def test_files_that_are_no_sound(tiny_model, tmp_path):
 
 def test_sound_longer_than_memory(tiny_model, monkeypatch):
     monkeypatch.setattr("audioldm2.runtime.memory.available_bytes", lambda *_: 10_000)
-    with pytest.raises(ArgumentError, match=r"audio_length_in_s is 0\.32; it has to be at most about"):
+    with pytest.raises(ArgumentError, match=r"audio lasts 0\.32 seconds; it has to last at most about"):
         edit(tiny_model)
 
 
