@@ -12,7 +12,7 @@ from audioldm2.training.judging import Judging, kept, validate
 from tests.support.crashes import Noise, Toy
 from tests.support.training import Clips, clips, parameter_copies, stage_of
 
-SHORT = {"vae": 0.32, "vocoder": 0.256, "clap": 0.8, "ldm": 0.32}
+SHORT = {"vae": 0.32, "vocoder": 0.256, "clap": 0.8, "ldm": 0.32, "lora": 0.32, "word": 0.32}
 
 
 def toy(checkpoint: storage.Checkpoint, steps: int = 8) -> Toy:
