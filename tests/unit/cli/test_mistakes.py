@@ -124,7 +124,7 @@ def test_empty_name_is_not_the_current_folder(run, folder, name):
 
 def test_resuming_allows_what_its_sentence_says(run, folder):
     outcome = run("train", "--resume", "--out", "runs", "--seed", "1")
-    assert_refused(outcome, "only --steps, --device and --workers")
+    assert_refused(outcome, "only --steps, --device, --workers and --shard")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
