@@ -58,7 +58,7 @@ def test_extension_makes_the_sound_longer(run, sound, tmp_path, tiny_folder):
         (["--audio", "dog.wav", "--mask", "0.2", "0.2"], "--mask is 0.2; it has to be above"),
         (["--audio", "dog.wav", "--mask-hz", "9000", "9500"], "--mask-hz"),
         (["--audio", "dog.wav", "--extend", "0"], "--extend is 0.0; it has to be the seconds to add"),
-        (["--extend-before", "1"], "--extend is (1.0, 0.0); it has to be left out without audio."),
+        (["--extend-before", "1"], "--extend-before is 1.0; it has to be left out without --audio."),
         (["--audio", "dog.wav", "--duration", "3"], "--duration is 3.0; it has to be left out with audio"),
     ],
 )

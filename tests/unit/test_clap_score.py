@@ -81,6 +81,7 @@ def test_best_first_of_any_scores(scores):
     assert clap_score.best_first(torch.tensor(scores)).tolist() == in_order(scores)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(deadline=None, max_examples=25)
 def test_candidates_are_ranked_within_their_prompt(tiny_model, data):

@@ -208,6 +208,7 @@ def imports() -> list[dict]:
     return found
 
 
+@pytest.mark.slow
 def test_importing_costs_no_more_than_torch_and_a_third_of_a_second(imports: list[dict]):
     assert min(seen["seconds"] for seen in imports) <= 0.3
 

@@ -106,6 +106,7 @@ def test_running_request_keeps_its_adapters(residence: dict, tiny_folder: Path, 
     assert distance(after.latents, before) > 0.02 and after.record()["adapters"][0]["name"] == "rain"
 
 
+@pytest.mark.slow
 def test_threads_get_the_sounds_of_the_adapters_they_began_with(model: AudioLDM2, files):
     expected = {(): latents(model)}
     model.load_lora(files["oud"])

@@ -82,6 +82,7 @@ def send_back(model: audioldm2.AudioLDM2, queue: multiprocessing.Queue) -> None:
     queue.put(generate(model).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["diffusers", "original"])
 def test_spawned_process_generates_the_same_sound(sources, kind: str):
     model = audioldm2.load(sources[kind], device="cpu")

@@ -32,6 +32,7 @@ def run(*words: object) -> int:
     return main(["train", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_stages_one_after_another(home: Path, capsys):
     model = home / "sizes.json"
     for stage in ("vae", "vocoder", "clap", "ldm"):
@@ -63,6 +64,7 @@ def test_resume_with_more_steps(home: Path, capsys, tmp_path: Path, monkeypatch)
     assert steps == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_reports_how_to_continue(number: int, home: Path, tmp_path: Path):
     words = [
@@ -97,6 +99,7 @@ def test_signal_saves_and_reports_how_to_continue(number: int, home: Path, tmp_p
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == done + 1
 
 
+@pytest.mark.slow
 def test_trained_model_gets_the_gentle_recipe(home: Path, tmp_path: Path, capsys):
     words = [
         "--stage",

@@ -32,6 +32,7 @@ def statuses(file: str = "report.json") -> dict[str, str]:
     return {finding["check"]: finding["status"] for finding in content["findings"]}
 
 
+@pytest.mark.slow
 def test_facts_of_a_right_copy_pass_it_and_name_what_is_wrong_in_another(verify, model):
     code, out, err = verify(model, "--write-facts", "facts.json", "--quick")
     assert (code, out) == (0, "facts.json\n"), err

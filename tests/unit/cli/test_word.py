@@ -36,6 +36,7 @@ def error(capsys, *words: object) -> str:
     return err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_run_makes_a_word_that_resumes(run: Path, tiny_folder: Path, capsys):
     assert {path.name for path in run.iterdir()} == {
         *("word", "metrics.jsonl", "run.json", "state.pt", "samples")

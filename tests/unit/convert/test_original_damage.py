@@ -61,6 +61,7 @@ def parts_of(file: Path) -> dict[str, range]:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*noise schedule")
 @pytest.mark.parametrize(
     ("part", "times", "outcomes"),

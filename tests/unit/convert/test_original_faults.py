@@ -132,6 +132,7 @@ def test_impossible_betas_are_rejected_or_replaced(tmp_path, betas):
 SHAPES = [(), (0,), (3,), (2, 2), (1, 1, 1, 1, 1), (0, 0, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*noise schedule")
 @pytest.mark.parametrize("kind", ["t5", "speech"])
 def test_odd_shapes_convert_or_raise_weights_error(monkeypatch, kind):

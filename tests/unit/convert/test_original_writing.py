@@ -99,6 +99,7 @@ def assert_whole(folder: Path) -> None:
     assert_same_states(states_of(checkpoint), originals.make("base").states)
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("name", ["full", "full-diffusers"])
 def test_full_disk_is_reported_and_leaves_nothing(converting, name):
@@ -154,6 +155,7 @@ def heavy() -> Iterator[tuple[str, Tensor]]:
             yield key, tensor
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status")
 def test_memory_stays_below_what_is_written(tmp_path):
     file = originals.save(tmp_path / "heavy.pth", dict(heavy()))

@@ -211,6 +211,7 @@ def test_resampling_costs_as_many_times(name: str) -> None:
     assert len(calls) == 3 * SAMPLERS[name].network_calls(STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_resampled_cells_follow_the_distribution_of_the_data(name: str) -> None:
     """Takes are first order, and stochastic ones add noise twice, so it takes many steps to show."""

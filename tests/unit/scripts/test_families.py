@@ -103,6 +103,7 @@ def test_sweeps_have_the_right_direction(attributes):
         assert np.mean(np.array(found) == direction) >= 0.95
 
 
+@pytest.mark.slow
 def test_classifier_distinguishes_all_families():
     def sounds(first: int, count: int) -> tuple[np.ndarray, list[str]]:
         features, names = [], []

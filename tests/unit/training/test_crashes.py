@@ -55,6 +55,7 @@ def test_run_that_waits_for_space_loses_nothing(home: Path):
     assert checked["codes"] == sorted(checked["codes"], reverse=True) and checked["codes"].count(0) > 5
 
 
+@pytest.mark.slow
 def test_run_on_a_full_file_system_waits_for_space(home: Path):
     (home / "disk").mkdir()
     mount = f'mount -t tmpfs -o size=24m tmpfs {home / "disk"} && exec "$@"'

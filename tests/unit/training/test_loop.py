@@ -41,6 +41,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": x for name, state in checkpoint.states.items() for key, x in state().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in STAGES.items() if not kind.adapts])
 def test_resumed_run_equals_an_uninterrupted_one(name: str, initial: storage.Checkpoint, tmp_path: Path):
     data, intervals = Clips(QUICK[name]["seconds"]), loop.Intervals(save=2, sample=0)

@@ -34,12 +34,14 @@ def test_only_the_adapters_learn(layers: str, adapted: tuple[str, ...], random_w
             assert torch.equal(parameter, before[name][key]) == (id(parameter) not in learnt), f"{name}.{key}"
 
 
+@pytest.mark.slow
 def test_adapter_learns(random_weights: Checkpoint):
     stage = stage_of("lora", random_weights, rank=4, layers="all", learning_rate=1e-2)
     losses = [stage.step(*clips(4, 0.32))["loss"] for _ in range(24)]
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
 
 
+@pytest.mark.slow
 def test_run_saves_the_adapter_and_not_the_model(tiny_folder: Path, random_weights, tmp_path: Path):
     stage = stage_of("lora", random_weights, steps=2, ema=0.5, half=False, alpha=8.0, **SHORT)
     stage.base, stage.base_hash = str(tiny_folder), "abc"

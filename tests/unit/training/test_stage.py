@@ -11,6 +11,7 @@ from audioldm2.training import STAGES
 from tests.support.training import QUICK, clips, parameter_copies, stage_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, count, seconds, steps, rate, metric, factor",
     [

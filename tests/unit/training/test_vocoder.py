@@ -39,6 +39,7 @@ def test_additive_phase_learns_waveforms(initial: Checkpoint):
     assert last < 0.8 * first and last < 0.9, f"the error went from {first:.3f} to {last:.3f}"
 
 
+@pytest.mark.slow
 def test_partials_phase_trains_only_the_frame_rate_layers(wide_vocoder: Checkpoint):
     stage = stage_of(
         "vocoder", wide_vocoder, partials_until=100, optimizer="muon", steps=102, window=0.32, through_vae=0.0

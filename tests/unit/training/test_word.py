@@ -45,6 +45,7 @@ def test_only_the_vectors_learn(random_weights: Checkpoint):
             assert torch.equal(parameter, before[name][key]) and not parameter.requires_grad
 
 
+@pytest.mark.slow
 def test_word_learns(random_weights: Checkpoint):
     stage = stage_of("word", random_weights, vectors=4)
     losses = [stage.step(*WordClips().batch(0, 4))["loss"] for _ in range(30)]
