@@ -14,7 +14,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 # Modules that other scripts import and that have no command line.
 LIBRARIES = {
     *(f"benchmark/{name}.py" for name in ("arithmetic", "runs", "sides")),
-    *(f"demo_world/{name}.py" for name in ("captions", "families", "model_checks", "registry")),
+    *(f"demo_world/{name}.py" for name in ("captions", "families", "model_checks", "new_sounds", "registry")),
     *(f"demo_world/{name}.py" for name in ("sound_measures", "synthesis", "wordings")),
 }
 COMMANDS = sorted({path.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.rglob("*.py")} - LIBRARIES)
