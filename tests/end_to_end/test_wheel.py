@@ -47,7 +47,8 @@ def shipped() -> set[str]:
     for source, target in (("audioldm2", "audioldm2"), ("convert", "audioldm2/convert")):
         for path in (ROOT / source).rglob("*"):
             inside = path.relative_to(ROOT / source)
-            ours = path.suffix == ".py" or path.name == "py.typed" or inside.parts[0] == "assets"
+            data = path.name in ("py.typed", "prompts.csv")
+            ours = data or path.suffix == ".py" or inside.parts[0] == "assets"
             if ours and path.is_file() and "__pycache__" not in inside.parts:
                 wanted.add(f"{target}/{inside.as_posix()}")
     return wanted
