@@ -76,7 +76,7 @@ class Adaptable:
         weight = require_number("weight", weight, -LARGEST_WEIGHT, LARGEST_WEIGHT)
 
         def weighed(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
-            require_choice("name", name, _names(adapters))
+            _require_loaded(name, adapters)
             return tuple(replace(each, weight=weight) if each.name == name else each for each in adapters)
 
         self._change(weighed)
@@ -91,7 +91,7 @@ class Adaptable:
         def without(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
             if name is None:
                 return ()
-            require_choice("name", name, _names(adapters))
+            _require_loaded(name, adapters)
             return tuple(each for each in adapters if each.name != name)
 
         self._change(without)
@@ -193,6 +193,12 @@ class Adaptable:
             networks = self.networks.with_additions(additions(adapters))
             with _swapping:
                 self.adapters, self.networks = adapters, networks
+
+
+def _require_loaded(name: str, adapters: tuple[Adapter, ...]) -> None:
+    if not adapters:
+        raise ArgumentError("name", name, "be that of a loaded adapter, and none is loaded")
+    require_choice("name", name, _names(adapters))
 
 
 def _names(adapters: tuple[Adapter, ...]) -> list[str]:

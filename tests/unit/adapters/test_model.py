@@ -207,6 +207,9 @@ def test_mistakes_change_nothing(model: AudioLDM2, files, tmp_path: Path):
     with pytest.raises(WeightsError, match="there is no adapter 'nowhere'"):
         model.load_lora("nowhere")
     assert torch.equal(latents(model), before)
+    model.unload_lora()
+    with pytest.raises(ValueError, match="name is 'rain'; it has to be that of a loaded adapter"):
+        model.unload_lora("rain")
 
 
 def test_run_gives_its_name_to_its_adapter(model: AudioLDM2, files, tmp_path: Path):
