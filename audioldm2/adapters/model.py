@@ -171,7 +171,7 @@ class Adaptable:
         write: Callable[..., None] = storage.write
         if layout == "diffusers":
             require_converter()
-            from audioldm2 import convert  # type: ignore[attr-defined]
+            from audioldm2 import convert
 
             write = convert.write_diffusers
         write(self.networks.checkpoint, Path(folder), dtype=dtype, force=force)

@@ -104,6 +104,6 @@ def _convert() -> Any:
     from audioldm2.checkpoints.load import require_converter
 
     require_converter()
-    from audioldm2 import convert  # type: ignore[attr-defined]
+    from audioldm2 import convert
 
     return convert

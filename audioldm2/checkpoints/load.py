@@ -188,7 +188,7 @@ def open_checkpoint(
     path = hub.find(source, revision=revision, prefer_half=prefer_half, with_weights=with_weights)
     if path.is_file():
         require_converter()
-        from audioldm2 import convert  # type: ignore[attr-defined]
+        from audioldm2 import convert
 
         return convert.read_original(
             path,
@@ -210,7 +210,7 @@ def open_checkpoint(
             raise ArgumentError("heads", heads, f"{allowed}. Convert its source again with --heads trained")
         return checkpoint
     require_converter()
-    from audioldm2 import convert  # type: ignore[attr-defined]
+    from audioldm2 import convert
 
     is_local = Path(source).expanduser().is_dir()
     return convert.read_diffusers(
