@@ -42,8 +42,8 @@ class DiskWriter:
             try:
                 action()
             except (OSError, RuntimeError) as error:
-                if not is_refused_write(error):
-                    raise
+                if not is_refused_write(error) or isinstance(error, FileNotFoundError):
+                    raise  # space does not bring a folder back that somebody has removed
                 reason = _reason(error)
                 if self.on_full_disk == "stop" or self.should_stop():
                     words = f"it could not be written ({reason}); is the disk full? The last save stays"

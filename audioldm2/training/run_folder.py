@@ -146,10 +146,15 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def remove_model(path: Path) -> None:
-    """Removes a copy of the model: out of sight in one step, then from the disk."""
+    """Removes a copy of the model: out of sight in one step, then from the disk.
+
+    After an error, a second call goes on where the first one ended.
+    """
     hidden = path.with_name(f".audioldm2-{os.getpid()}-0-{path.name}")
-    path.rename(hidden)
-    shutil.rmtree(hidden)
+    if path.exists():
+        path.rename(hidden)
+    if hidden.exists():
+        shutil.rmtree(hidden)
 
 
 # Resuming ---------------------------------------------------------------------------------------------------

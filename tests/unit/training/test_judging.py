@@ -1,6 +1,7 @@
 """Validation, kept models, early stopping, samples for the user's prompts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from audioldm2.checkpoints import storage
 from audioldm2.training import STAGES, loop
 from audioldm2.training.judging import Judging, kept, validate
+from audioldm2.training.run_folder import remove_model
 from tests.support.crashes import Noise, Toy
 from tests.support.training import Clips, clips, parameter_copies, stage_of
 
@@ -94,3 +96,20 @@ def test_samples_follow_the_prompts_of_the_user(initial: storage.Checkpoint, tmp
     loop.train(stage, Clips(0.32), tmp_path, loop.Intervals(sample=1), judging=judging)
     names = {path.name for path in (tmp_path / "samples" / "step-0000001").glob("*.wav")}
     assert names == {"0-a_bell.wav", "1-an_oud.wav"}
+
+
+def test_removing_a_kept_model_goes_on_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "step-1" / "tokenizer").mkdir(parents=True)
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="busy"):
+        broken.setattr("shutil.rmtree", raising(OSError("busy")))
+        remove_model(tmp_path / "step-1")
+    assert not (tmp_path / "step-1").exists(), "it is out of sight already"
+    remove_model(tmp_path / "step-1")
+    assert not list(tmp_path.iterdir())
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*args: object, **named: object) -> None:
+        raise error
+
+    return fail
