@@ -1,4 +1,7 @@
-"""What a loaded model does with adapters and new words: load, weigh, unload, merge."""
+"""What a loaded model does with adapters and new words: load, weigh, unload, merge.
+
+What reads their files is imported when it is needed: most models are used without.
+"""
 
 import copy
 import os
@@ -10,9 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from audioldm2.adapters import reading, words
 from audioldm2.adapters.adapter import Adapter, additions
-from audioldm2.adapters.merging import merged
 from audioldm2.errors import ArgumentError, require_choice, require_number
 from audioldm2.prompt.tokenizers import T5Tokenizer
 from audioldm2.prompt.words import Word
@@ -57,6 +58,8 @@ class Adaptable:
         weight = require_number("weight", weight, -LARGEST_WEIGHT, LARGEST_WEIGHT)
         if name is not None and (not isinstance(name, str) or not name):
             raise ArgumentError("name", name, "be a text")
+        from audioldm2.adapters import reading
+
         adapter = replace(reading.read(source, self.networks.configs, name), weight=weight)
 
         def appended(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
@@ -109,6 +112,8 @@ class Adaptable:
             ArgumentError: the word is loaded already or in T5's vocabulary, or the model has no T5.
             WeightsError: the file cannot be found or read, or does not fit this model.
         """
+        from audioldm2.adapters import words
+
         word = words.read(source, self.t5_tokenizer, self.networks.configs)
         with _swapping:
             if word.text in [each.text for each in self.words]:
@@ -135,6 +140,8 @@ class Adaptable:
         """
         with _changing:
             base = self.networks.without_additions()
+            from audioldm2.adapters.merging import merged
+
             networks = base.reloaded(merged(base.checkpoint, self.adapters))  # type: ignore[arg-type]
             with _swapping:
                 self.networks = networks

@@ -73,7 +73,7 @@ EDIT = ["--audio", "dog.wav", "--source", "a dog"]
         ([*EDIT, "--strength", "0.5"], "--strength is 0.5; it has to be left out of an edit"),
         ([*EDIT, "--mask", "0", "0.1"], "--mask is [0.0, 0.1]; it has to be left out of an edit"),
         ([*EDIT, "--mask-hz", "0", "100"], "--mask-hz is [0.0, 100.0]; it has to be left out of an edit"),
-        ([*EDIT, "--extend", "0", "1"], "--extend is [0.0, 1.0]; it has to be left out of an edit"),
+        ([*EDIT, "--extend", "1"], "--extend is 1.0; it has to be left out of an edit"),
         ([*EDIT, "--duration", "3"], "--duration is 3.0; it has to be left out of an edit"),
         ([*EDIT, "--resample-times", "2"], "--resample-times is 2; it has to be left out of an edit"),
         ([*EDIT, "--skip", "1"], "--skip is 1.0; it has to be below 1, so that a step is left."),
