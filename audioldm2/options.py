@@ -3,6 +3,8 @@
 `AudioLDM2.generate` and `denoise` take these fields as keywords, the command line builds its flags from them,
 and the record beside a sound lists them. A new option is a field here, the code that reads it, and a line of
 the README.
+
+The file is a little long because an option stands nowhere else.
 """
 
 import inspect

@@ -1,7 +1,7 @@
 """Draw the pictures of audioldm2/editing/README.md: spectrograms before and after each edit.
 
     python scripts/make_editing_pictures.py
-    python scripts/make_editing_pictures.py --only continuation --out /tmp/pictures
+    python scripts/make_editing_pictures.py --only continuation --out pictures/
 
 The model in the box edits true sounds of the demo world (scripts/demo_world). Needs matplotlib, and Pillow,
 which comes with it. A new edit is a function here and its name in PICTURES.

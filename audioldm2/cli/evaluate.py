@@ -1,4 +1,7 @@
-"""`audioldm2 evaluate`: judge a model by the sounds that it generates, or a folder by the sounds in it."""
+"""`audioldm2 evaluate`: judge a model by the sounds that it generates, or a folder by the sounds in it.
+
+A little long because a third of the file is help.
+"""
 
 import argparse
 import json

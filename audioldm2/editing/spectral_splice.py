@@ -26,7 +26,7 @@ from audioldm2.editing.latent_cells import runs
 
 WINDOW_SECONDS = 0.064  # of a frame; 1024 samples at 16 kHz
 OVERLAP = 8  # frames that see each sample: squared Hann windows then add up to a constant, 3/8 of it
-CROSSOVER_HZ = 200.0  # from a band edge to where the model alone is heard
+CROSSOVER_HZ = 200.0  # from a band edge to where the model alone sounds
 GUARD_BINS = 4  # of the crossover, next to the kept band: half the main lobe of a squared Hann window
 PREDICTED_FROM, PREDICTION_ORDER = 2048, 64  # samples at the ends of a clip, from which it is continued
 BLOCK = 2048  # frames at once, 16 s at any rate, so that long sounds take little memory

@@ -168,7 +168,7 @@ def encode(
     found = encode_rows(networks, encoders, rows)
     if negatives is None:
         return Conditioning.cat(found)
-    pairs = zip(found, found[len(prompts) :], strict=False)
+    pairs = zip(found[: len(prompts)], found[len(prompts) :], strict=True)
     return Conditioning.cat([replace(positive, negative=negative) for positive, negative in pairs])
 
 

@@ -55,7 +55,7 @@ class Ranks:
         self.rank, self.count = rank, count
         self.is_first = rank == 0  # the rank that writes and reports
         self.answers = True  # whether no rank has disappeared
-        self.has_told = False  # whether the others know of an error on this rank
+        self.has_announced = False  # whether the others know of an error on this rank
 
     # Shares ---------------------------------------------------------------------------------------------
 
@@ -97,10 +97,10 @@ class Ranks:
         """Whether a value is true on any rank."""
         return STOPS in self._vote(STOPS if value else WELL) if self.count > 1 else bool(value)
 
-    def tell(self, error: Exception) -> None:
+    def announce(self, error: Exception) -> None:
         """Makes the other ranks raise `OtherRankFailed` with the words of an error, at their next vote."""
-        if self.count > 1 and not self.has_told and not isinstance(error, OtherRankFailed):
-            self.has_told = True
+        if self.count > 1 and not self.has_announced and not isinstance(error, OtherRankFailed):
+            self.has_announced = True
             with suppress(OtherRankFailed):
                 self._vote(FAILED, str(error) or type(error).__name__)
 
@@ -122,9 +122,9 @@ class Ranks:
             sentences: list[str] = [""] * self.count
             with self._exchange():
                 dist.all_gather_object(sentences, words)
-            told = [f"rank {rank}: {each}" for rank, each in enumerate(sentences) if each]
+            sentences = [f"rank {rank}: {each}" for rank, each in enumerate(sentences) if each]
             if vote != FAILED:
-                raise OtherRankFailed("; ".join(told), answers=True)
+                raise OtherRankFailed("; ".join(sentences), answers=True)
         return found
 
     @contextmanager
@@ -257,7 +257,7 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
     try:
         yield ranks, place
     except Exception as error:
-        ranks.tell(error)
+        ranks.announce(error)
         ranks.finish()
         raise
     finally:

@@ -1,7 +1,7 @@
 """The sounds of a folder: from the table inside, from tables for training and validation, or from text files.
 
 captions.csv                              one table of any kind (tables.py)
-train.csv, validation.csv, test.csv       a word of the name tells the split; test is left out
+train.csv, validation.csv, test.csv       a word of the name says the split; test is left out
 train/metadata.csv, validation/...        Hugging Face's audiofolder
 dog.wav, dog.txt                          one caption a line
 any sounds                                where no captions are needed
@@ -110,7 +110,7 @@ def _tables_by_split(folder: Path) -> dict[str, Path]:
 
 
 def _split_of_name(table: Path) -> str:
-    """The split that a word of a table's name tells; "" where none does."""
+    """The split that a word of a table's name says; "" where none does."""
     splits = {SPLITS[word] for word in re.split(r"[^a-z]+", table.stem.lower()) if word in SPLITS}
     return splits.pop() if len(splits) == 1 else ""
 

@@ -85,7 +85,7 @@ def train(
             ranks.wait()  # for what rank 0 writes
             return complete
         except Exception as error:
-            ranks.tell(error)
+            ranks.announce(error)
             run.save_before_ending()
             raise
 

@@ -1,4 +1,7 @@
-"""The base class of all stages: networks, training steps, saving and restoring state."""
+"""The base class of all stages: networks, training steps, saving and restoring state.
+
+The file is long because all that a stage can override, and all that stages share, is one class.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -117,7 +117,7 @@ class VocoderStage(Stage[VocoderRecipe]):
 
     @classmethod
     def recipe_for(cls, checkpoint: Checkpoint) -> Recipe:
-        """Returns the recipe "finetune": a vocoder hears clips of the same length for every model."""
+        """Returns the recipe "finetune": a vocoder trains on clips of one length for every model."""
         return cls.recipes["finetune"]
 
     def trainable(self) -> tuple[str, ...]:

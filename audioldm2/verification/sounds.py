@@ -95,8 +95,8 @@ def explained(model: AudioLDM2) -> tuple[float, float]:
         raise Inapplicable(str(error)) from error
     given = log_mels(wave, None, model.sound)[:, 0]  # (1, time, mels)
     decoded = model.decode(model.encode_audio(wave))
-    heard = model.vocode(decoded).float().cpu()[:, : given.shape[1] * model.sound.hop]
-    returned = vae_log_mel(heard, front_end)
+    vocoded = model.vocode(decoded).float().cpu()[:, : given.shape[1] * model.sound.hop]
+    returned = vae_log_mel(vocoded, front_end)
     return _explained(decoded.float().cpu(), given), _explained(returned, given)
 
 
