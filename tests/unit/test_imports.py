@@ -17,7 +17,6 @@ MAY_COMPARE = ("compare", "reference", "benchmark")  # in the name of a script w
 BASE = {"errors", "files"}
 MAY_IMPORT = {
     "errors": set(),
-    "renamed": set(),
     "files": set(),
     "ops": set(),
     "sampling": set(),
@@ -72,7 +71,7 @@ MAY_IMPORT = {
         *("result", "sampling", "sound_shape", "training", "verification"),
     },
     "__main__": {"cli"},
-    "": {"checkpoints", "options", "pipeline", "prompt", "renamed", "result", "sampling"},
+    "": {"checkpoints", "options", "pipeline", "prompt", "result", "sampling"},
 }
 
 
