@@ -1,8 +1,8 @@
 """Rows of tables, strictly read: whatever a row has wrong is a sentence with its place.
 
-    .csv .tsv        a header names the columns; fields are separated by commas, semicolons or tabs
-    .jsonl           an object a line
-    .json            a list of objects, or {"data": [...]} as upstream's
+.csv .tsv        a header names the columns; fields are separated by commas, semicolons or tabs
+.jsonl           an object a line
+.json            a list of objects, or {"data": [...]} as upstream's
 """
 
 import csv
