@@ -254,9 +254,7 @@ def require_manifest(path: Path) -> None:
     except (ValueError, OSError, RecursionError):
         first = None
     if not isinstance(first, dict) or not {"file", "prompt", "status"} <= first.keys():
-        raise ValueError(
-            f"{path} exists and is no manifest of a list; move it, or give another folder with -o."
-        )
+        raise ValueError(f"{path} exists and is not a manifest; move it, or give another folder with -o.")
 
 
 def _ends_the_run(error: Exception) -> bool:

@@ -85,4 +85,6 @@ def whole_run(model: Path, home: Path) -> dict[str, list[int]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    (Path(sys.argv[2]) / "outcome.json").write_text(json.dumps(whole_run(Path(sys.argv[1]), Path(sys.argv[2]))))
+    (Path(sys.argv[2]) / "outcome.json").write_text(
+        json.dumps(whole_run(Path(sys.argv[1]), Path(sys.argv[2])))
+    )
