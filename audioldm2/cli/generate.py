@@ -1,4 +1,7 @@
-"""`audioldm2 generate`, the default command: prompts to sound files with their records."""
+"""`audioldm2 generate`, the default command: prompts to sound files with their records.
+
+The file is a little long because a third of it is help; `list_run` makes the sounds of lists.
+"""
 
 import argparse
 import os
@@ -54,9 +57,11 @@ examples:
   audioldm2 "rain on a tin roof" --model ./base --negative-prompt "music" --candidates 3 -o rain.flac
   audioldm2 "a cat meows" --audio dog.wav --source "a dog barks" -o cat.wav
   audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
+  torchrun --nproc-per-node 8 -m audioldm2 --prompts prompts.csv -o sounds/      the same on eight GPUs
 
 Standard output lists the sound files. Beside x.wav stands its record x.wav.json, with every setting. A sound
-replaces a file of its name; a record or a picture replaces no file that this program did not write.
+replaces a file of its name; a record or a picture replaces no file that this program did not write. A list
+that is started again keeps what is there of the same settings, and stops at a sound of others.
 
 exit codes: 0 every sound is written; 2 error and 130 Ctrl-C, finished sounds are kept; 141 every sound is
 written, but the reader of standard output left before the end of the list.

@@ -52,7 +52,7 @@ class Ranks:
         store: what all of them read and write; only one process needs none.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, store: dist.Store | None = None) -> None:
+    def __init__(self, rank: int = 0, count: int = 1, store: "dist.Store | None" = None) -> None:
         self.rank, self.count, self.store = rank, count, store
         self.shared_lists = 0
         self.is_first = rank == 0  # the rank that writes and reports

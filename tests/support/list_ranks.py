@@ -23,7 +23,7 @@ from tests.support.crashes import fork, result
 
 LINES = 200
 WORDS = ("rain", "a dog barks", "wind in the trees", "a church bell, far away")
-FLAGS = ("--steps", "1", "--duration", "0.1", "--guidance", "1", "--device", "cpu", "--at-once", "8")
+FLAGS = ("--steps", "1", "--duration", "0.1", "--guidance", "1", "--device", "cpu", "--at-once", "16")
 
 
 def write_list(path: Path) -> None:
@@ -58,7 +58,7 @@ def start(count: int, arguments: list[str], said: Path) -> list[int]:
 
 def wait_for(folder: Path, sounds: int) -> None:
     """Waits until a folder has so many sounds."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(folder.glob("*.wav"))) < sounds:
         assert time.monotonic() < deadline, "no sounds are written"
         time.sleep(0.01)
@@ -71,7 +71,7 @@ def whole_run(model: Path, home: Path) -> dict[str, list[int]]:
     codes = {"one": [result(pid) for pid in start(1, [*words, "-o", str(home / "one")], home / "one")]}
     many = [*words, "-o", str(home / "many")]
     first = start(2, many, home / "killed")
-    wait_for(home / "many", LINES // 3)
+    wait_for(home / "many", LINES // 4)
     os.kill(first[1], signal.SIGKILL)
     codes["killed"] = [result(pid) for pid in first]
     left = sorted(path.name for path in (home / "many").glob("*.wav"))
