@@ -100,7 +100,7 @@ class ListRun:
         plans = []
         if self.ranks.is_first:
             for folder in {job.sound.parent for job in self.sounds.jobs if job.sound.parent.is_dir()}:
-                remove_drafts(folder)
+                remove_drafts(folder, only_files=True)
             if not overwrite:
                 self.sounds.require_no_others()
             plans = [self.sounds.plan(at_once)]
