@@ -58,7 +58,7 @@ class Context:
     @property
     def seconds(self) -> float:
         """Length of an ordinary sound."""
-        return 0.64 if self.quick else 10.24
+        return 0.32 if self.quick else 10.24
 
     @property
     def steps(self) -> int:

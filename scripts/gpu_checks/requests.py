@@ -98,7 +98,7 @@ def batches(context: Context) -> Iterator[Row]:
 
 def long_sounds(context: Context) -> Iterator[Row]:
     """Three candidates of 300 s: whole, and in windows."""
-    seconds = 1.28 if context.quick else LONG_SECONDS
+    seconds = 0.64 if context.quick else LONG_SECONDS
     model = context.load()
     for words, options in (("whole", {}), ("in windows", {"window_seconds": context.seconds})):
         row = Row("long", f"{seconds:g} s x {CANDIDATES}, {words}", False)

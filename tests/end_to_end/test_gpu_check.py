@@ -61,7 +61,7 @@ def test_check_that_fails_is_a_row_and_the_others_go_on(asked, tiny_folder, caps
     assert (
         out.count("RuntimeError: CUDA error: an illegal access") == 3
     )  # the batches end before their first row
-    assert "benchmark | eager, 1 x 0.64 s" in out and out.endswith("7 rows, 3 failed, 0 left out\n")
+    assert "benchmark | eager, 1 x 0.32 s" in out and out.endswith("7 rows, 3 failed, 0 left out\n")
 
 
 def test_error_above_the_limit_fails(tiny_folder, capsys, monkeypatch):
