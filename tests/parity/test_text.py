@@ -277,7 +277,7 @@ def test_ids_of_difficult_prompts(pair: tuple):
         assert_equal(pair, text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=PROMPTS)
 def test_ids_of_any_prompt(pair: tuple, text: str):
     assert_equal(pair, text)
