@@ -1,5 +1,6 @@
 """Settings that every test shares, and a small model."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -19,12 +20,34 @@ CACHE = tempfile.TemporaryDirectory(prefix="audioldm2-tests-")
 os.environ["AUDIOLDM2_CACHE"] = CACHE.name
 
 
+UNIT = Path(__file__).parent / "unit"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Does not import what `-m "not slow"` would leave out: reference libraries take seconds."""
+    folder = UNIT.parent
+    outside = collection_path.parent == folder and collection_path.is_dir() and collection_path != UNIT
+    return True if outside and config.option.markexpr == "not slow" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever starts programs or compares with a reference library is slow; unit tests say it themselves."""
-    unit = Path(__file__).parent / "unit"
+    """Whatever starts programs or compares with a reference library is slow; unit tests say it themselves.
+
+    Of an exhaustive test the first case stands for the others, which are slow.
+    """
+    represented: set[tuple[Path, str]] = set()
     for item in items:
-        if unit not in item.path.parents:
+        test = item.path, item.nodeid.split("[")[0]
+        if UNIT not in item.path.parents or test in represented:
             item.add_marker(pytest.mark.slow)
+        elif item.get_closest_marker("exhaustive"):
+            represented.add(test)
+
+
+def pytest_collection_finish() -> None:
+    """Whatever was imported stays to the end; the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
