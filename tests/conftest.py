@@ -6,14 +6,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+# Tiny networks gain nothing by a second thread, and threads that wait for each other on a busy machine cost a
+# hundredfold. NumPy reads the variable when it is imported, and so do the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 import audioldm2
 
-# Tiny networks gain nothing by a second thread, and threads that wait for each other on a busy machine cost a
-# hundredfold. The variable is for the processes that tests start.
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Kernel choices of tests and of the processes that they start go to a folder of this run.
 CACHE = tempfile.TemporaryDirectory(prefix="audioldm2-tests-")
