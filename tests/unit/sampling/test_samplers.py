@@ -122,7 +122,6 @@ def test_keeps_dtype_and_shape_and_does_not_modify_x(name: str, karras: bool, dt
     assert (result - expected).abs().max() < 200 * torch.finfo(dtype).eps  # so the noise is the same too
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 14, 15, 30, 999, 1000])
 @pytest.mark.parametrize(("name", "karras"), VARIANTS)
 def test_every_number_of_steps_is_finite_and_costs_what_network_calls_says(
