@@ -268,8 +268,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def every(request: pytest.FixtureRequest) -> int:
-    """Every how many of its parts a sweep of all characters takes with this layout.
+def stride(request: pytest.FixtureRequest) -> int:
+    """The stride of a sweep over all characters with this layout; 1 takes all of them.
 
     Characters are read by the plain vocabulary or by tokenizer.json; other files are about special tokens.
     """
@@ -293,10 +293,10 @@ def test_ids_of_any_prompt(pair: tuple, text: str):
     assert_equal(pair, text)
 
 
-def test_ids_of_every_character(pair: tuple, every: int):
+def test_ids_of_every_character(pair: tuple, stride: int):
     """Every character between letters, 60 to a prompt; beyond U+FFFF, every 29th."""
     characters = [chr(i) for i in [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 29)]]
-    for start in range(0, len(characters), 60 * every):
+    for start in range(0, len(characters), 60 * stride):
         assert_equal(pair, " a".join(f"{c}b" for c in characters[start : start + 60]))
 
 
