@@ -14,19 +14,21 @@ WIDTH = 200  # pixels that a field needs at least
 def component(entry: Entry) -> gr.components.Component:
     """The component of an option; its rule is checked by the library, so no bounds are repeated here.
 
-    A number that may be absent is a text: an empty number of Gradio shows 0, and is required in the API.
+    A number that may be absent is a text: an empty number of Gradio shows 0, and is required in the API. So
+    is a seed, which may be "random", and has more digits than a browser's numbers.
     """
     named: dict[str, Any] = {"label": entry.label, "info": _sentence(entry.help), "elem_classes": "entry"}
     if entry.kind == forms.SWITCH:
         return gr.Checkbox(value=entry.default, min_width=WIDTH, **named)
     if entry.kind == forms.CHOICE:
         return gr.Dropdown(list(entry.choices), value=entry.default, min_width=WIDTH, **named)
-    if entry.kind == forms.NUMBER and entry.default is not None:
+    if entry.kind == forms.NUMBER and entry.default is not None and entry.parse is None:
         return gr.Number(value=entry.default, min_width=WIDTH, **named)
     hint = "none" if entry.kind == forms.NUMBERS or "default" not in entry.help else "default"
     if entry.kind == forms.TEXT:
         hint = ""
-    return gr.Textbox(value=entry.default or "", placeholder=hint, max_lines=4, min_width=WIDTH, **named)
+    value = "" if entry.default is None else str(entry.default)
+    return gr.Textbox(value=value, placeholder=hint, max_lines=4, min_width=WIDTH, **named)
 
 
 def _sentence(text: str) -> str:

@@ -4,7 +4,7 @@
 and in the API without a line here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
@@ -35,6 +35,7 @@ class Entry:
     choices: tuple[str, ...] = ()
     option: str = ""  # that it sets
     place: int | None = None  # in the pair that the option is; None: it is the option
+    parse: Callable[[str], Any] | None = None  # of a text that stands for a number
 
     def value(self, shown: Any) -> Any:
         """What the option is given, for what the form shows; an empty field has the default.
@@ -44,16 +45,16 @@ class Entry:
         if shown is None or (shown == "" and self.kind != SWITCH):
             return self.default
         if self.kind == NUMBER:
-            return _number(shown)
+            return _number(shown, self.parse)
         if self.kind == NUMBERS and isinstance(shown, str):
             return _numbers(shown)
         return shown
 
 
-def _number(shown: Any) -> Any:
+def _number(shown: Any, parse: Callable[[str], Any] | None) -> Any:
     """Forms write whole numbers as 25.0, and numbers that may be absent as text."""
     with suppress(ValueError):
-        shown = float(shown) if isinstance(shown, str) else shown
+        shown = (parse or float)(shown.strip()) if isinstance(shown, str) else shown
     return int(shown) if isinstance(shown, float) and shown.is_integer() else shown
 
 
@@ -115,7 +116,12 @@ def _of(option: Field) -> list[Entry]:
     else:
         return []
     help = f"{about['help']}: {about['metavar']}" if kind == NUMBERS else about["help"]
-    return [Entry(option.name, words, help, kind, option.default, common, choices, option=option.name)]
+    parse = about["parse"] if kind == NUMBER else None
+    return [
+        Entry(
+            option.name, words, help, kind, option.default, common, choices, option=option.name, parse=parse
+        )
+    ]
 
 
 def _identifier(flag: str) -> str:

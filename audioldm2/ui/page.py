@@ -1,34 +1,25 @@
 """The page: forms on the left, the sound and the session's earlier sounds on the right."""
 
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from audioldm2.editing.latent_cells import RANGES
 from audioldm2.errors import ArgumentError
-from audioldm2.ui import plans
-from audioldm2.ui.components import BESIDE_A_PROMPT, Page, component
-from audioldm2.ui.forms import SWITCH, Entry
+from audioldm2.ui import layout, plans
+from audioldm2.ui.components import Page
 from audioldm2.ui.limits import Limits
 from audioldm2.ui.models import Models, cost
 from audioldm2.ui.plans import Form
 from audioldm2.ui.sounds import Sound, write
-from audioldm2.ui.worker import Cancelled, Job, Worker
+from audioldm2.ui.worker import Cancelled, Job, Progress, Worker
 
 PROGRESS = gr.Progress()  # as a default value: how Gradio finds out that an event reports progress
 DEVICE = "device"  # Gradio's name for the queue of what runs on the device
 EARLIER = 50  # sounds that a session's list keeps
 DAY = 86400  # seconds after which files of sounds and uploads are deleted
 Explain = Callable[[Exception], str | None]  # an error to its sentence; None for a bug
-
-SECTIONS = {  # of the form for a sound of one's own: heading -> its fields
-    "Remake only a part (inpainting)": (*RANGES, "resample_times"),
-    "Continue: add seconds": ("extend_before", "extend_seconds"),
-    "Edit by text: describe the sound as it is": ("source_prompt", "method", "source_guidance_scale", "skip"),
-}
 
 
 class Server:
@@ -37,6 +28,7 @@ class Server:
     def __init__(self, models: Models, limits: Limits, folder: Path, explain: Explain):
         self.models, self.limits, self.folder, self.explain = models, limits, folder, explain
         self.worker = Worker()
+        self._jobs: dict[str | None, set[Job[Sound]]] = {}  # by the session that waits for them
 
     def make(self, form: Form, values: dict[str, Any], job: Job[Sound]) -> Sound:
         """Runs on the worker's thread."""
@@ -46,6 +38,25 @@ class Server:
         result = plan.run(self.models.get(name), job)
         job.on_stage("writing the files")
         return write(result, known.sound, self.folder)
+
+    def submit(self, session: str | None, work: Callable[[Job[Sound]], Sound]) -> Job[Sound]:
+        """Hand a session's request to the worker."""
+        job = self.worker.submit(work)
+        jobs = self._jobs.setdefault(session, set())
+        jobs.add(job)
+
+        def forget(_: Any) -> None:
+            jobs.discard(job)
+            if not jobs:
+                self._jobs.pop(session, None)
+
+        job.outcome.add_done_callback(forget)
+        return job
+
+    def leave(self, session: str | None) -> None:
+        """Cancel what a session has asked for: its page is closed."""
+        for job in list(self._jobs.get(session, ())):
+            job.cancel()
 
     def refusals(self, form: Form, values: dict[str, Any]) -> dict[str, str]:
         """Field -> why its value is refused; empty where the request can be made."""
@@ -59,6 +70,8 @@ class Server:
 
     def error(self, error: Exception, form: Form | None = None) -> gr.Error:
         """The error for the page: a sentence, or for a bug a hint at the server's log."""
+        if isinstance(error, Cancelled):
+            return gr.Error("Cancelled.", print_exception=False)
         sentence = self.explain(error)
         if isinstance(error, ArgumentError) and form is not None:
             sentence = form.sentence(error)
@@ -73,106 +86,32 @@ def build(server: Server) -> Page:
     with Page(title="audioldm2", analytics_enabled=False, delete_cache=(DAY // 24, DAY)) as page:
         earlier = gr.State([])
         gr.Markdown("# audioldm2\nSound effects, music and speech from text.", elem_id="title")
-        with gr.Row(equal_height=False):
+        with gr.Row(elem_classes="ends-level"):
             model = gr.Dropdown(names, value=names[0], label="Model", scale=3, elem_id="model")
             price = gr.Textbox(cost(names[0]), label="What it costs", interactive=False, lines=2, scale=6)
             load = gr.Button("Loaded", interactive=False, scale=1, min_width=110, elem_id="load")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=330), gr.Tabs():
                 with gr.Tab("From text", id="generate"):
-                    text = _inputs(plans.GENERATE)
-                    text_buttons = _buttons()
+                    text = layout.fields(plans.GENERATE)
                 with gr.Tab("From a sound", id="remake"):
-                    own = _inputs(plans.REMAKE)
-                    own_buttons = _buttons()
+                    own = layout.fields(plans.REMAKE)
                 speaks = server.models.known(names[0]).speaks
                 with gr.Tab("Speech", id="speak", visible=speaks) as speech_tab:
-                    speech = _inputs(plans.SPEAK)
-                    speech_buttons = _buttons()
+                    speech = layout.fields(plans.SPEAK)
             with gr.Column(scale=6, min_width=330):
-                shown = _result()
+                shown = layout.result()
                 listed = gr.Radio([], label="Earlier sounds", visible=False, elem_id="earlier")
-        forms = [
-            (plans.GENERATE, text, text_buttons),
-            (plans.REMAKE, own, own_buttons),
-            (plans.SPEAK, speech, speech_buttons),
-        ]
-        for form, inputs, buttons in forms:
+        for form, (inputs, buttons) in zip(plans.FORMS, (text, own, speech), strict=True):
             _connect(server, form, {"model": model, **inputs}, buttons, shown, earlier, listed)
         listed.input(_show, [earlier, listed], [*shown.values()], queue=False, api_visibility="private")
         _connect_models(server, model, price, load, speech_tab)
+
+        def leave(request: gr.Request) -> None:
+            server.leave(request.session_hash)
+
+        page.unload(leave)
     return page
-
-
-# Layout -----------------------------------------------------------------------------------------------------
-
-
-def _inputs(form: Form) -> dict[str, Any]:
-    """The fields of a form, by name, laid out; in the order of the API."""
-    made: dict[str, Any] = {}
-    entries = {each.name: each for each in form.entries}
-    sections = SECTIONS if form is plans.REMAKE else {}
-    apart = {name for section in sections.values() for name in section}
-    if "audio" in form.others:
-        made["audio"] = gr.Audio(label=form.label("audio"), type="filepath", sources=["upload", "microphone"])
-    hint = {"speak": "Who speaks, and how: a calm woman in a quiet room"}
-    made["prompt"] = gr.Textbox(
-        label=form.label("prompt"), lines=2, max_lines=6, submit_btn=False,
-        placeholder=hint.get(form.name, "Describe the sound: heavy rain on a tin roof"),
-        elem_id=f"{form.name}-prompt",
-    )  # fmt: skip
-    if "transcription" in form.others:
-        made["transcription"] = gr.Textbox(label=form.label("transcription"), lines=2, max_lines=8)
-    common = [each for each in form.entries if each.common and each.name not in apart]
-    made |= {each.name: component(each) for each in common if each.name in BESIDE_A_PROMPT}
-    made |= _grid([each for each in common if each.name not in BESIDE_A_PROMPT])
-    for heading, members in sections.items():
-        with gr.Accordion(heading, open=False):
-            texts = [entries[each] for each in members if each in BESIDE_A_PROMPT and each in entries]
-            made |= {each.name: component(each) for each in texts}
-            made |= _grid([entries[each] for each in members if each in entries and each not in made])
-    with gr.Accordion("More options", open=False):
-        made |= _grid([each for each in form.entries if each.name not in made])
-    return made
-
-
-def _grid(entries: list[Entry]) -> dict[str, Any]:
-    """Fields side by side, as many as fit; the seed beside a button for a new one, and the switches last."""
-    plain = [each for each in entries if each.name != "seed" and each.kind != SWITCH]
-    with gr.Row():
-        made = {each.name: component(each) for each in plain}
-    for entry in (each for each in entries if each.name == "seed"):
-        with gr.Row(equal_height=True):
-            seed = made[entry.name] = component(entry)
-            gr.Button("New seed", scale=0, min_width=120).click(
-                lambda: secrets.randbelow(2**31), None, seed, queue=False, api_visibility="private"
-            )
-    with gr.Row():
-        return made | {each.name: component(each) for each in entries if each.kind == SWITCH}
-
-
-def _buttons() -> tuple[gr.Button, gr.Button]:
-    with gr.Row():
-        return gr.Button("Make the sound", variant="primary", scale=3), gr.Button("Cancel", scale=1)
-
-
-def _result() -> dict[str, Any]:
-    """What shows a sound; the first three are what the API returns."""
-    made: dict[str, Any] = {
-        "sound": gr.Audio(label="Sound", type="filepath", interactive=False, elem_id="sound"),
-        "picture": gr.Image(
-            label="Waveform and spectrogram", type="filepath", interactive=False, elem_id="picture",
-            buttons=["download", "fullscreen"],
-        ),
-    }  # fmt: skip
-    with gr.Row():
-        files = {
-            "sound_file": gr.DownloadButton("Download the sound", interactive=False, elem_id="sound-file"),
-            "record_file": gr.DownloadButton("Download its record", interactive=False, elem_id="record-file"),
-        }
-    with gr.Accordion("Settings of this sound", open=False):
-        made["record"] = gr.JSON(label="Record", show_label=False, elem_id="record")
-    return made | files
 
 
 # Events -----------------------------------------------------------------------------------------------------
@@ -190,25 +129,19 @@ def _connect(
     """The events of a form: make, cancel, and what is shown afterwards."""
     start, stop = buttons
 
-    def make(
-        earlier: list[Sound],
-        progress: gr.Progress = PROGRESS,
-        **values: Any,
-    ) -> Iterator[Any]:
-        job = server.worker.submit(lambda job: server.make(form, values, job))
+    async def make(
+        earlier: list[Sound], request: gr.Request, progress: gr.Progress = PROGRESS, **values: Any
+    ) -> list[Any]:
+        job = server.submit(request.session_hash, lambda job: server.make(form, values, job))
+
+        def report(news: Progress) -> None:
+            progress((news.step, news.steps), desc=news.stage.capitalize(), unit="steps")
+
         try:
-            for news in job.progress():
-                at = None if news.steps is None else (news.step, news.steps)
-                progress(at, desc=news.stage.capitalize(), unit="steps")
-                yield [gr.skip()] * 4  # here Gradio closes this generator where the request is cancelled
-            sound = job.outcome.result()
-        except Cancelled:
-            return
+            sound = await job.follow(report)
         except Exception as error:
             raise server.error(error, form) from error
-        finally:
-            job.cancel()
-        yield [str(sound.sound), str(sound.picture), sound.record, [*earlier, sound][-EARLIER:]]
+        return [str(sound.sound), str(sound.picture), sound.record, [*earlier, sound][-EARLIER:]]
 
     def validate(earlier: list[Sound], **values: Any) -> list[Any]:
         refused = server.refusals(form, values)

@@ -56,7 +56,8 @@ class Plan:
 
     def run(self, model: AudioLDM2, job: Job) -> Result:
         """Make the sound, and report to the job, which may cancel it."""
-        follow = {"on_stage": job.on_stage, "on_step": job.on_step(self.options.num_inference_steps)}
+        job.steps = self.options.num_inference_steps
+        follow = {"on_stage": job.on_stage, "on_step": job.on_step}
         if isinstance(self.options, EditOptions):
             return model.edit(self.audio, self.prompt, options=self.options, **follow)
         return model.generate(self.prompt, options=self.options, **follow, **self.keywords)

@@ -27,6 +27,7 @@ FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "mon
 STYLE = """
 #title h1 { margin-bottom: 0 }
 #earlier label { width: 100% }
+.ends-level { align-items: flex-end }
 .entry label.container, .entry .container { height: 100% }
 footer { margin-top: 0.5rem }
 """

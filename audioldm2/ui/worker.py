@@ -1,13 +1,13 @@
 """Runs requests one after the other on a thread of its own, and says how far each is."""
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 Made = TypeVar("Made")
+POLL = 0.05  # seconds between two looks at a job
 
 
 class Cancelled(Exception):
@@ -19,58 +19,59 @@ class Progress:
     """How far a request is."""
 
     stage: str
-    step: int | None = None  # of a stage that has steps, from 0
-    steps: int | None = None
+    step: int  # denoising steps that are done
+    steps: int
 
 
 class Job(Generic[Made]):
-    """A request: what is to be done, and the progress that the worker reports from inside it."""
+    """A request: what is to be done, and how far it is."""
 
-    def __init__(self, work: Callable[["Job[Made]"], Made]):
+    def __init__(self, work: "Callable[[Job[Made]], Made]"):
         self.work = work
         self.outcome: Future[Made] = Future()
-        self._inbox: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
-        self._cancelled = threading.Event()
-        self._stage = ""
+        self.latest: Progress | None = None  # None before it begins
+        self.steps = 1  # that are asked for; the work says so before it begins
+        self._cancelled = False
 
     def cancel(self) -> None:
         """Stop at the next stage or step; does nothing to a job that is done."""
-        self._cancelled.set()
+        self._cancelled = True
 
     def on_stage(self, stage: str) -> None:
         """For `generate`; raises Cancelled."""
-        self.report(Progress(stage))
+        self._report(replace(self.latest, stage=stage) if self.latest else Progress(stage, 0, self.steps))
 
-    def on_step(self, steps: int) -> Callable[..., None]:
-        """Returns the callback for `generate`, which raises Cancelled; `steps` is how many are asked for."""
-        return lambda step, *_: self.report(Progress(self._stage, step, max(step, steps)))
+    def on_step(self, step: int, *_: object) -> None:
+        """For `generate`; raises Cancelled."""
+        if self.latest is not None:
+            self._report(replace(self.latest, step=step, steps=max(step, self.steps)))
 
-    def report(self, progress: Progress) -> None:
-        self._stage = progress.stage
-        if self._cancelled.is_set():
+    def _report(self, progress: Progress) -> None:
+        if self._cancelled:
             raise Cancelled
-        self._inbox.put(progress)
+        self.latest = progress
 
-    def progress(self) -> Iterator[Progress]:
-        """What is reported until the job is done. News that nobody read in time are skipped."""
-        while True:
-            news = [self._inbox.get()]
-            while not self._inbox.empty():
-                news.append(self._inbox.get())
-            yield from [each for each in news if each is not None][-1:]
-            if news[-1] is None:
-                return
+    async def follow(self, report: Callable[[Progress], object]) -> Made:
+        """Report progress until the job is done, and return its result. Cancelling this cancels the job."""
+        reported = None
+        try:
+            while not self.outcome.done():
+                if self.latest is not None and self.latest != reported:
+                    reported = self.latest
+                    report(reported)
+                await asyncio.sleep(POLL)
+            return self.outcome.result()
+        finally:
+            self.cancel()
 
     def run(self) -> None:
         """Called by the worker, once."""
         try:
-            if self._cancelled.is_set():
+            if self._cancelled:
                 raise Cancelled
             self.outcome.set_result(self.work(self))
         except BaseException as error:
             self.outcome.set_exception(error)
-        finally:
-            self._inbox.put(None)
 
 
 class Worker:
@@ -87,8 +88,3 @@ class Worker:
     def close(self) -> None:
         """Wait for the request that runs; those that wait are dropped."""
         self._thread.shutdown(cancel_futures=True)
-
-
-def wait(job: Job[Any]) -> Any:
-    """The result of a job whose progress nobody follows."""
-    return job.outcome.result()
