@@ -129,7 +129,7 @@ def _identifier(flag: str) -> str:
 
 
 def _words(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", " ").capitalize()
+    return flag.removeprefix("--").replace("-", " ").capitalize().replace(" hz", " Hz")
 
 
 def given(entries: Iterable[Entry], values: Mapping[str, Any]) -> dict[str, Any]:

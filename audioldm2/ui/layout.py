@@ -70,10 +70,13 @@ def _grid(entries: list[Entry]) -> dict[str, Any]:
 def result() -> dict[str, Any]:
     """What shows a sound; the first three are what the API returns."""
     made: dict[str, Any] = {
-        "sound": gr.Audio(label="Sound", type="filepath", interactive=False, elem_id="sound"),
+        "sound": gr.Audio(
+            label="Sound", type="filepath", interactive=False, elem_id="sound",
+            buttons=["download"],
+        ),
         "picture": gr.Image(
-            label="Waveform and spectrogram", type="filepath", interactive=False, elem_id="picture",
-            buttons=["download", "fullscreen"],
+            label="Waveform and spectrogram", show_label=False, type="filepath",
+            interactive=False, elem_id="picture", buttons=["download", "fullscreen"],
         ),
     }  # fmt: skip
     with gr.Row():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from audioldm2.audio import MelSettings, mel_edges
 
-WIDTH, WAVE, MEL, LEFT, RIGHT, GAP, BOTTOM = 1000, 130, 300, 62, 16, 14, 34  # pixels
+WIDTH, TOP, WAVE, MEL, LEFT, RIGHT, GAP, BOTTOM = 1000, 30, 120, 300, 66, 16, 14, 34  # pixels
 PAPER, INK, FAINT, BLUE = (20, 20, 31), (200, 202, 214), (60, 62, 80), (110, 168, 254)
 # Colours of the spectrogram from quiet to loud, evenly spaced: dark violet, red, pale yellow.
 RAMP = (
@@ -18,7 +18,7 @@ RAMP = (
 )
 HZ = (100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60)  # seconds between labels
-MOST_LABELS = 10
+MOST_LABELS, LABEL_HEIGHT = 10, 22
 
 
 def draw(wave: Tensor, mel: Tensor, seconds: float, front_end: MelSettings | None) -> Image.Image:
@@ -30,18 +30,21 @@ def draw(wave: Tensor, mel: Tensor, seconds: float, front_end: MelSettings | Non
         seconds: what both last.
         front_end: of `mel`, for the labels in Hz; None for no labels.
     """
-    picture = Image.new("RGB", (WIDTH, WAVE + GAP + MEL + BOTTOM), PAPER)
+    picture = Image.new("RGB", (WIDTH, TOP + WAVE + GAP + MEL + BOTTOM), PAPER)
     pen, inner = ImageDraw.Draw(picture), WIDTH - LEFT - RIGHT
     _wave(pen, wave.float().numpy(), inner)
-    top = WAVE + GAP
+    top = TOP + WAVE + GAP
     picture.paste(_spectrogram(mel.float().cpu().numpy(), inner), (LEFT, top))
     font = ImageFont.load_default(size=17)
     if front_end is not None:
         edges = mel_edges(front_end).numpy()
+        below = top + MEL + LABEL_HEIGHT
         for hz in (each for each in HZ if edges[1] <= each <= front_end.f_max):
             y = top + MEL - np.interp(hz, edges[1:-1], np.arange(front_end.mels) + 0.5) / front_end.mels * MEL
-            text = f"{hz // 1000} kHz" if hz >= 1000 else f"{hz} Hz"
-            pen.text((LEFT - 8, y), text, INK, font, anchor="rm")
+            if below - y >= LABEL_HEIGHT:
+                text = f"{hz // 1000} kHz" if hz >= 1000 else f"{hz} Hz"
+                pen.text((LEFT - 8, y), text, INK, font, anchor="rm")
+                below = y
     step = next((each for each in STEPS if seconds / each <= MOST_LABELS), STEPS[-1])
     for place in range(int(seconds / step) + 1):
         x = LEFT + place * step / seconds * inner
@@ -56,7 +59,7 @@ def _wave(pen: ImageDraw.ImageDraw, wave: np.ndarray, width: int) -> None:
     columns = min(width, len(wave))
     starts = np.linspace(0, len(wave), columns, endpoint=False).astype(int)
     low, high = np.minimum.reduceat(wave, starts), np.maximum.reduceat(wave, starts)
-    middle, scale = WAVE / 2, WAVE / 2 - 3
+    middle, scale = TOP + WAVE / 2, WAVE / 2
     pen.line((LEFT, middle, LEFT + width - 1, middle), FAINT)
     for column in range(columns):
         x = LEFT + column * width // columns
