@@ -88,7 +88,15 @@ def build(server: Server) -> Page:
         gr.Markdown("# audioldm2\nSound effects, music and speech from text.", elem_id="title")
         with gr.Row(elem_classes="ends-level"):
             model = gr.Dropdown(names, value=names[0], label="Model", scale=3, elem_id="model")
-            price = gr.Textbox(cost(names[0]), label="What it costs", interactive=False, lines=2, scale=6)
+            price = gr.Textbox(
+                cost(names[0]),
+                label="What it costs",
+                interactive=False,
+                lines=2,
+                scale=6,
+                min_width=300,
+                elem_id="cost",
+            )
             load = gr.Button("Loaded", interactive=False, scale=1, min_width=110, elem_id="load")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=330), gr.Tabs():
@@ -159,6 +167,7 @@ def _connect(
         concurrency_id=DEVICE,
         concurrency_limit=1,
         show_progress_on=[shown["sound"]],
+        scroll_to_output=True,
     )
     made.success(
         _listed, [earlier], [listed, shown["sound_file"], shown["record_file"]], queue=False,
