@@ -68,7 +68,11 @@ MAY_IMPORT = {
             "prompt",
             "request",
         ),
-        *("result", "sampling", "sound_shape", "training", "verification"),
+        *("result", "sampling", "sound_shape", "training", "ui", "verification"),
+    },
+    "ui": {
+        *("audio", "checkpoints", "convert", "edit_options", "editing", "ops", "options"),
+        *("pipeline", "request", "result", "sampling", "sound_shape"),
     },
     "__main__": {"cli"},
     "": {"checkpoints", "options", "pipeline", "prompt", "result", "sampling"},
