@@ -11,13 +11,14 @@ BESIDE_A_PROMPT = ("negative_prompt", "source_prompt")  # texts, wider than numb
 WIDTH = 200  # pixels that a field needs at least
 
 
-def component(entry: Entry) -> gr.components.Component:
+def component(entry: Entry, form: str) -> gr.components.Component:
     """The component of an option; its rule is checked by the library, so no bounds are repeated here.
 
     A number that may be absent is a text: an empty number of Gradio shows 0, and is required in the API. So
     is a seed, which may be "random", and has more digits than a browser's numbers.
     """
     named: dict[str, Any] = {"label": entry.label, "info": _sentence(entry.help), "elem_classes": "entry"}
+    named["elem_id"] = f"{form}-{entry.name}"
     if entry.kind == forms.SWITCH:
         return gr.Checkbox(value=entry.default, min_width=WIDTH, **named)
     if entry.kind == forms.CHOICE:

@@ -37,34 +37,34 @@ def fields(form: Form) -> tuple[dict[str, Any], tuple[gr.Button, gr.Button]]:
     if "transcription" in form.others:
         made["transcription"] = gr.Textbox(label=form.label("transcription"), lines=2, max_lines=8)
     common = [each for each in form.entries if each.common and each.name not in apart]
-    made |= {each.name: component(each) for each in common if each.name in BESIDE_A_PROMPT}
+    made |= {each.name: component(each, form.name) for each in common if each.name in BESIDE_A_PROMPT}
     with gr.Row():
         start = gr.Button("Make the sound", variant="primary", scale=3, elem_id=f"{form.name}-start")
         stop = gr.Button("Cancel", scale=1, min_width=100, elem_id=f"{form.name}-stop")
-    made |= _grid([each for each in common if each.name not in BESIDE_A_PROMPT])
+    made |= _grid(form, [each for each in common if each.name not in BESIDE_A_PROMPT])
     for heading, members in sections.items():
         with gr.Accordion(heading, open=False):
             texts = [entries[each] for each in members if each in BESIDE_A_PROMPT and each in entries]
-            made |= {each.name: component(each) for each in texts}
-            made |= _grid([entries[each] for each in members if each in entries and each not in made])
+            made |= {each.name: component(each, form.name) for each in texts}
+            made |= _grid(form, [entries[each] for each in members if each in entries and each not in made])
     with gr.Accordion("More options", open=False):
-        made |= _grid([each for each in form.entries if each.name not in made])
+        made |= _grid(form, [each for each in form.entries if each.name not in made])
     return made, (start, stop)
 
 
-def _grid(entries: list[Entry]) -> dict[str, Any]:
+def _grid(form: Form, entries: list[Entry]) -> dict[str, Any]:
     """Fields side by side, as many as fit; the seed beside a button for a new one, and the switches last."""
     plain = [each for each in entries if each.name != "seed" and each.kind != SWITCH]
     with gr.Row():
-        made = {each.name: component(each) for each in plain}
+        made = {each.name: component(each, form.name) for each in plain}
     for entry in (each for each in entries if each.name == "seed"):
         with gr.Row(elem_classes="ends-level"):
-            seed = made[entry.name] = component(entry)
+            seed = made[entry.name] = component(entry, form.name)
             gr.Button("New seed", scale=0, min_width=140).click(
                 lambda: str(secrets.randbelow(2**31)), None, seed, queue=False, api_visibility="private"
             )
     with gr.Row():
-        return made | {each.name: component(each) for each in entries if each.kind == SWITCH}
+        return made | {each.name: component(each, form.name) for each in entries if each.kind == SWITCH}
 
 
 def result() -> dict[str, Any]:

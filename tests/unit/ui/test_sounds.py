@@ -51,7 +51,7 @@ def test_a_kill_leaves_whole_sounds_only(result, tiny_model, tmp_path):
         if pid == 0:
             while True:
                 write(result, tiny_model.sound, tmp_path)
-        until(lambda: len(sounds(tmp_path)) > before)
+        until(lambda before=before: len(sounds(tmp_path)) > before)
         time.sleep(0.1 * draw.random())
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
