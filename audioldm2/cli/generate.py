@@ -49,7 +49,7 @@ OUT_OF_MEMORY = (
 USAGE = """\
 audioldm2 PROMPT [-o FILE] [options]
        audioldm2 --prompts FILE [-o FOLDER] [options]
-       audioldm2 COMMAND ...    convert, info, train, evaluate, score, verify: see audioldm2 COMMAND --help"""
+       audioldm2 COMMAND ...    convert, info, train, evaluate, score, verify, ui: audioldm2 COMMAND --help"""
 
 EPILOG = """\
 examples:

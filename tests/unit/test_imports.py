@@ -71,7 +71,11 @@ MAY_IMPORT = {
             "prompt",
             "request",
         ),
-        *("result", "sampling", "sound_shape", "table_files", "training", "verification"),
+        *("result", "sampling", "sound_shape", "table_files", "training", "ui", "verification"),
+    },
+    "ui": {
+        *("audio", "checkpoints", "convert", "edit_options", "editing", "ops", "options"),
+        *("pipeline", "request", "result", "sampling", "sound_shape"),
     },
     "__main__": {"cli"},
     "": {"checkpoints", "options", "pipeline", "prompt", "result", "sampling"},
