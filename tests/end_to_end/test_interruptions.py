@@ -71,7 +71,7 @@ def test_sigint_while_the_second_sound_is_generated(folder, tiny_folder):
 
 @pytest.mark.parametrize(
     ("method", "call", "file", "left"),
-    [("write_text", 2, "dog.wav.json", FIRST), ("write_bytes", 2, "dog.wav", ["dog.wav.json", *FIRST])],
+    [("write_bytes", 2, "dog.wav", ["dog.wav.json", *FIRST]), ("write_text", 2, "dog.wav.json", FIRST)],
 )
 def test_full_disk_keeps_finished_sounds_and_leaves_no_draft(
     two_prompts, monkeypatch, method, call, file, left
