@@ -164,9 +164,7 @@ def test_timelines_and_edits_by_text_are_refused(speaker):
 def test_other_models_refuse_to_speak(tiny_model, name):
     assert not tiny_model.speaks
     for call in (tiny_model.generate, tiny_model.encode_prompt):
-        with pytest.raises(
-            ArgumentError, match=rf"{name} is 'a'; it has to be left out: .* not a speech"
-        ):
+        with pytest.raises(ArgumentError, match=rf"{name} is 'a'; it has to be left out: .* not a speech"):
             call("a dog", **{name: "a"})
 
 
