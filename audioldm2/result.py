@@ -91,6 +91,9 @@ class Result:
                 negative_prompts=self.request.negative_prompts[one],
                 seeds=self.request.seeds[one],
                 timelines=timelines and timelines[one],
+                transcriptions=self.request.transcriptions and self.request.transcriptions[one],
+                phonemes=self.request.phonemes and self.request.phonemes[one],
+                pronounced_by=self.request.pronounced_by and self.request.pronounced_by[one],
             ),
         )
 
@@ -137,6 +140,7 @@ def settings_of(request: Request, model: dict[str, Any], sample_rate: int, promp
         "audioldm2": package_version(),
         **model,
         "prompt": request.prompt_record(prompt),
+        **request.speech_record(prompt),
         **request.record(),
         "negative_prompt": request.negative_prompts[prompt],
         "sample_rate": sample_rate,

@@ -233,6 +233,8 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
 def _compared(record: dict[str, Any]) -> dict[str, Any]:
     """What of a record decides how a sound comes out; adapters and words count by content, not by file."""
     found = {name: value for name, value in record.items() if name not in NOT_COMPARED}
+    for name in ("pronounced_by", "phonemes" if found.get("transcription") is not None else "transcription"):
+        found.pop(name, None)  # words decide what is spoken where they are given, else phonemes do
     for name in ("adapters", "words"):
         if isinstance(found.get(name), list):
             found[name] = [

@@ -26,7 +26,10 @@ FILES = {  # network file -> the networks in it
     "clap_audio": "clap_audio",
     "phonemes": "phonemes",
 }
-COMPUTING = ("forward", "_conv_forward", "decode", "encode", "generate", "keys_values", "upsample", "by")
+COMPUTING = (
+    *("forward", "_conv_forward", "decode", "encode", "generate", "keys_values", "upsample", "by"),
+    "extend",  # keys and values of the past
+)
 
 
 def computing_classes(file: str) -> list[str]:

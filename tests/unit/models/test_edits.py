@@ -62,7 +62,7 @@ def of_vae(model: audioldm2.AudioLDM2) -> Tensor:
 
 
 def of_phonemes(model: audioldm2.AudioLDM2) -> Tensor:
-    """No model that runs has phonemes yet, so its network is run alone."""
+    """The tiny model has no phonemes, so their encoder is run alone."""
     config = PhonemesConfig(vocabulary=30, dim=12, depth=2, heads=2, ff_dim=16)
     torch.manual_seed(0)
     network = NETWORKS["phonemes"][0](config).to(model.networks.dtypes["t5"]).eval()
@@ -134,7 +134,8 @@ def networks_of(file: str) -> list[str]:
 @pytest.mark.parametrize(("file", "name"), CLASSES, ids=[".".join(each) for each in CLASSES])
 def test_edit_of_a_class_acts(file: str, name: str, dtype: str, models, as_written):
     source = (FOLDER / f"{file}.py").read_text(encoding="utf-8")
-    method = {("vae", "VAE"): "decode", ("vae", "Statistics"): "of"}.get((file, name), "forward")
+    elsewhere = {("vae", "VAE"): "decode", ("vae", "Statistics"): "of", ("gpt2", "Past"): "extend"}
+    method = elsewhere.get((file, name), "forward")
     before = as_written(file, dtype)
     with edited({file: scale_results(source, name, method)}):
         assert_edit_acts(file, dtype, rebuilt(models[dtype], *networks_of(file)), before)
