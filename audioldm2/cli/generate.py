@@ -25,6 +25,7 @@ from audioldm2.cli.arguments import (
     values_of,
 )
 from audioldm2.cli.output_files import plan_jobs, require_places, write
+from audioldm2.cli.speak import clips_asked, speak_job
 from audioldm2.cli.streams import one_line, print_path, print_result, report
 from audioldm2.cli.timeline import read_times, timeline
 from audioldm2.edit_options import EditOptions, refuse
@@ -102,6 +103,9 @@ def parser() -> Parser:
 
     add = made.add_argument_group("more about the files").add_argument
     add("--plot", action="store_true", help="also save a picture (x.wav.png); needs matplotlib")
+    add("--join", action="store_true",
+        help="one file of a transcription that is too long for one clip: several clips, joined with pauses; "
+        "where -o is a folder, each clip is a file instead")
     add("--no-json", dest="json", action="store_false", help="do not save the record (x.wav.json)")
     add("--no-clobber", dest="replace", action="store_false", help="stop if one of the files exists already")
     add("--quiet", action="store_true", help="no progress, only notes and errors")
@@ -175,6 +179,7 @@ def run(arguments: Sequence[str]) -> int:
     if given.plot:
         require_matplotlib()
     model = load(given)
+    texts = clips_asked(model, options, jobs, given)
     front_end = front_end_of(model) if given.plot else None
     if given.model is None and not given.quiet:
         report(
@@ -186,6 +191,9 @@ def run(arguments: Sequence[str]) -> int:
             report(f"{place} of {len(jobs)}: {job.prompt}")
         with progress(options.num_inference_steps, quiet=given.quiet) as (on_stage, on_step):
             follow = {"on_stage": on_stage, "on_step": on_step}
+            if texts is not None:
+                speak_job(model, job, options, texts, given, front_end, follow)
+                continue
             if isinstance(options, EditOptions):
                 result = model.edit(given.audio, job.prompt, options=options, **follow)
             else:

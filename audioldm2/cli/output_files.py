@@ -16,6 +16,7 @@ from pathlib import Path
 from audioldm2.audio import SOUND_FORMATS, MelSettings
 from audioldm2.files import atomic_write, safe_name
 from audioldm2.result import Result
+from audioldm2.speaking import Speech
 
 PNG_HEADER = 33  # bytes of the signature and of the first chunk, which has a fixed size
 PNG_MARK = b"Software\0audioldm2"  # a PNG text chunk: keyword, zero, text
@@ -172,7 +173,7 @@ def is_picture(path: Path) -> bool:
 # Writing ----------------------------------------------------------------------------------------------------
 
 
-def write(result: Result, job: Job, *, with_record: bool, front_end: MelSettings | None) -> None:
+def write(result: Result | Speech, job: Job, *, with_record: bool, front_end: MelSettings | None) -> None:
     """Write the best sound of a result, then what belongs to it; each completely or not at all.
 
     front_end: of the spectrogram, for a picture; None for no picture.
@@ -191,7 +192,7 @@ def write(result: Result, job: Job, *, with_record: bool, front_end: MelSettings
             _draw(result, draft, front_end)
 
 
-def _draw(result: Result, path: Path, front_end: MelSettings) -> None:
+def _draw(result: Result | Speech, path: Path, front_end: MelSettings) -> None:
     from audioldm2.audio.plot import save_plot
 
     title = result.request.prompts[0]

@@ -44,6 +44,7 @@ MAY_IMPORT = {
         *("adapters", "clap_score", "denoiser", "edit_options", "editing", "ops", "options"),
         *("prompt", "request", "result", "runtime", "sampling", "stages"),
     },
+    "speaking": {"audio", "options", "pipeline", "prompt", "result"},
     "checkpoints": {"audio", "models", "pipeline", "prompt", "runtime", "sampling", "convert"},
     "convert": {"adapters", "audio", "checkpoints", "cli", "models", "prompt", "sampling"},
     "training": {
@@ -69,10 +70,10 @@ MAY_IMPORT = {
             "prompt",
             "request",
         ),
-        *("result", "sampling", "sound_shape", "training", "verification"),
+        *("result", "sampling", "sound_shape", "speaking", "training", "verification"),
     },
     "__main__": {"cli"},
-    "": {"checkpoints", "options", "pipeline", "prompt", "renamed", "result", "sampling"},
+    "": {"checkpoints", "options", "pipeline", "prompt", "renamed", "result", "sampling", "speaking"},
 }
 
 
