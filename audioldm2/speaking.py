@@ -64,6 +64,7 @@ class Speech:
         return {
             **first,
             "transcription": "".join(self.texts),
+            "seconds": round(self.audio.shape[-1] / self.sample_rate, 3),
             **self.settings,
             "clips": [
                 {

@@ -8,7 +8,7 @@ from typing import Any
 
 from audioldm2.audio import MelSettings
 from audioldm2.cli.output_files import Job, require_places, write
-from audioldm2.cli.streams import one_line, print_path, report
+from audioldm2.cli.streams import print_path, report
 from audioldm2.edit_options import EditOptions
 from audioldm2.errors import ArgumentError, shown
 from audioldm2.options import GenerationOptions
@@ -91,7 +91,7 @@ def speak_job(
 
     def on_part(place: int, texts: Sequence[str]) -> None:
         if not given.quiet:
-            report(f"clip {place + 1} of {len(texts)}: {one_line(texts[place].strip())}")
+            report(f"clip {place + 1} of {len(texts)}: {texts[place].strip()}")
 
     if given.join:
         rest = replace(options, transcription=None)
