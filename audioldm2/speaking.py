@@ -19,7 +19,7 @@ from audioldm2.audio.speech_ends import trimmed
 from audioldm2.errors import ArgumentError, require_number
 from audioldm2.options import GenerationOptions, from_keywords
 from audioldm2.pipeline import AudioLDM2
-from audioldm2.prompt.pronunciation import pronounce, pronounced_by
+from audioldm2.prompt.pronunciation import pronounce
 from audioldm2.prompt.sentences import pause_after, split
 from audioldm2.result import Result
 
@@ -39,7 +39,8 @@ class Speech:
     texts: list[str]  # of the clips; joined, they are the text
     clips: list[Result]  # one per text, each as `generate` returns it
     starts: list[float]  # of each text in the sound, seconds
-    settings: dict[str, Any]  # of `speak`, and what gave the phonemes
+    seed: int  # of all clips
+    settings: dict[str, Any]  # of `speak`
 
     @property
     def request(self) -> Any:
@@ -57,24 +58,20 @@ class Speech:
 
     def record(self) -> dict[str, Any]:
         """Every setting, as plain values for a JSON file: those of `Result.record`, and the clips."""
-        first = self.clips[0].record()
-        if len(self.clips) == 1:
-            return {**first, **self.settings}
-        first.pop("other_candidates")
-        return {
-            **first,
-            "transcription": "".join(self.texts),
-            "seconds": round(self.audio.shape[-1] / self.sample_rate, 3),
-            **self.settings,
-            "clips": [
-                {
-                    "transcription": text.strip(),
-                    "start_seconds": round(start, 3),
-                    "score": clip.record()["score"],
-                }
-                for text, start, clip in zip(self.texts, self.starts, self.clips, strict=True)
-            ],
+        records = [clip.record() for clip in self.clips]
+        if len(records) == 1:
+            return records[0] | self.settings
+        seconds = self.audio.shape[-1] / self.sample_rate
+        whole = {"transcription": "".join(self.texts), "seconds": round(seconds, 3), **self.settings}
+        own = ("transcription", "phonemes", "pronounced_by")  # of each clip
+        clips = [
+            {"start_seconds": round(start, 3), **{name: record[name] for name in own}}
+            for start, record in zip(self.starts, records, strict=True)
+        ]
+        shared = {
+            name: records[0][name] for name in records[0] if name not in (*own, "score", "other_candidates")
         }
+        return shared | {"seed": self.seed} | whole | {"clips": clips}
 
 
 def clips_of(
@@ -166,14 +163,10 @@ def speak(
             on_part(place, texts)
         spoken = replace(chosen, transcription=part if len(texts) == 1 else part.strip())
         clips.append(model.generate(prompt, options=spoken, on_step=on_step, on_stage=on_stage))
-    settings = {
-        "pronounced_by": pronounced_by(text, model.pronunciations),
-        "pause_seconds": pause_seconds,
-        "phonemes_per_second": phonemes_per_second,
-    }
+    settings = {"pause_seconds": pause_seconds, "phonemes_per_second": phonemes_per_second}
     if len(clips) == 1:
         only = clips[0]
-        return Speech(only.audio, only.sample_rate, only.mel, texts, clips, [0.0], settings)
+        return Speech(only.audio, only.sample_rate, only.mel, texts, clips, [0.0], only.seeds[0][0], settings)
     return _joined(clips, texts, pause_seconds, model.sound.hop, settings)
 
 
@@ -198,7 +191,8 @@ def _joined(
         sounds += [sound, sound.new_zeros(silent)]
         mels += [mel, clip.mel.min().cpu().expand(silent // hop, mel.shape[-1])]
         samples += len(sound) + silent
-    return Speech(torch.cat(sounds)[None, None], rate, torch.cat(mels)[None], texts, clips, starts, settings)
+    audio, mel = torch.cat(sounds)[None, None], torch.cat(mels)[None]
+    return Speech(audio, rate, mel, texts, clips, starts, seed, settings)
 
 
 def _best_seed(clips: list[Result]) -> int:

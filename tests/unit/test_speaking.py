@@ -44,9 +44,12 @@ class StandIn:
             audio, seeds = audio.flip(1), [seeds[0][::-1]]
             scores = torch.tensor([[0.9, 0.1]])
         request: Any = SimpleNamespace(
-            prompts=[prompt], record=lambda: {"transcription": text, "seed": seed},
-            prompt_record=lambda place: prompt, negative_prompts=[""],
-        )  # fmt: skip
+            prompts=[prompt],
+            negative_prompts=[""],
+            record=dict,
+            prompt_record=lambda place: prompt,
+            speech_record=lambda place: {"transcription": text, "phonemes": text, "pronounced_by": "table"},
+        )
         mel = torch.zeros(count, audio.shape[-1] // HOP, 64)
         return Result(audio, RATE, scores, seeds, mel, mel, request, {"model": "stand-in"})
 
@@ -116,6 +119,7 @@ def test_of_several_candidates_one_seed_speaks_all_clips():
     assert speech.audio.abs().max() == pytest.approx(0.2, abs=0.01)
     middle = int(speech.starts[1] * RATE)
     assert speech.audio[0, 0, :middle].abs().max() == pytest.approx(0.2, abs=0.01)
+    assert speech.seed == speech.record()["seed"] == 1
 
 
 @pytest.mark.parametrize(
