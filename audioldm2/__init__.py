@@ -13,6 +13,7 @@ from audioldm2.prompt.encode import TruncationWarning
 from audioldm2.result import Result
 from audioldm2.sampling.samplers import SAMPLERS
 from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.speaking import Speech, speak
 
 __all__ = [
     "SAMPLERS",
@@ -20,7 +21,9 @@ __all__ = [
     "Conditioning",
     "NoiseSchedule",
     "Result",
+    "Speech",
     "TruncationWarning",
     "WeightsError",
     "load",
+    "speak",
 ]

@@ -30,7 +30,7 @@ from audioldm2.cli.arguments import (
     whole_number,
 )
 from audioldm2.cli.output_files import plan_jobs, require_places, write
-from audioldm2.cli.speech import take_transcription_file
+from audioldm2.cli.speak import clips_asked, speak_job, take_transcription_file
 from audioldm2.cli.streams import one_line, print_path, print_result, report
 from audioldm2.cli.timeline import read_times, timeline
 from audioldm2.edit_options import EditOptions, refuse
@@ -114,6 +114,9 @@ def parser() -> Parser:
 
     add = made.add_argument_group("more about the files").add_argument
     add("--plot", action="store_true", help="also save a picture (x.wav.png); needs matplotlib")
+    add("--join", action="store_true",
+        help="one file of a transcription that is too long for one clip: several clips, joined with pauses; "
+        "where -o is a folder, each clip is a file instead")
     add("--no-json", dest="json", action="store_false", help="do not save the record (x.wav.json)")
     add("--no-clobber", dest="replace", action="store_false", help="stop if one of the files exists already")
     add("--overwrite", action="store_true",
@@ -207,11 +210,15 @@ def run_here(arguments: Sequence[str]) -> int:
 
         return run_list(given, jobs, options)
     model = load(given)
+    (job,) = jobs
+    texts = clips_asked(model, options, job, given)
     front_end = front_end_of(model) if given.plot else None
     name_demo(given)
-    (job,) = jobs
     with progress(options.num_inference_steps, quiet=given.quiet) as (on_stage, on_step):
         follow = {"on_stage": on_stage, "on_step": on_step}
+        if texts is not None:
+            speak_job(model, job, options, texts, given, front_end, follow)
+            return 0
         if isinstance(options, EditOptions):
             result = model.edit(given.audio, job.prompt, options=options, **follow)
         else:
@@ -228,6 +235,9 @@ def require_list_flags(given: argparse.Namespace) -> None:
     if given.at_once is not None:
         require_whole("at_once", given.at_once, 1)
     if given.prompts is not None:
+        if given.join:
+            allowed = "be left out with --prompts: a line of a list is one clip"
+            raise ArgumentError("join", True, allowed, given="is set")
         return
     for name in ("at_once", "overwrite"):
         if getattr(given, name):

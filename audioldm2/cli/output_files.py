@@ -18,6 +18,7 @@ from audioldm2.audio import SOUND_FORMATS, MelSettings
 from audioldm2.cli.prompt_lists import Line, read_lines
 from audioldm2.files import atomic_write, safe_name
 from audioldm2.result import Result
+from audioldm2.speaking import Speech
 
 PNG_HEADER = 33  # bytes of the signature and of the first chunk, which has a fixed size
 PNG_MARK = b"Software\0audioldm2"  # a PNG text chunk: keyword, zero, text
@@ -174,7 +175,7 @@ def is_picture(path: Path) -> bool:
 
 
 def write(
-    result: Result,
+    result: Result | Speech,
     job: Job,
     *,
     with_record: bool,
@@ -188,8 +189,8 @@ def write(
         job: where to.
         with_record: whether to write the record.
         front_end: of the spectrogram, for a picture; None for no picture.
-        for_list: more entries of the record, for a sound of a list. It is then written last, so that a sound
-            with its record is whole, whenever this process is killed.
+        for_list: more entries of the record, for a sound of a list. The sound is then written last, so that
+            where a sound and its record are, both are whole, whenever the process was killed.
     """
     job.sound.parent.mkdir(parents=True, exist_ok=True)
     if for_list is not None:
@@ -213,7 +214,7 @@ def _write_record(job: Job, record: Mapping[str, Any]) -> None:
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _draw(result: Result, path: Path, front_end: MelSettings) -> None:
+def _draw(result: Result | Speech, path: Path, front_end: MelSettings) -> None:
     from audioldm2.audio.plot import save_plot
 
     title = result.request.prompts[0]

@@ -46,6 +46,7 @@ MAY_IMPORT = {
         *("adapters", "clap_score", "denoiser", "edit_options", "editing", "ops", "options"),
         *("prompt", "request", "result", "runtime", "sampling", "stages"),
     },
+    "speaking": {"audio", "options", "pipeline", "prompt", "result"},
     "checkpoints": {"audio", "models", "pipeline", "prompt", "runtime", "sampling", "convert"},
     "convert": {"adapters", "audio", "checkpoints", "cli", "models", "prompt", "sampling"},
     "training": {
@@ -71,14 +72,14 @@ MAY_IMPORT = {
             "prompt",
             "request",
         ),
-        *("result", "sampling", "sound_shape", "table_files", "training", "ui", "verification"),
+        *("result", "sampling", "sound_shape", "speaking", "table_files", "training", "ui", "verification"),
     },
     "ui": {
         *("audio", "checkpoints", "convert", "edit_options", "editing", "ops", "options"),
         *("pipeline", "request", "result", "sampling", "sound_shape"),
     },
     "__main__": {"cli"},
-    "": {"checkpoints", "options", "pipeline", "prompt", "result", "sampling"},
+    "": {"checkpoints", "options", "pipeline", "prompt", "result", "sampling", "speaking"},
 }
 
 
