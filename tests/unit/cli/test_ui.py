@@ -10,7 +10,7 @@ from tests.support.command_line import ERR, assert_refused
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--port", "70000"), ("--port is 70000", "from 0 to 65535")),
+        (("--port", "70000"), ("--port is 70000", "from 1 to 65535")),
         (("--max-duration", "nan"), ("--max-duration is nan",)),
         (("--max-steps", "0"), ("--max-steps is 0",)),
         (("--max-candidates", "x"), ("--max-candidates", "'x' is not a whole number")),
