@@ -12,6 +12,7 @@ from audioldm2.cli.streams import print_result, report
 from audioldm2.errors import require_number, require_whole
 from audioldm2.ui.limits import Limits
 
+INTERRUPTED = 130
 OUT_OF_MEMORY = "Ask for a shorter sound or fewer candidates, or start with --offload or --dtype float16."
 
 DESCRIPTION = """\
@@ -98,8 +99,13 @@ def run(arguments: Sequence[str]) -> int:
             report("note: --share: everyone who has the link can use the page.")
         report("Ctrl-C ends the page.")
         print_result(address)
-        threading.Event().wait()
-    return 0
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            report("the page has ended, and its files are deleted")
+        finally:
+            shared.close()
+    return INTERRUPTED
 
 
 def require_gradio() -> None:

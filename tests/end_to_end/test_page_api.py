@@ -115,7 +115,7 @@ def test_a_cancelled_request_ends_within_a_step_and_leaves_no_file(served):
     job = served.client().submit(
         prompt="a long one", audio_length_in_s=5, num_inference_steps=300, api_name="/generate"
     )
-    latest = until(lambda: next(iter(*served.server._jobs.values())))
+    latest = until(lambda: next(iter(served.server._jobs)))
     until(lambda: latest.latest and latest.latest.step >= 2)
     job.cancel()
     until(lambda: latest._cancelled)
