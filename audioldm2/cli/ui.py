@@ -12,6 +12,7 @@ from audioldm2.cli.streams import print_result, report
 from audioldm2.errors import require_number, require_whole
 from audioldm2.ui.limits import Limits
 
+INTERRUPTED = 130
 OUT_OF_MEMORY = "Ask for a shorter sound or fewer candidates, or start with --offload or --dtype float16."
 
 DESCRIPTION = """\
@@ -40,7 +41,7 @@ def parser() -> Parser:
     add("--host", default="127.0.0.1", metavar="NAME",
         help="the address to listen on; 0.0.0.0 for all of this computer's (default: %(default)s)")
     add("--port", type=whole_number, default=7860, metavar="N",
-        help="the port to listen on; 0 finds a free one (default: %(default)s)")
+        help="the port to listen on (default: %(default)s)")
     add("--share", action="store_true", help="make a public link through Gradio's servers, for a week")
     add = made.add_argument_group("limits of a request").add_argument
     add("--max-duration", dest="seconds", type=number, default=limits.seconds, metavar="S",
@@ -75,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         waiting=require_whole("waiting", given.waiting, 1),
         upload_mb=require_number("upload_mb", given.upload_mb, 0.001),
     )
-    port = require_whole("port", given.port, 0, 65535)
+    port = require_whole("port", given.port, 1, 65535)
     require_gradio()
     from audioldm2.ui import models, page, server
 
@@ -98,8 +99,13 @@ def run(arguments: Sequence[str]) -> int:
             report("note: --share: everyone who has the link can use the page.")
         report("Ctrl-C ends the page.")
         print_result(address)
-        threading.Event().wait()
-    return 0
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            report("the page has ended, and its files are deleted")
+        finally:
+            shared.close()
+    return INTERRUPTED
 
 
 def require_gradio() -> None:

@@ -28,7 +28,7 @@ class Server:
     def __init__(self, models: Models, limits: Limits, folder: Path, explain: Explain):
         self.models, self.limits, self.folder, self.explain = models, limits, folder, explain
         self.worker = Worker()
-        self._jobs: dict[str | None, set[Job[Sound]]] = {}  # by the session that waits for them
+        self._jobs: dict[Job[Sound], str | None] = {}  # those that are not done, with their session
 
     def make(self, form: Form, values: dict[str, Any], job: Job[Sound]) -> Sound:
         """Runs on the worker's thread."""
@@ -42,21 +42,21 @@ class Server:
     def submit(self, session: str | None, work: Callable[[Job[Sound]], Sound]) -> Job[Sound]:
         """Hand a session's request to the worker."""
         job = self.worker.submit(work)
-        jobs = self._jobs.setdefault(session, set())
-        jobs.add(job)
-
-        def forget(_: Any) -> None:
-            jobs.discard(job)
-            if not jobs:
-                self._jobs.pop(session, None)
-
-        job.outcome.add_done_callback(forget)
+        self._jobs[job] = session
+        job.outcome.add_done_callback(lambda _: self._jobs.pop(job, None))
         return job
 
     def leave(self, session: str | None) -> None:
         """Cancel what a session has asked for: its page is closed."""
-        for job in list(self._jobs.get(session, ())):
+        for job, whose in list(self._jobs.items()):
+            if whose == session:
+                job.cancel()
+
+    def close(self) -> None:
+        """Cancel everything, and wait for the step that runs."""
+        for job in list(self._jobs):
             job.cancel()
+        self.worker.close()
 
     def refusals(self, form: Form, values: dict[str, Any]) -> dict[str, str]:
         """Field -> why its value is refused; empty where the request can be made."""
@@ -185,6 +185,8 @@ DESCRIPTIONS = {
 
 def _listed(earlier: list[Sound]) -> list[Any]:
     """The list of earlier sounds, the latest first, and the files of the latest."""
+    if not earlier:  # Gradio calls this after a cancelled request too
+        return [gr.skip()] * 3
     choices = [(f"{place + 1}. {each.summary}", place) for place, each in enumerate(earlier)][::-1]
     latest = earlier[-1]
     return [gr.Radio(choices, value=len(earlier) - 1, visible=len(earlier) > 1), *_files(latest)]

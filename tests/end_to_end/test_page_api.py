@@ -115,7 +115,7 @@ def test_a_cancelled_request_ends_within_a_step_and_leaves_no_file(served):
     job = served.client().submit(
         prompt="a long one", audio_length_in_s=5, num_inference_steps=300, api_name="/generate"
     )
-    latest = until(lambda: next(iter(*served.server._jobs.values())))
+    latest = until(lambda: next(iter(served.server._jobs)))
     until(lambda: latest.latest and latest.latest.step >= 2)
     job.cancel()
     until(lambda: latest._cancelled)
@@ -225,3 +225,18 @@ def test_the_queue_cannot_be_passed_by(served):
         f"{served.address}gradio_api/run/generate", json={"data": ["tiny", "rain"]}, timeout=60
     )
     assert answer.status_code == 404 and "join the queue" in answer.text
+
+
+def test_what_a_killed_page_left_is_deleted_by_the_next(tmp_path, monkeypatch):
+    from audioldm2.ui import server
+
+    monkeypatch.setenv("AUDIOLDM2_CACHE", str(tmp_path))
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    left = tmp_path / "ui" / f".audioldm2-{killed.pid}-0a1b-page" / "sound"
+    left.mkdir(parents=True)
+    (left / "half.wav").write_bytes(b"RIFF")
+    with server.files() as folder:
+        assert [folder] == list((tmp_path / "ui").iterdir())
+        assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+    assert list((tmp_path / "ui").iterdir()) == []

@@ -49,7 +49,7 @@ def serve(model: audioldm2.AudioLDM2, limits: Limits) -> Iterator[Served]:
             yield Served(address, built, shared, model)
         finally:
             built.close(verbose=False)
-            shared.worker.close()
+            shared.close()
 
 
 def free_port() -> int:

@@ -19,6 +19,8 @@ from PIL import Image
 
 from audioldm2.ui.sounds import write
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def result(tiny_model):
