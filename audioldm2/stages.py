@@ -7,6 +7,7 @@ invert          latent   -> noise                     UNet under a sampler      
 decode          latent   -> log-mel spectrogram       VAE decoder                   (runtime/tiling.py)
 vocode          log-mel  -> waveform                  HiFi-GAN                      (runtime/tiling.py)
 score           waveform -> how well it fits          CLAP                          (clap_score.py)
+hear            waveform -> GPT-2's vectors           AudioMAE                      (language_of_audio.py)
 
 `pipeline.AudioLDM2` calls them in order. More than a third of the file is docstrings: these methods are the
 public face.
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioldm2 import clap_score
+from audioldm2 import clap_score, language_of_audio
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
 from audioldm2.denoiser import InWindows, make_denoiser, make_windowed_denoiser
 from audioldm2.edit_options import InversionOptions
@@ -354,6 +355,30 @@ class Stages:
         texts = read[0] if isinstance(text, str) else read
         return clap_score.score(self.networks, tokenizer, self.clap_mel, texts, audio, rate)
 
+    @inference
+    def hear(self, wave: Any, sample_rate: int | None = None) -> Tensor:
+        """Compute the language of audio (LOA) of sounds: vectors like those that GPT-2 writes for a prompt.
+
+        AudioMAE reads 10.24 s. It is loaded at the first call.
+
+        Args:
+            wave: floats (samples,) or (sounds, samples), a tensor or an array, at any level; or a list of
+                sounds. Each sounds the same alone and in a batch.
+            sample_rate: of the wave, Hz; by default the model's own. Other rates are resampled.
+
+        Returns:
+            float32 (sounds, 8, 768) in the published models, on the model's device: a vector for each 1.28 s.
+
+        Raises:
+            ArgumentError: a sound is silent, empty or not finite, or the wave has another shape.
+            ValueError: the model has no AudioMAE.
+
+        Warns (TruncationWarning) of a sound that is longer than AudioMAE reads.
+        """
+        self._require_audiomae()
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        return language_of_audio.hear(self.networks, wave, rate)
+
     def _fitting(
         self, conditioning: Conditioning, latents: Tensor, options: SamplingOptions
     ) -> tuple[Conditioning, InWindows | None]:
@@ -398,6 +423,20 @@ class Stages:
             self.networks.configs["clap_audio"], self.clap_mel, self.source or "this model"
         )
         return self.clap_tokenizer
+
+    def _require_audiomae(self) -> None:
+        """An error for a model that cannot hear sounds."""
+        name, configs = self.source or "this model", self.networks.configs
+        if "audiomae" in configs:
+            return
+        if "gpt2" not in configs:
+            raise ValueError(
+                f"sounds cannot be heard with {name}: it has no GPT-2, whose vectors they become."
+            )
+        raise ValueError(
+            f"sounds cannot be heard with {name}: it has no AudioMAE. Original files have it, and "
+            f"'audioldm2 convert {name} OUT --audiomae audioldm2-full.pth' adds it to another model."
+        )
 
     def _at_once(
         self,
