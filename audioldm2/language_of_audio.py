@@ -1,12 +1,14 @@
-"""The language of audio (LOA): a sound as the vectors that GPT-2 writes for a prompt (arXiv 2308.05734, III-B).
+"""The language of audio (LOA): a sound as vectors like those that GPT-2 writes for a prompt.
+
+Source: AudioLDM 2 (arXiv 2308.05734), section III-B. For the level and length of sounds: `read_wav_file` in
+audioldm_train/utilities/data/dataset.py of haoheliu/AudioLDM-training-finetuning.
 
 AudioMAE reads a sound as the denoiser's training prepared it: at 16 kHz, without its mean, at a peak of 0.5,
-with silence behind it up to the length that AudioMAE reads (10.24 s in the published models). Each of the
-eight vectors stands for 1.28 s, but AudioMAE attends to all of the sound: an early vector knows what comes
-late.
+with silence behind it up to the length that AudioMAE reads (10.24 s in the published models). Of a longer
+sound upstream takes a stretch at random; here it is the first one, with a warning.
 
-Source: `read_wav_file` in audioldm_train/utilities/data/dataset.py of haoheliu/AudioLDM-training-finetuning,
-which takes a stretch at random where a sound is longer. Here it is the first one, with a warning.
+Trap: each of the eight vectors stands for 1.28 s, but AudioMAE attends to the whole sound, so an early vector
+depends on what comes late.
 """
 
 import warnings

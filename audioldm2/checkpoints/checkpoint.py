@@ -39,9 +39,7 @@ class Checkpoint:
     unconditional: str = "reference"  # how an empty negative prompt is encoded: `prompt.encode.UNCONDITIONAL`
     normalized: bool = True  # whether it learnt sounds at a peak of 0.5, as upstream trains
     symbols: tuple[str, ...] | None = None  # of a speech model: the symbol of each phoneme id
-    audiomae_source: str | None = (
-        None  # file or folder that AudioMAE came from, if from another than the rest
-    )
+    audiomae_source: str | None = None  # where AudioMAE came from, if not from `source`
 
 
 def tokenizers_of(configs: Mapping[str, Any]) -> list[str]:
