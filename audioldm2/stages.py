@@ -425,16 +425,14 @@ class Stages:
         return self.clap_tokenizer
 
     def _require_audiomae(self) -> None:
-        """An error for a model that cannot hear sounds."""
+        """Raise ValueError, which says what to do, for a model that cannot read a sound as a prompt."""
         name, configs = self.source or "this model", self.networks.configs
         if "audiomae" in configs:
             return
         if "gpt2" not in configs:
-            raise ValueError(
-                f"sounds cannot be heard with {name}: it has no GPT-2, whose vectors they become."
-            )
+            raise ValueError(f"{name} has no GPT-2, so a sound cannot take the place of GPT-2's vectors.")
         raise ValueError(
-            f"sounds cannot be heard with {name}: it has no AudioMAE. Original files have it, and "
+            f"{name} has no AudioMAE, which reads a sound as a prompt. Original files have it, and "
             f"'audioldm2 convert {name} OUT --audiomae audioldm2-full.pth' adds it to another model."
         )
 

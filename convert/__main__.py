@@ -79,8 +79,8 @@ def convert_parser() -> Parser:
         "--audiomae",
         type=nonempty,
         metavar="FILE",
-        help="add AudioMAE, which lets a sound be the prompt, from an original .pth file or a converted folder: "
-        "the diffusers layout has none",
+        help="add AudioMAE, which reads a sound as a prompt and which the diffusers layout lacks, from an "
+        "original .pth file or a folder converted from one",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument(

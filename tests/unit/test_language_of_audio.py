@@ -115,7 +115,7 @@ def test_bad_sound_is_named_before_the_network_runs(hearing, case: str, monkeypa
 
 
 def test_model_without_audiomae_says_how_to_add_it(tiny_model):
-    with pytest.raises(ValueError, match=r"it has no AudioMAE\. .* 'audioldm2 convert .* OUT --audiomae"):
+    with pytest.raises(ValueError, match=r"has no AudioMAE, which .* 'audioldm2 convert .* OUT --audiomae"):
         tiny_model.hear(noise())
 
 
