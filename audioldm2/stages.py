@@ -40,6 +40,7 @@ from audioldm2.options import (
 )
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
+from audioldm2.prompt.openings import openings
 from audioldm2.prompt.phonemes import PhonemeTokenizer
 from audioldm2.prompt.pronunciation import pronounce
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
@@ -169,6 +170,8 @@ class Stages:
         *,
         guided: bool = True,
         unconditional: str | None = None,
+        loa: Tensor | None = None,
+        heard: int | None = None,
     ) -> Conditioning:
         """Encode prompts for the denoiser, each with its negative prompt unless `guided` is False.
 
@@ -179,6 +182,9 @@ class Stages:
             phonemes: the same as phonemes, in place of a transcription.
             unconditional: how an empty negative prompt is encoded, "reference" or "trained" (see
                 `prompt.encode`); by default as the model was trained here, else "reference".
+            loa: a sound as `hear` returns it, (1, 8, 768) for all prompts or (prompts, 8, 768), in place of
+                GPT-2's vectors. The denoiser reads the prompt's text beside it.
+            heard: how many of these vectors count, from the start; GPT-2 continues them. By default all.
 
         Raises:
             ArgumentError: an argument is not allowed, among them a transcription for a model that cannot
@@ -187,6 +193,9 @@ class Stages:
         unconditional = require_unconditional("unconditional", unconditional) or self.unconditional
         prompts = require_texts("prompt", prompt)
         against = negatives(negative_prompt, len(prompts)) if guided else None
+        configs = self.networks.configs
+        gpt2 = configs["gpt2"] if GPT2 in configs["unet"].roles else None
+        given = openings(loa, heard, len(prompts), gpt2)
         spoken = self.spoken(len(prompts), transcription, phonemes)
         ids = None
         if self.phoneme_tokenizer is not None and spoken is not None:
@@ -200,6 +209,7 @@ class Stages:
             unconditional=unconditional,
             words=self.words,
             phonemes=ids,
+            openings=given,
         )
 
     def spoken(
