@@ -12,7 +12,6 @@ depends on what comes late.
 """
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,14 +64,14 @@ def hear(networks: Networks, wave: Any, sample_rate: int) -> Tensor:
         return torch.cat([audiomae(fbank.to(device, dtype)).float() for fbank in fbanks])
 
 
-def _sounds(wave: Any) -> Sequence[Tensor]:
+def _sounds(wave: Any) -> list[Tensor]:
     """Each sound as (samples,)."""
     if isinstance(wave, (list, tuple)) and any(isinstance(each, (Tensor, np.ndarray)) for each in wave):
         return [require_waves(f"wave[{row}]", each, most_dims=1) for row, each in enumerate(wave)]
     waves = require_waves("wave", wave)
     if waves.ndim == 2 and not len(waves):
         raise ArgumentError("wave", wave, "have at least one", given="has no sounds")
-    return waves[None] if waves.ndim == 1 else waves
+    return [waves] if waves.ndim == 1 else list(waves)
 
 
 def _fbank(sound: InputSound, config: AudioMAEConfig, label: str) -> Tensor:

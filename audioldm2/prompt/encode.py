@@ -208,9 +208,10 @@ def encode(
     """
     encoders = TextEncoders(networks, clap_tokenizer, t5_tokenizer, words)
     spoken = [()] * len(prompts) if phonemes is None else [tuple(ids) for ids in phonemes]
+    begun: Sequence[Opening | None] = openings or [None] * len(prompts)
     rows = [
         Row(text, text, encoders.length(text), phonemes=ids, opening=opening)
-        for text, ids, opening in zip(prompts, spoken, openings or [None] * len(prompts), strict=True)
+        for text, ids, opening in zip(prompts, spoken, begun, strict=True)
     ]
     if negatives is not None:
         beside = zip(list(rows), negatives, strict=True)
