@@ -25,6 +25,7 @@ from audioldm2.cli.arguments import (
     values_of,
 )
 from audioldm2.cli.output_files import plan_jobs, require_places, write
+from audioldm2.cli.speech import take_transcription_file
 from audioldm2.cli.streams import one_line, print_path, print_result, report
 from audioldm2.cli.timeline import read_times, timeline
 from audioldm2.edit_options import EditOptions, refuse
@@ -51,6 +52,7 @@ examples:
   audioldm2 "Techno music with a strong beat" --model cvssp/audioldm2 -o techno.wav
   audioldm2 "rain on a tin roof" --model ./base --negative-prompt "music" --candidates 3 -o rain.flac
   audioldm2 "a cat meows" --audio dog.wav --source "a dog barks" -o cat.wav
+  audioldm2 "A man speaks slowly" --model speech.pth --transcription "Hello, world." -o hello.wav
   audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
 
 Standard output lists the sound files. Beside x.wav stands its record x.wav.json, with every setting. A sound
@@ -99,6 +101,8 @@ def parser() -> Parser:
     add_options(made.add_argument_group("more about the sound"),
                 [each for each in (*OPTIONS, *EDIT_ONLY) if not each.metadata["common"]])
     made.set_defaults(**{each.name: None for each in EDIT_ONLY})
+    group.add_argument("--transcription-file", type=Path, metavar="FILE",
+                       help="text file with the words to speak, in place of --transcription (default: none)")
 
     add = made.add_argument_group("more about the files").add_argument
     add("--plot", action="store_true", help="also save a picture (x.wav.png); needs matplotlib")
@@ -148,6 +152,7 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
+    take_transcription_file(given)
     if given.sampler == "list":
         width = max(map(len, SAMPLERS))
         print_result("\n".join(f"{name:<{width}}  {each.summary}" for name, each in SAMPLERS.items()))
@@ -216,6 +221,7 @@ def edit_options_of(arguments: Sequence[str]) -> EditOptions:
     if given.audio is None:
         allowed = "be left out without --audio, the sound that it describes"
         raise ArgumentError("source_prompt", given.source_prompt, allowed)
+    take_transcription_file(given)
     for name, value in _in_front(given):
         refuse(name, value)
     for each in OPTIONS:
