@@ -7,6 +7,7 @@ invert          latent   -> noise                     UNet under a sampler      
 decode          latent   -> log-mel spectrogram       VAE decoder                   (runtime/tiling.py)
 vocode          log-mel  -> waveform                  HiFi-GAN                      (runtime/tiling.py)
 score           waveform -> how well it fits          CLAP                          (clap_score.py)
+hear            waveform -> GPT-2's vectors           AudioMAE                      (language_of_audio.py)
 
 `pipeline.AudioLDM2` calls them in order. More than a third of the file is docstrings: these methods are the
 public face.
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioldm2 import clap_score
+from audioldm2 import clap_score, language_of_audio
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
 from audioldm2.denoiser import InWindows, make_denoiser, make_windowed_denoiser
 from audioldm2.edit_options import InversionOptions
@@ -39,6 +40,7 @@ from audioldm2.options import (
 )
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
+from audioldm2.prompt.openings import openings
 from audioldm2.prompt.phonemes import PhonemeTokenizer
 from audioldm2.prompt.pronunciation import pronounce
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
@@ -168,6 +170,8 @@ class Stages:
         *,
         guided: bool = True,
         unconditional: str | None = None,
+        loa: Tensor | None = None,
+        heard: int | None = None,
     ) -> Conditioning:
         """Encode prompts for the denoiser, each with its negative prompt unless `guided` is False.
 
@@ -178,6 +182,9 @@ class Stages:
             phonemes: the same as phonemes, in place of a transcription.
             unconditional: how an empty negative prompt is encoded, "reference" or "trained" (see
                 `prompt.encode`); by default as the model was trained here, else "reference".
+            loa: a sound as `hear` returns it, (1, 8, 768) for all prompts or (prompts, 8, 768), in place of
+                GPT-2's vectors. The denoiser reads the prompt's text beside it.
+            heard: how many of these vectors count, from the start; GPT-2 continues them. By default all.
 
         Raises:
             ArgumentError: an argument is not allowed, among them a transcription for a model that cannot
@@ -186,6 +193,9 @@ class Stages:
         unconditional = require_unconditional("unconditional", unconditional) or self.unconditional
         prompts = require_texts("prompt", prompt)
         against = negatives(negative_prompt, len(prompts)) if guided else None
+        configs = self.networks.configs
+        gpt2 = configs["gpt2"] if GPT2 in configs["unet"].roles else None
+        given = openings(loa, heard, len(prompts), gpt2)
         spoken = self.spoken(len(prompts), transcription, phonemes)
         ids = None
         if self.phoneme_tokenizer is not None and spoken is not None:
@@ -199,6 +209,7 @@ class Stages:
             unconditional=unconditional,
             words=self.words,
             phonemes=ids,
+            openings=given,
         )
 
     def spoken(
@@ -411,6 +422,30 @@ class Stages:
         texts = read[0] if isinstance(text, str) else read
         return clap_score.score(self.networks, tokenizer, self.clap_mel, texts, audio, rate)
 
+    @inference
+    def hear(self, wave: Any, sample_rate: int | None = None) -> Tensor:
+        """Compute the language of audio (LOA) of sounds: vectors like those that GPT-2 writes for a prompt.
+
+        AudioMAE reads 10.24 s. It is loaded at the first call.
+
+        Args:
+            wave: floats (samples,) or (sounds, samples), a tensor or an array, at any level; or a list of
+                sounds. Each sounds the same alone and in a batch.
+            sample_rate: of the wave, Hz; by default the model's own. Other rates are resampled.
+
+        Returns:
+            float32 (sounds, 8, 768) in the published models, on the model's device: a vector for each 1.28 s.
+
+        Raises:
+            ArgumentError: a sound is silent, empty or not finite, or the wave has another shape.
+            ValueError: the model has no AudioMAE.
+
+        Warns (TruncationWarning) of a sound that is longer than AudioMAE reads.
+        """
+        self._require_audiomae()
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        return language_of_audio.hear(self.networks, wave, rate)
+
     def _fitting(
         self, conditioning: Conditioning, latents: Tensor, options: SamplingOptions
     ) -> tuple[Conditioning, InWindows | None]:
@@ -455,6 +490,18 @@ class Stages:
             self.networks.configs["clap_audio"], self.clap_mel, self.source or "this model"
         )
         return self.clap_tokenizer
+
+    def _require_audiomae(self) -> None:
+        """Raise ValueError, which says what to do, for a model that cannot read a sound as a prompt."""
+        name, configs = self.source or "this model", self.networks.configs
+        if "audiomae" in configs:
+            return
+        if "gpt2" not in configs:
+            raise ValueError(f"{name} has no GPT-2, so a sound cannot take the place of GPT-2's vectors.")
+        raise ValueError(
+            f"{name} has no AudioMAE, which reads a sound as a prompt. Original files have it, and "
+            f"'audioldm2 convert {name} OUT --audiomae audioldm2-full.pth' adds it to another model."
+        )
 
     def _at_once(
         self,

@@ -15,8 +15,8 @@ from audioldm2.checkpoints.validate import typed
 from audioldm2.cli.arguments import Parser, adapter_and_weight, nonempty
 from audioldm2.cli.output_files import require_writable
 
-from . import differing_copies, report
-from .export import require_exportable, write_diffusers
+from . import audiomae, differing_copies, report
+from .export import require_exportable, without_audiomae, write_diffusers
 from .original import Original
 from .sources import is_diffusers_layout
 
@@ -25,6 +25,7 @@ examples:
   audioldm2 convert cvssp/audioldm2 ./base --dtype float16
   audioldm2 convert audioldm2-full.pth ./full --tokenizers ./base
   audioldm2 convert ./base ./for-diffusers --to diffusers
+  audioldm2 convert cvssp/audioldm2 ./base --audiomae audioldm2-full.pth       let a sound be the prompt
   audioldm2 convert audioldm2-full.pth ./full --dry-run        list what would be read, renamed and dropped
   audioldm2 convert audioldm2-full.pth ./full --check          compare every value with the source's
 """
@@ -74,6 +75,13 @@ def convert_parser() -> Parser:
         help="for a .pth file, which has none: a folder with those of a converted or diffusers-layout model "
         "(default: beside the file, or else those of cvssp/audioldm2)",
     )
+    parser.add_argument(
+        "--audiomae",
+        type=nonempty,
+        metavar="FILE",
+        help="add AudioMAE, which reads a sound as a prompt and which the diffusers layout lacks, from an "
+        "original .pth file or a folder converted from one",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a hub repository")
     parser.add_argument(
         "--lora",
@@ -112,6 +120,8 @@ def run(arguments: Sequence[str]) -> int:
         ema=options.ema,
         config=_overrides(options.config) if options.config else None,
     )
+    if options.audiomae:
+        checkpoint = audiomae.added(checkpoint, options.audiomae)
     if options.lora:
         adapters = [
             replace(reading.read(source, checkpoint.configs), weight=weight)
@@ -124,6 +134,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if options.to == "diffusers":
         require_exportable(checkpoint)
+        checkpoint = without_audiomae(checkpoint)
     for line in report.lines(report.tally(checkpoint)):
         print(line, file=sys.stderr)
     for sentence in differing_copies(checkpoint) if isinstance(checkpoint, Original) else ():
@@ -174,6 +185,8 @@ def _require_one_task(options: argparse.Namespace) -> None:
         raise ValueError(
             "--check compares a converted folder; export to the diffusers layout is not checked."
         )
+    if options.audiomae and options.to == "diffusers":
+        raise ValueError("--audiomae adds a network that the diffusers layout cannot hold.")
 
 
 def _require_place(out: Path, force: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,7 +48,7 @@ def require_exportable(checkpoint: Checkpoint) -> None:
     """Raise WeightsError if the reference's pipeline cannot hold a checkpoint."""
     is_speech = "phonemes" in checkpoint.configs
     whole = PARTS.keys() - {"t5" if is_speech else "phonemes"}
-    if set(checkpoint.configs) != whole:
+    if checkpoint.configs.keys() - {"audiomae"} != whole:
         raise WeightsError(
             f"{checkpoint.source} has the networks {sorted(checkpoint.configs)}; the diffusers layout is "
             f"that of AudioLDM2Pipeline, which needs {sorted(whole)}. Keep it in the converted format."
@@ -66,6 +68,21 @@ def require_exportable(checkpoint: Checkpoint) -> None:
         )
 
 
+def without_audiomae(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint as the diffusers layout can hold it; warns if that leaves AudioMAE out."""
+    if "audiomae" not in checkpoint.configs:
+        return checkpoint
+    warnings.warn(
+        "AudioMAE is left out: the diffusers layout has no place for it, and its pipeline never runs it. "
+        f"'audioldm2 convert FOLDER OUT --audiomae {checkpoint.audiomae_source or checkpoint.source}' adds "
+        "it again.",
+        stacklevel=2,
+    )
+    configs, states = dict(checkpoint.configs), dict(checkpoint.states)
+    del configs["audiomae"], states["audiomae"]
+    return replace(checkpoint, configs=configs, states=states, audiomae_source=None)
+
+
 def write_diffusers(
     checkpoint: Checkpoint,
     folder: Path,
@@ -77,9 +94,10 @@ def write_diffusers(
     """Write a checkpoint in the diffusers layout, whole or not at all.
 
     Arguments and errors are those of `storage.write`. The UNet's heads are written as one number per level,
-    which the reference reads as we do.
+    which the reference reads as we do. Warns if AudioMAE is left out.
     """
     require_exportable(checkpoint)
+    checkpoint = without_audiomae(checkpoint)
     configs = checkpoint.configs
     is_speech = "phonemes" in configs
     second = phonemes.config_to(configs["phonemes"]) if is_speech else t5.config_to(configs["t5"])

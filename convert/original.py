@@ -32,7 +32,7 @@ from audioldm2.errors import ArgumentError, WeightsError, some
 from audioldm2.models import NETWORKS
 from audioldm2.sampling.schedule import NoiseSchedule
 
-from . import gpt2, hifigan, keymap, original_clap, original_unet, phonemes, projection, t5, vae
+from . import audiomae, gpt2, hifigan, keymap, original_clap, original_unet, phonemes, projection, t5, vae
 from .configs import need
 from .keymap import Move, Row, nest
 from .original_table import EMA, SIGNATURES, OriginalTable, below, places
@@ -196,6 +196,8 @@ def _configs_from_shapes(
     if "gpt2" in shapes:
         new_vectors = phonemes.NEW_VECTORS if "phonemes" in shapes else gpt2.GPT2Config.new_vectors
         configs["gpt2"] = gpt2.original_config(shapes["gpt2"], new_vectors)
+        if "audiomae" in shapes:
+            configs["audiomae"] = audiomae.original_config(shapes["audiomae"], new_vectors)
     configs["vae"] = vae.original_config(shapes["vae"], _scaling_factor(tensors))
     vocoder = validate.typed("'hifigan' of the config file", given.get("hifigan", {}), dict)
     configs["hifigan"] = hifigan.original_config(shapes["hifigan"], vocoder)
@@ -239,10 +241,10 @@ def _rows(configs: Mapping[str, Any], found: Mapping[str, list[str]], ema: bool)
         rows += nest(first["phonemes"], "projection", [projection.POSITIONS])
     if "projection" in configs:
         rows += nest(first["projection"], "projection", projection.ORIGINAL_ROWS)
-        teacher = "the audio encoder (AudioMAE) that GPT-2 learned from"
-        rows.append(Row(f"{first['projection']}.cond_stage_models.2", None, note=teacher, optional=True))
     if "gpt2" in configs:
         rows += nest(first["gpt2"], "gpt2", gpt2.rows(configs["gpt2"]))
+    if "audiomae" in configs:
+        rows += nest(first["audiomae"], "audiomae", audiomae.ORIGINAL_ROWS)
     for name in ("clap", "t5"):
         for copy in found[name][1:]:
             rows.append(Row(copy, None, note=f"another copy of {name.upper()}, compared with the first"))

@@ -22,6 +22,7 @@ SIGNATURES = {  # the key that identifies a network, below wherever it lies
     "phonemes": "text_encoder.emb.weight",
     "projection": "start_of_sequence_tokens.weight",
     "gpt2": "wpe.weight",
+    "audiomae": "cls_token",
     "unet": "input_blocks.0.0.weight",
     "vae": "post_quant_conv.weight",
     "hifigan": "conv_pre.weight",

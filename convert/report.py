@@ -104,7 +104,7 @@ def check_by_value(converted: Checkpoint, source: Checkpoint, folder: Path) -> i
     if other:
         raise WeightsError(
             f"{folder} and {source.source} differ in the configs of {some(other)}. "
-            "Was it converted from another checkpoint, or with other --heads?"
+            f"{_why_differing(ours, theirs)}"
         )
     count = 0
     for name, open_state in converted.states.items():
@@ -117,6 +117,14 @@ def check_by_value(converted: Checkpoint, source: Checkpoint, folder: Path) -> i
             )
         count += len(ours)
     return count
+
+
+def _why_differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    if "audiomae" in ours and "audiomae" not in theirs:
+        return "Name the file that its AudioMAE came from: --audiomae FILE."
+    if "audiomae" in theirs and "audiomae" not in ours:
+        return "It was converted before AudioMAE was kept, and loads as ever; convert it again to add that."
+    return "Was it converted from another checkpoint, or with other --heads?"
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -142,6 +150,8 @@ def describe(checkpoint: Checkpoint, *, opened: bool = True) -> Iterator[str]:
     vocoder, denoiser, vae = configs["hifigan"], configs["unet"], configs["vae"]
     yield f"source        {checkpoint.source}"
     yield f"revision      {checkpoint.revision or 'not known'}"
+    if checkpoint.audiomae_source is not None:
+        yield f"AudioMAE      from {checkpoint.audiomae_source}"
     yield f"kind          {kind_of(checkpoint)}"
     yield f"sound         {vocoder.sample_rate} Hz, {vocoder.mels} mel bands, hop {vocoder.hop}"
     yield f"latent        {vae.latent_channels} channels, {vae.downsampling} mel frames and bands to one"

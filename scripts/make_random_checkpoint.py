@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from audioldm2.checkpoints import hub, storage
 from audioldm2.errors import WeightsError
-from audioldm2.models import NETWORKS, build_on_meta
+from audioldm2.models import NETWORKS, OPTIONAL, build_on_meta
 from audioldm2.models.clap_audio import ClapAudioConfig
 from audioldm2.models.clap_text import ClapTextConfig
 from audioldm2.models.gpt2 import GPT2Config
@@ -37,7 +37,7 @@ from audioldm2.models.unet import GPT2, LAST_SELF, SELF, T5, UNetConfig
 from audioldm2.models.vae import VAEConfig
 from audioldm2.sampling.schedule import NoiseSchedule
 
-BASE = {name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"}  # as published
+BASE = {name: config() for name, (_, config) in NETWORKS.items() if name not in OPTIONAL}  # as published
 ATTENDING = (SELF, GPT2, T5, LAST_SELF)
 LARGE_UNET = UNetConfig(transformers=((), ATTENDING, ATTENDING, ATTENDING), depth=2)
 TINY = {

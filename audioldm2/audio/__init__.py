@@ -3,6 +3,7 @@
 Waves are float tensors (batch, samples), full scale at ±1; spectrograms are (batch, frames, mels).
 """
 
+from audioldm2.audio.fbank import audiomae_fbank, kaldi_filters
 from audioldm2.audio.mel import (
     CLAP_FLOOR,
     CLAP_MEL,
@@ -55,10 +56,12 @@ __all__ = [
     "VAE_MEL_48K",
     "MelSettings",
     "SoundFacts",
+    "audiomae_fbank",
     "clap_crops",
     "clap_log_mel",
     "examine",
     "find_sounds",
+    "kaldi_filters",
     "mean_and_peak",
     "mel_edges",
     "mel_filters",

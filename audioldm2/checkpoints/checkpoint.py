@@ -41,6 +41,7 @@ class Checkpoint:
     normalized: bool = True  # whether it learnt sounds at a peak of 0.5, as upstream trains
     symbols: tuple[str, ...] | None = None  # of a speech model: the symbol of each phoneme id
     pronunciations: dict[str, str] | None = None  # the same: word -> phonemes, where it has a list of its own
+    audiomae_source: str | None = None  # where AudioMAE came from, if not from `source`
 
 
 def tokenizers_of(configs: Mapping[str, Any]) -> list[str]:

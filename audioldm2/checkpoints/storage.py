@@ -62,6 +62,7 @@ FIELDS = {  # of config.json
     *("audioldm2_format", "source", "revision", "schedule", "clap_mel", "seconds"),
     *("unconditional", "normalized", "symbols", "pronunciations", "networks"),
 }
+OPTIONAL_FIELDS = {"audiomae_source"}  # absent where there is nothing to say
 
 
 def is_converted(folder: Path) -> bool:
@@ -81,7 +82,7 @@ def read(folder: Path) -> Checkpoint:
     """Read a converted folder, memory-mapped; WeightsError if it is not one, or damaged."""
     path = folder / "config.json"
     config = _in_current_format(read_json(path), path)
-    odd = sorted(FIELDS ^ set(config))
+    odd = sorted(FIELDS ^ (set(config) - OPTIONAL_FIELDS))
     if odd:
         raise WeightsError(
             f"{path} lacks, or should not have, {some(odd)}. "
@@ -111,6 +112,9 @@ def read(folder: Path) -> Checkpoint:
         normalized=validate.typed(f"'normalized' in {path}", config["normalized"], bool),
         symbols=validate.typed(f"'symbols' in {path}", config["symbols"], tuple[str, ...] | None),
         pronunciations=_pronunciations(config["pronunciations"], path),
+        audiomae_source=validate.typed(
+            f"'audiomae_source' in {path}", config.get("audiomae_source"), str | None
+        ),
     )
     check(checkpoint, str(path))
     return checkpoint
@@ -207,6 +211,8 @@ def write(
             "pronunciations": checkpoint.pronunciations,
             "networks": {name: asdict(config) for name, config in checkpoint.configs.items()},
         }
+        if checkpoint.audiomae_source is not None:
+            config["audiomae_source"] = checkpoint.audiomae_source
         for name, content in {"config.json": config, **(notes or {})}.items():
             (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -126,6 +126,8 @@ def check_together(configs: Mapping[str, Any], where: str) -> None:
         ((second, "dim"), ("projection", "t5_dim"), True),
         (("projection", "gpt2_dim"), ("gpt2", "dim"), True),
         (("gpt2", "dim"), ("unet", "gpt2_dim"), GPT2 in unet.roles),
+        (("audiomae", "dim"), ("gpt2", "dim"), True),
+        (("audiomae", "tokens"), ("gpt2", "new_vectors"), True),
         ((second, "dim"), ("unet", "t5_dim"), T5 in unet.roles),
         (("clap_text", "projection_dim"), ("unet", "film_dim"), unet.film_dim > 0),
         (("unet", "latent_channels"), ("vae", "latent_channels"), True),

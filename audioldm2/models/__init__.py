@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from audioldm2.models.audiomae import AudioMAE, AudioMAEConfig
 from audioldm2.models.clap_audio import ClapAudio, ClapAudioConfig
 from audioldm2.models.clap_text import ClapText, ClapTextConfig
 from audioldm2.models.gpt2 import GPT2, GPT2Config
@@ -27,7 +28,9 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {  # in the order in which a
     "vae": (VAE, VAEConfig),
     "hifigan": (HiFiGAN, HiFiGANConfig),
     "clap_audio": (ClapAudio, ClapAudioConfig),
+    "audiomae": (AudioMAE, AudioMAEConfig),
 }
+OPTIONAL = ("phonemes", "audiomae")  # those that the published models of sounds and music do without
 
 
 class _Unfilled(TorchFunctionMode):

@@ -32,6 +32,7 @@ from audioldm2.errors import ArgumentError, shown
 from audioldm2.models.gpt2 import GPT2Config
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.prompt.conditioning import Conditioning
+from audioldm2.prompt.openings import Opening
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, pad
 from audioldm2.prompt.words import Word, for_clap, ids_of, stacked
 from audioldm2.runtime.placement import Networks
@@ -51,6 +52,12 @@ class Row(NamedTuple):
     length: int  # of the text in T5 tokens, or of the phonemes, with padding
     has_gpt2: bool = True  # False: zeros in place of GPT-2's vectors
     phonemes: tuple[int, ...] = ()  # of a speech model: what the phoneme encoder reads in T5's place
+    opening: Opening | None = None  # given vectors, which GPT-2 continues
+
+    @property
+    def opened(self) -> int:
+        """How many vectors are given."""
+        return 0 if self.opening is None else len(self.opening.vectors)
 
 
 class TextVectors(NamedTuple):
@@ -176,6 +183,7 @@ def encode(
     unconditional: str = "reference",
     words: Sequence[Word] = (),
     phonemes: Sequence[Sequence[int]] | None = None,
+    openings: Sequence[Opening] | None = None,
 ) -> Conditioning:
     """Encode prompts, and their negative prompts if given, into the tensors that the denoiser needs.
 
@@ -188,6 +196,7 @@ def encode(
         unconditional:  how an empty negative prompt is encoded, one of UNCONDITIONAL.
         words:          new ones that texts may contain.
         phonemes:       of a speech model: the ids of what each prompt's voice says.
+        openings:       the vectors that GPT-2 continues, one entry for each prompt.
 
     Returns:
         A batch in the order of `prompts`.
@@ -199,9 +208,10 @@ def encode(
     """
     encoders = TextEncoders(networks, clap_tokenizer, t5_tokenizer, words)
     spoken = [()] * len(prompts) if phonemes is None else [tuple(ids) for ids in phonemes]
+    begun: Sequence[Opening | None] = openings or [None] * len(prompts)
     rows = [
-        Row(text, text, encoders.length(text), phonemes=ids)
-        for text, ids in zip(prompts, spoken, strict=True)
+        Row(text, text, encoders.length(text), phonemes=ids, opening=opening)
+        for text, ids, opening in zip(prompts, spoken, begun, strict=True)
     ]
     if negatives is not None:
         beside = zip(list(rows), negatives, strict=True)
@@ -244,35 +254,57 @@ def encode_rows(networks: Networks, encoders: TextEncoders, rows: Sequence[Row])
     if GPT2 in networks.configs["unet"].roles:
         _require_positions(max(row.length for row in rows), networks.configs["gpt2"])
     encoded: dict[Row, Conditioning] = {}
-    for length, has_gpt2 in sorted({(row.length, row.has_gpt2) for row in rows}):
-        alike = list(dict.fromkeys(row for row in rows if (row.length, row.has_gpt2) == (length, has_gpt2)))
-        encoded.update(zip(alike, _encode_alike(networks, encoders, alike, has_gpt2), strict=True))
+    for kind in sorted({_kind(row) for row in rows}):
+        alike = list(dict.fromkeys(row for row in rows if _kind(row) == kind))
+        encoded.update(zip(alike, _encode_alike(networks, encoders, alike), strict=True))
     return [encoded[row] for row in rows]
 
 
-def _encode_alike(
-    networks: Networks, encoders: TextEncoders, rows: Sequence[Row], has_gpt2: bool
-) -> Conditioning:
-    """Encode rows of the same length as a batch, as in the paper's figure 2; zeros replace GPT-2's vectors
-    in rows that have none.
+def _kind(row: Row) -> tuple[int, bool, int]:
+    """What rows that are encoded as a batch have in common."""
+    return row.length, row.has_gpt2, row.opened
+
+
+def _encode_alike(networks: Networks, encoders: TextEncoders, rows: Sequence[Row]) -> Conditioning:
+    """Encode rows of the same kind as a batch, as in the paper's figure 2; zeros replace GPT-2's vectors in
+    rows that have none, and given vectors the first of them.
     """
     unet, gpt2_context = networks.configs["unet"], None
-    vectors = encoders.read(rows, for_gpt2=has_gpt2)
-    if GPT2 in unet.roles and has_gpt2:
+    given = _given(networks, rows)  # (batch, opened, gpt2_dim)
+    left = 0 if given is None else networks.configs["gpt2"].new_vectors - given.shape[1]
+    vectors = encoders.read(rows, for_gpt2=given is None or left > 0)
+    if given is not None and left:
         with networks.running("projection") as projection:
             sequence, mask = projection(*vectors)  # (batch, seq + 5, gpt2_dim)
+        if given.shape[1]:
+            sequence = torch.cat([sequence, given], dim=1)  # (batch, seq + 5 + opened, gpt2_dim)
+            mask = F.pad(mask, (0, given.shape[1]), value=True)
         with networks.running("gpt2") as gpt2:
-            gpt2_context = gpt2.generate(sequence, mask)  # (batch, new_vectors, gpt2_dim)
-    elif GPT2 in unet.roles:
-        config, dtype = networks.configs["gpt2"], networks.dtypes["gpt2"]
-        shape = len(rows), config.new_vectors, config.dim
-        gpt2_context = torch.zeros(shape, dtype=dtype, device=networks.device)
+            new = gpt2.generate(sequence, mask, left)  # (batch, left, gpt2_dim)
+        gpt2_context = torch.cat([given, new], dim=1) if given.shape[1] else new
+    elif given is not None:
+        gpt2_context = given
     return Conditioning(
         gpt2_context,
         vectors.t5 if T5 in unet.roles else None,
         vectors.t5_mask if T5 in unet.roles else None,
         clap_vector=vectors.clap if unet.film_dim else None,
     )
+
+
+def _given(networks: Networks, rows: Sequence[Row]) -> Tensor | None:
+    """The vectors of rows of the same kind that GPT-2 does not generate: (batch, opened, gpt2_dim).
+
+    All of them are zero in rows without GPT-2's vectors; None for a denoiser that reads none.
+    """
+    if GPT2 not in networks.configs["unet"].roles:
+        return None
+    config, device, dtype = networks.configs["gpt2"], networks.device, networks.dtypes["gpt2"]
+    given = [row.opening.vectors.to(device, dtype) for row in rows if row.opening is not None]
+    if given:
+        return torch.stack(given)
+    vectors = 0 if rows[0].has_gpt2 else config.new_vectors
+    return torch.zeros(len(rows), vectors, config.dim, dtype=dtype, device=device)
 
 
 def _require_positions(length: int, gpt2: GPT2Config) -> None:

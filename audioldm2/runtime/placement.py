@@ -20,6 +20,7 @@ from audioldm2.runtime.compile import compile_network
 from audioldm2.runtime.dtypes import cast
 
 Addition = Callable[[nn.Module], nn.Module]  # puts more layers on a network that nobody runs yet
+ON_DEMAND = ("audiomae",)  # networks that few requests run: read when they first do
 REOPEN_BYTES = 2**28  # of tensors cast to another dtype, after which a network's file is opened anew
 
 
@@ -62,6 +63,9 @@ class Networks:
         home = device if residence == "device" else torch.device("cpu")
         self._loaded: dict[str, nn.Module] = {}
         for name in checkpoint.configs:
+            if name in ON_DEMAND:
+                checkpoint.states[name]()  # checked like the others
+                continue
             network = materialise(checkpoint, name, device=home, dtype=dtypes[name])
             if compile:
                 compile_network(network, name, device)
@@ -78,10 +82,9 @@ class Networks:
             return
         with ops.using(self.ops):
             if self.residence == "device":
-                if name not in self._loaded:  # it was released
-                    self._loaded[name] = materialise(
-                        self.checkpoint, name, device=self.device, dtype=self.dtypes[name]
-                    )
+                if name not in self._loaded:  # it was released, or runs for the first time
+                    with self._lock:
+                        self._load(name, self.device)
                 yield self._loaded[name]
                 return
             with self._lock:
@@ -103,12 +106,18 @@ class Networks:
         if network is not None:
             network.to("meta")
 
+    def _load(self, name: str, device: torch.device) -> nn.Module:
+        """A network where it waits, read now if it is not there."""
+        if name not in self._loaded:
+            self._loaded[name] = materialise(self.checkpoint, name, device=device, dtype=self.dtypes[name])
+        return self._loaded[name]
+
     def _bring(self, name: str) -> None:
         if self.residence == "disk":
             network = materialise(self.checkpoint, name, device=self.device, dtype=self.dtypes[name])
             self._loaded[name] = self._additions[name](network) if self._base else network
             return
-        network = self._loaded[name]
+        network = self._load(name, torch.device("cpu"))
         self._home[name] = dict(network.state_dict())
         on_device = {key: tensor.to(self.device) for key, tensor in self._home[name].items()}
         network.load_state_dict(on_device, assign=True)

@@ -18,8 +18,8 @@ The saved model records the reading, and generation follows it.
 Source: Ho et al. 2020, "DDPM" (arXiv 2006.11239), algorithm 1; Ho & Salimans 2022 (arXiv 2207.12598) for the
 dropped captions; haoheliu/AudioLDM-training-finetuning, `LatentDiffusion.get_input` and
 `CLAPAudioEmbeddingClassifierFreev2.forward`, for how upstream drops them; AudioLDM 2 (arXiv 2308.05734),
-section III. The paper first trains GPT-2 to predict AudioMAE features of the sound. Only the original .pth
-files contain AudioMAE, and no network here reads it; here GPT-2 learns from the denoiser's loss.
+section III. The paper first trains GPT-2 to predict AudioMAE features of the sound (`models.audiomae`); here
+GPT-2 learns from the denoiser's loss.
 
 Traps
 - With "reference", an empty caption is padded to the length of the caption that it replaces: guidance encodes

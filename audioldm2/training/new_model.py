@@ -14,7 +14,7 @@ from torch import Tensor
 from audioldm2.audio import CLAP_MEL, SAMPLE_RATE, MelSettings
 from audioldm2.checkpoints import storage, validate
 from audioldm2.errors import some
-from audioldm2.models import NETWORKS
+from audioldm2.models import NETWORKS, OPTIONAL
 from audioldm2.models.clap_audio import ClapAudioConfig
 from audioldm2.models.clap_text import ClapTextConfig
 from audioldm2.models.gpt2 import GPT2Config
@@ -56,7 +56,7 @@ SMALL: dict[str, Any] = {
     "schedule": NoiseSchedule(beta_end=0.014266, steps=800),
 }  # fmt: skip
 PUBLISHED: dict[str, Any] = {
-    name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"
+    name: config() for name, (_, config) in NETWORKS.items() if name not in OPTIONAL
 } | {
     "clap_mel": CLAP_MEL,
     "schedule": NoiseSchedule(),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioldm2.audio import clap_log_mel, resample
+from audioldm2.audio import SAMPLE_RATE, audiomae_fbank, clap_log_mel, resample
 from audioldm2.checkpoints import storage
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.prompt.tokenizers import pad
@@ -145,3 +145,8 @@ def _runs(subject: Subject) -> Iterator[tuple[str, Run, Tensor]]:
         wave = resample(outputs["hifigan"], vocoder.sample_rate, front_end.sample_rate)
         log_mel = clap_log_mel(wave[:, : 10 * front_end.sample_rate], front_end)
         yield exact("clap_audio", lambda net, dtype: net(log_mel.to(dtype)))
+    if "audiomae" in configs:
+        size = configs["audiomae"]
+        wave = resample(outputs["hifigan"], vocoder.sample_rate, SAMPLE_RATE)
+        fbank = audiomae_fbank(wave, size.frames, size.mels).to(device)
+        yield exact("audiomae", lambda net, dtype: net(fbank.to(dtype)))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from audioldm2.checkpoints import tensor_files
-from audioldm2.models import NETWORKS
+from audioldm2.models import NETWORKS, OPTIONAL
 from tests.support.checkpoints import write_diffusers
 from tests.support.command_line import CODE, QUICK, assert_refused, assert_same_sound, fail_at
 
@@ -28,7 +28,7 @@ def diffusers_folder(tmp_path_factory) -> Path:
 def test_converted_folder_gives_the_same_sound(run, diffusers_folder):
     code, out, err = run("convert", diffusers_folder, "converted")
     assert (code, out) == (0, "converted\n")
-    networks = [name for name in NETWORKS if name != "phonemes"]
+    networks = [name for name in NETWORKS if name not in OPTIONAL]
     read, written = (
         [line.split()[place] for line in err.splitlines() if line.startswith("writing") == bool(place)]
         for place in (0, 1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from audioldm2 import NoiseSchedule, convert
 from audioldm2.audio import CLAP_MEL
 from audioldm2.convert import PARTS, convert_state
-from audioldm2.models import NETWORKS, build_on_meta
+from audioldm2.models import NETWORKS, OPTIONAL, build_on_meta
 from scripts import make_random_checkpoint, make_reference_checkpoint
 from tests.support import reference
 
@@ -102,7 +102,7 @@ if DATA.is_dir():
     ORIGINS += [(published, size) for size in TOTALS]
 
 
-SOUND_NETWORKS = [name for name in NETWORKS if name != "phonemes"]  # which is of the speech models
+SOUND_NETWORKS = [name for name in NETWORKS if name not in OPTIONAL]
 
 
 @pytest.fixture(scope="module", params=ORIGINS, ids=lambda origin: f"{origin[0].__name__}-{origin[1]}")

@@ -25,6 +25,7 @@ FILES = {  # network file -> the networks in it
     "clap_text": "clap_text",
     "clap_audio": "clap_audio",
     "phonemes": "phonemes",
+    "audiomae": "audiomae",
 }
 COMPUTING = (
     *("forward", "_conv_forward", "decode", "encode", "generate", "keys_values", "upsample", "by"),

@@ -19,7 +19,8 @@ State = dict[str, Tensor]
 SECOND_ENCODER = "cond_stage_models.0.cond_stage_models.1"
 OF_ALL = {"clap": "clap.model", "unet": "model.diffusion_model", "vae": "first_stage_model",
           "hifigan": "first_stage_model.vocoder"}  # fmt: skip
-OF_GPT2 = {"projection": "cond_stage_models.0", "gpt2": "cond_stage_models.0.model"}
+OF_GPT2 = {"projection": "cond_stage_models.0", "gpt2": "cond_stage_models.0.model",
+           "audiomae": "cond_stage_models.0.cond_stage_models.2.audiomae.model"}  # fmt: skip
 PLACES = {  # kind -> network -> the module that holds it
     "base": OF_ALL | OF_GPT2 | {"t5": "cond_stage_models.1.model"},
     "large": OF_ALL | OF_GPT2 | {"t5": "cond_stage_models.1.model"},
@@ -103,6 +104,17 @@ WORDS: dict[str, dict[str, str]] = {  # part of our key -> part of the original'
         "ff_in": "mlp.c_fc",
         "ff_out": "mlp.c_proj",
         "norm_out": "ln_f",
+    },
+    "audiomae": {
+        "class_embedding": "cls_token",
+        "position_embedding": "pos_embed",
+        "patch_embed": "patch_embed.proj",
+        "attn_norm": "norm1",
+        "attn.out": "attn.proj",
+        "ff_norm": "norm2",
+        "ff_in": "mlp.fc1",
+        "ff_out": "mlp.fc2",
+        "norm_out": "norm",
     },
     "projection": {
         "clap_linear": "input_sequence_embed_linear.0",

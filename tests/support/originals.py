@@ -2,7 +2,7 @@
 
 Every parameter is random and stored under its original name (`original_names`), among everything else that
 such a file holds: the average of the UNet's weights, the noise schedule, second copies of CLAP and T5,
-tables, masks and an audio encoder.
+tables, masks and the decoder of AudioMAE.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ import torch
 from audioldm2 import convert
 from audioldm2.checkpoints import storage
 from audioldm2.errors import WeightsError
+from audioldm2.models.audiomae import AudioMAEConfig
 from audioldm2.models.clap_audio import ClapAudioConfig
 from audioldm2.models.clap_text import ClapTextConfig
 from audioldm2.models.gpt2 import GPT2Config
@@ -55,7 +56,10 @@ AT_16_KHZ = {
     "vae": VAEConfig(latent_channels=3, channels=(32, 32, 64), layers=1, scaling_factor=SCALING_FACTOR),
     "hifigan": HiFiGANConfig(mels=16, channels=32, branch_kernels=(3, 5), branch_dilations=((1, 3), (1, 3))),
 }
-AUDIOLDM_2 = CLAP | T5_ENCODER | GPT | AT_16_KHZ | {"projection": ProjectionConfig(10, 14, 128)}
+AUDIOMAE = AudioMAEConfig(dim=128, depth=2, heads=2, frames=128, averaged=2, pool=(1, 8))
+AUDIOLDM_2 = CLAP | T5_ENCODER | GPT | AT_16_KHZ | {
+    "projection": ProjectionConfig(10, 14, 128), "audiomae": AUDIOMAE,
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "base": AUDIOLDM_2 | {"unet": UNET},
     "large": AUDIOLDM_2 | {
@@ -83,6 +87,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "projection": ProjectionConfig(10, 12, 128, positions=30),
         "gpt2": GPT2Config(dim=128, depth=1, heads=2, max_positions=600, new_vectors=512),
         "unet": replace(UNET, transformers=((), (SELF, GPT2)), t5_dim=UNetConfig.t5_dim),
+        "audiomae": replace(AUDIOMAE, frames=1024, pool=(1, 1)),
     },
 }  # fmt: skip
 
@@ -201,14 +206,16 @@ def unused_of_phonemes(place: str, table: State) -> State:
     return {f"{place}.proj.weight": torch.randn(24, 12, 1), f"{place}.proj.bias": torch.randn(24)}
 
 
-def unused_of_projection(place: str, table: State) -> State:
-    """Return the audio encoder that GPT-2 learned from."""
-    encoder = f"{place}.cond_stage_models.2.audiomae.model"
+def unused_of_audiomae(place: str, table: State) -> State:
+    """Return the decoder that AudioMAE was trained with."""
     return {
-        f"{encoder}.cls_token": torch.randn(1, 1, 6),
-        f"{encoder}.patch_embed.proj.weight": torch.randn(6, 1, 2, 2),
-        f"{encoder}.blocks.0.attn.qkv.weight": torch.randn(18, 6),
-        f"{encoder}.decoder_blocks.0.norm1.weight": torch.randn(6),
+        f"{place}.mask_token": torch.randn(1, 1, 6),
+        f"{place}.decoder_embed.weight": torch.randn(6, 128),
+        f"{place}.decoder_pos_embed": torch.randn(1, 65, 6),
+        f"{place}.decoder_blocks.0.norm1.weight": torch.randn(6),
+        f"{place}.decoder_blocks.7.attn.qkv.weight": torch.randn(18, 6),
+        f"{place}.decoder_norm.bias": torch.randn(6),
+        f"{place}.decoder_pred.weight": torch.randn(256, 6),
     }
 
 
@@ -216,7 +223,7 @@ UNUSED = {
     "t5": unused_of_t5,
     "gpt2": unused_of_gpt2,
     "phonemes": unused_of_phonemes,
-    "projection": unused_of_projection,
+    "audiomae": unused_of_audiomae,
 }
 
 

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "runtime": {"models", "ops"},
     "prompt": {"models", "runtime"},
     "clap_score": {"audio", "models", "prompt", "runtime"},
+    "language_of_audio": {"audio", "editing", "models", "prompt", "runtime"},
     "evaluation": {
         *("audio", "clap_score", "options", "pipeline", "prompt", "runtime", "table_files", "training"),
     },
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "result": {"audio", "clap_score", "options", "request"},
     "adapters": {"checkpoints", "convert", "models", "ops", "prompt", "runtime"},
     "stages": {
-        *("audio", "clap_score", "denoiser", "edit_options", "editing", "models", "ops"),
+        *("audio", "clap_score", "denoiser", "edit_options", "editing", "language_of_audio", "models", "ops"),
         *("options", "prompt", "runtime", "sampling", "sound_shape"),
     },
     "pipeline": {

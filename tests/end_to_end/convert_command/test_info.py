@@ -25,7 +25,11 @@ def test_info_describes_a_model_in_each_form(run, ready, form):
     assert "AudioLDM 2, base size: conditioned on GPT-2 and T5" in out
     assert "16000 Hz, 16 mel bands, hop 160" in out
     assert re.search(r"^heads +1, 2$", out, flags=re.M)
-    counts = [sum(each.numel() for each in state.values()) for state in MADE.states.values()]
+    counts = [
+        sum(each.numel() for each in state.values())
+        for name, state in MADE.states.items()
+        if (name, form) != ("audiomae", "diffusers")  # which that layout cannot hold
+    ]
     assert sorted(numbers(out)) == sorted([*counts, sum(counts)])
     assert "float32" in out and "licence" in out
     source = out.splitlines()[0].split(maxsplit=1)

@@ -60,6 +60,12 @@ VIOLATIONS = [  # network, changes to the published config, the field that the e
     ("clap_audio", {"heads": (4, 8, 16, 31)}, "dim * 8", "be a multiple of heads[3] (31)"),
     ("clap_audio", {"dropout": 1.0}, "dropout", "be below 1"),
     ("clap_audio", {"ff_ratio": 1e-3}, "ff_ratio", "leave at least one of dim (128) channels"),
+    ("audiomae", {"heads": 7}, "dim", "be a multiple of heads (7)"),
+    ("audiomae", {"frames": 1000}, "frames", "be a multiple of patch (16)"),
+    ("audiomae", {"averaged": 13}, "averaged", "be a whole number from 1 to 12"),
+    ("audiomae", {"pool": [8, 8]}, "pool", "be a tuple of whole numbers"),
+    ("audiomae", {"pool": (8,)}, "pool", "have two entries, for time and for frequency"),
+    ("audiomae", {"pool": (8, 3)}, "pool", "divide the 64 x 8 patches of the spectrogram"),
 ]  # fmt: skip
 
 
@@ -139,6 +145,11 @@ CONFIGURATIONS = {
         window=small, ff_ratio=st.sampled_from([0.1, 1, 2.5]), dropout=st.sampled_from([0, 0.5, 1]),
         eps=st.just(1e-5), projection_dim=small,
     ),
+    "audiomae": dict(
+        dim=small, depth=st.integers(1, 3), heads=small, patch=small, frames=st.sampled_from([4, 6, 12]),
+        mels=st.sampled_from([4, 8]), averaged=st.integers(1, 3),
+        pool=st.tuples(st.integers(1, 3), st.integers(1, 3)), eps=st.just(1e-6),
+    ),
 }  # fmt: skip
 
 
@@ -169,6 +180,9 @@ def test_config_that_passes_can_be_built_and_run(name: str, data: st.DataObject)
     elif name in ("t5", "phonemes"):
         ids = torch.zeros(2, 12, dtype=torch.int64)
         assert network(ids, torch.ones(2, 12, dtype=torch.bool)).shape == (2, 12, config.dim)
+    elif name == "audiomae":
+        fbank = torch.randn(2, config.frames, config.mels)
+        assert network(fbank).shape == (2, config.tokens, config.dim)
     else:
         frames = config.spec_size * (config.spec_size // config.mels)
         for time in {1, frames - 1, frames}:

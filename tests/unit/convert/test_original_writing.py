@@ -94,9 +94,14 @@ def errors_in(work: Path, name: str) -> list[str]:
 
 
 def assert_whole(folder: Path) -> None:
-    """Check that a folder in either layout has every tensor."""
-    checkpoint = storage.read(folder) if storage.is_converted(folder) else convert.read_diffusers(folder)
-    assert_same_states(states_of(checkpoint), originals.make("base").states)
+    """Check that a folder in either layout has every tensor that the layout can hold."""
+    expected = dict(originals.make("base").states)
+    if storage.is_converted(folder):
+        checkpoint = storage.read(folder)
+    else:
+        checkpoint = convert.read_diffusers(folder)
+        del expected["audiomae"]
+    assert_same_states(states_of(checkpoint), expected)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import audioldm2
 from audioldm2 import clap_score, ops
 from audioldm2.models import NETWORKS
+from audioldm2.models.audiomae import AudioMAEConfig
 from audioldm2.models.phonemes import PhonemesConfig
 from audioldm2.ops import dispatch
 from audioldm2.runtime import tiling
@@ -71,6 +72,15 @@ def of_phonemes(model: audioldm2.AudioLDM2) -> Tensor:
         return network(ids, torch.ones(1, 10, dtype=torch.bool)).float()
 
 
+def of_audiomae(model: audioldm2.AudioLDM2) -> Tensor:
+    """The tiny model has none, so its network is run alone."""
+    config = AudioMAEConfig(dim=16, depth=3, heads=2, patch=4, frames=64, mels=32, averaged=2)
+    torch.manual_seed(0)
+    network = NETWORKS["audiomae"][0](config).to(model.networks.dtypes["unet"]).eval()
+    with torch.no_grad(), ops.using(model.networks.ops):
+        return network(randn(1, 64, 32).to(model.networks.dtypes["unet"])).float()
+
+
 RUN: dict[str, Callable[[audioldm2.AudioLDM2], Tensor]] = {
     "unet": lambda model: model.denoise(
         model.encode_prompt("a dog barks"), randn(*model.sound.latents(1, 300)), num_inference_steps=1
@@ -83,6 +93,7 @@ RUN: dict[str, Callable[[audioldm2.AudioLDM2], Tensor]] = {
     "clap_text": of_clap_text,
     "clap_audio": lambda model: model.score("a dog barks", 0.1 * randn(1, 16000)),
     "phonemes": of_phonemes,
+    "audiomae": of_audiomae,
 }
 
 
@@ -172,6 +183,7 @@ BY_HAND = [
     ("gpt2", 'F.gelu(self.ff_in(self.ff_norm(x)), approximate="tanh")', "self.ff_in(self.ff_norm(x))"),
     ("t5", "scale=1.0", "scale=None"),
     ("clap_text", "F.gelu(self.ff_in(x))", "F.relu(self.ff_in(x))"),
+    ("audiomae", "F.max_pool2d(x, config.pool)", "F.avg_pool2d(x, config.pool)"),
 ]  # fmt: skip
 
 

@@ -7,13 +7,13 @@ import torch
 
 import audioldm2
 from audioldm2.errors import ArgumentError
-from audioldm2.models import NETWORKS
+from audioldm2.models import NETWORKS, OPTIONAL
 from audioldm2.ops import trial_file
 from audioldm2.runtime import dtypes
 from audioldm2.runtime.dtypes import Comparison
 
 CPU = torch.device("cpu")
-PUBLISHED = {name: config() for name, (_, config) in NETWORKS.items() if name != "phonemes"}
+PUBLISHED = {name: config() for name, (_, config) in NETWORKS.items() if name not in OPTIONAL}
 FASTER, SLOWER = Comparison(float32=3.0, bfloat16=2.0), Comparison(float32=2.0, bfloat16=3.0)
 
 

@@ -135,7 +135,7 @@ def test_another_revision_is_called_one(copy, facts):
     found = findings(other_weights(copy), facts, *FILES_ONLY)
     assert failures(found) == ["tensors"]
     (problem,) = found["tensors"].problems
-    assert "another revision" in problem and "8 of 8 networks" in problem
+    assert "another revision" in problem and "9 of 9 networks" in problem
 
 
 def test_one_tensor_tuned_a_little_is_named(copy, facts):
