@@ -119,6 +119,7 @@ def read_diffusers(
         source=source or str(folder),
         revision=revision,
         symbols=symbols,
+        merged=storage.read_merged(folder),
     )
     check(checkpoint, str(folder))
     return checkpoint

@@ -39,6 +39,7 @@ class Checkpoint:
     unconditional: str = "reference"  # how an empty negative prompt is encoded: `prompt.encode.UNCONDITIONAL`
     normalized: bool = True  # whether it learnt sounds at a peak of 0.5, as upstream trains
     symbols: tuple[str, ...] | None = None  # of a speech model: the symbol of each phoneme id
+    merged: tuple[Mapping[str, Any], ...] = ()  # of each adapter in its weights, `Adapter.describe`
 
 
 def tokenizers_of(configs: Mapping[str, Any]) -> list[str]:

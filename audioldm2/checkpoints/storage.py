@@ -60,6 +60,21 @@ FIELDS = {  # of config.json
     *("audioldm2_format", "source", "revision", "schedule", "clap_mel", "seconds"),
     *("unconditional", "normalized", "symbols", "networks"),
 }
+MERGED = "merged_adapters.json"  # in a model's folder of either layout, if its weights contain adapters
+
+
+def read_merged(folder: Path) -> tuple[dict[str, Any], ...]:
+    """Read what is known of the adapters in a model's weights; WeightsError if the file is damaged."""
+    path = folder / MERGED
+    if not path.is_file():
+        return ()
+    entries = read_json(path).get("adapters")
+    return tuple(validate.typed(f"'adapters' in {path}", entries, tuple[dict, ...]))
+
+
+def merged_notes(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the JSON file, name -> content, that `read_merged` reads; none without merged adapters."""
+    return {MERGED: {"adapters": [dict(each) for each in checkpoint.merged]}} if checkpoint.merged else {}
 
 
 def is_converted(folder: Path) -> bool:
@@ -108,6 +123,7 @@ def read(folder: Path) -> Checkpoint:
         unconditional=validate.typed(f"'unconditional' in {path}", config["unconditional"], str),
         normalized=validate.typed(f"'normalized' in {path}", config["normalized"], bool),
         symbols=validate.typed(f"'symbols' in {path}", config["symbols"], tuple[str, ...] | None),
+        merged=read_merged(folder),
     )
     check(checkpoint, str(path))
     return checkpoint
@@ -194,7 +210,7 @@ def write(
             "symbols": checkpoint.symbols,
             "networks": {name: asdict(config) for name, config in checkpoint.configs.items()},
         }
-        for name, content in {"config.json": config, **(notes or {})}.items():
+        for name, content in {"config.json": config, **merged_notes(checkpoint), **(notes or {})}.items():
             (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
