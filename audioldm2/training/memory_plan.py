@@ -13,10 +13,10 @@ that fit; it never undoes what the recipe wants:
 With each of 3 to 5, the batch is divided into as few parts as fit.
 
 The figures are meant as an upper bound: on a GPU of its memory, on a CPU of the resident memory of the
-process. README.md compares them with measurements.
+process. Samples (`--sample-every`) are left out: they load the saved model beside the one in training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -34,7 +34,9 @@ GB = 1e9
 RUNTIME = {"cpu": 0.45 * GB, "cuda": 0.8 * GB}  # Python and PyTorch; on a GPU its context and libraries
 LOOSE = 1.15  # what allocators take for activations, over what is alive: gaps, and copies in other layouts
 SPARE = 1.1  # of the cache, for what is estimated
-FREED = ("vae", "clap_text", "t5")  # once the cache is full, unless they learn
+FREED = ("vae", "clap_text", "t5")  # once the cache has all that they compute, unless they learn
+
+Measure = Callable[[type[LDMStage], Checkpoint, LDMRecipe, str], Rehearsal]
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,13 @@ def peak(
     batch = recipe.batch // share
     rows = ceil(batch / recipe.accumulate)
     weights = measured.weights
-    stays = {name: size for name, size in weights.items() if not (cached and name in FREED)}
-    if kind.name == "word":
-        stays = stays | {"t5": weights["t5"]}  # it reads the vectors that learn
+    freed = set(FREED) - set(measured.trainable) if cached else set()
     numbers = measured.learning // 4
     second_moment = 4 if recipe.optimizer == "muon" else 8  # bytes of state for each number
-    # On GPUs, AdamW updates all parameters at once, with a copy of them; no activations are alive then.
-    update = 0 if on_cpu else measured.learning
+    # While no activations are alive: on GPUs, AdamW updates all parameters at once, with a copy of them; on
+    # a CPU, safetensors copies the network that it writes.
+    saving = 0 if kind.adapts else max(weights.values())
+    between = saving if on_cpu else measured.learning
     encoding = round(LOOSE * rows * measured.encoding)
     always = {
         "Python and PyTorch": round(RUNTIME["cpu" if on_cpu else "cuda"]),
@@ -124,13 +126,13 @@ def peak(
         "encoding": encoding,
     }
     steps = always | {
-        "weights": sum(stays.values()),
+        "weights": sum(size for name, size in weights.items() if name not in freed),
         "averages": measured.averages,
         "prepared clips": measured.latent * (recipe.pool or 2 * batch),
         "gradients": measured.learning,
         "optimizer": numbers * second_moment,
         "activations": max(
-            round(LOOSE * measured.step.of(rows)), round(LOOSE * rows * measured.validation), update
+            round(LOOSE * measured.step.of(rows)), round(LOOSE * rows * measured.validation), between
         ),
         "encoding": 0 if cached or recipe.pool else encoding,  # of the next batch, meanwhile
     }
@@ -139,7 +141,7 @@ def peak(
 
 def fit(
     kind: type[LDMStage], checkpoint: Checkpoint, recipe: LDMRecipe, limit: float, device: torch.device,
-    clips: Clips, share: int = 1,
+    clips: Clips, share: int = 1, measure: Measure | None = None,
 ) -> Plan:  # fmt: skip
     """Chooses settings with which a stage fits into `limit` bytes.
 
@@ -151,6 +153,7 @@ def fit(
         device: what it trains on.
         clips: what to know of the data.
         share: processes that share each batch.
+        measure: in place of `rehearse`, for callers that keep what it found.
 
     Raises:
         ArgumentError: nothing fits.
@@ -158,7 +161,7 @@ def fit(
     least: Peak | None = None
     for extras in _extras(recipe, device):
         tried = replace(recipe, **extras)
-        measured = rehearse(kind, checkpoint, tried, clips.caption)
+        measured = (measure or rehearse)(kind, checkpoint, tried, clips.caption)
         for settings in _settings(tried, measured, clips, share):
             found = peak(measured, kind, settings, device, clips, share)
             if found.bytes <= limit:
@@ -175,8 +178,9 @@ def _extras(recipe: LDMRecipe, device: torch.device) -> Iterator[dict[str, Any]]
     """Yields what to change of a recipe beside its cache and parts, one thing more each time."""
     extras: dict[str, Any] = {}
     yield extras
-    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
-    half = {} if recipe.bf16 or recipe.fp16 else {"bf16" if has_bf16 else "fp16": True}
+    on_gpu = device.type == "cuda" and torch.cuda.is_available()
+    dtype = "fp16" if on_gpu and not torch.cuda.is_bf16_supported() else "bf16"
+    half = {} if recipe.bf16 or recipe.fp16 else {dtype: True}
     for more in ({"recompute": True}, half, {"frozen_bf16": True}):
         if any(getattr(recipe, name) != value for name, value in more.items()):
             extras = extras | more

@@ -40,6 +40,7 @@ class Growth:
 class Rehearsal:
     """What a stage holds, in bytes."""
 
+    trainable: tuple[str, ...]  # networks that learn, or that adapters or new words are for
     weights: dict[str, int]  # of each network, adapters and new words included
     learning: int  # parameters that learn
     averages: int  # of these
@@ -112,6 +113,7 @@ def rehearse(kind: type[LDMStage], checkpoint: Checkpoint, recipe: LDMRecipe, ca
         tokens = stage.encoders.length(caption)
         names = (*stage.trainable(), *stage.frozen())
         return Rehearsal(
+            trainable=stage.trainable(),
             weights={name: _bytes(stage.network(name)) + _besides(stage, name) for name in names},
             learning=sum(_bytes(each) for each in stage.trained.values()),
             averages=sum(each.nbytes for ema in stage.ema.values() for each in ema.state.values()),
