@@ -80,7 +80,8 @@ def test_convert_folds_adapters_in(layout: str, run: Path, tiny_folder: Path, tm
     found, expected = (each.generate("a bell", **settings).latents for each in (merged, model))
     assert (found - expected).norm() < 1e-5 * expected.norm()
     assert main(["info", str(tmp_path / "merged")]) == 0
-    assert f"adapter       oud, weight 2.0, in the weights, trained on {tiny_folder}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"adapter       oud, weight 2.0, in the weights, trained on {tiny_folder}" in said
 
 
 @pytest.mark.parametrize(
