@@ -31,8 +31,9 @@ from audioldm2.training.ldm import LDMRecipe, LDMStage
 from audioldm2.training.rehearsal import Rehearsal, rehearse
 
 GB = 1e9
-RUNTIME = {"cpu": 0.45 * GB, "cuda": 0.8 * GB}  # Python and PyTorch; on a GPU its context and libraries
-LOOSE = 1.15  # what allocators take for activations, over what is alive: gaps, and copies in other layouts
+RUNTIME = {"cpu": 0.5 * GB, "cuda": 0.8 * GB}  # Python and PyTorch; on a GPU its context and libraries
+# What allocators and kernels take over what is alive: gaps, copies in other layouts. On a CPU it is measured.
+LOOSE = {"cpu": 1.5, "cuda": 1.15}
 SPARE = 1.1  # of the cache, for what is estimated
 FREED = ("vae", "clap_text", "t5")  # once the cache has all that they compute, unless they learn
 
@@ -113,9 +114,11 @@ def peak(
     # a CPU, safetensors copies the network that it writes.
     saving = 0 if kind.adapts else max(weights.values())
     between = saving if on_cpu else measured.learning
-    encoding = round(LOOSE * rows * measured.encoding)
+    kind_of_device = "cpu" if on_cpu else "cuda"
+    loose = LOOSE[kind_of_device]
+    encoding = round(loose * rows * measured.encoding)
     always = {
-        "Python and PyTorch": round(RUNTIME["cpu" if on_cpu else "cuda"]),
+        "Python and PyTorch": round(RUNTIME[kind_of_device]),
         "sounds": clips.sound_bytes if on_cpu else 0,
     }
     # The hash of a network opens its file once more.
@@ -132,7 +135,7 @@ def peak(
         "gradients": measured.learning,
         "optimizer": numbers * second_moment,
         "activations": max(
-            round(LOOSE * measured.step.of(rows)), round(LOOSE * rows * measured.validation), between
+            round(loose * measured.step.of(rows)), round(loose * rows * measured.validation), between
         ),
         "encoding": 0 if cached or recipe.pool else encoding,  # of the next batch, meanwhile
     }
