@@ -137,7 +137,7 @@ def peak(
         "activations": max(
             round(loose * measured.step.of(rows)), round(loose * rows * measured.validation), between
         ),
-        "encoding": 0 if cached or recipe.pool else encoding,  # of the next batch, meanwhile
+        "encoding": 0 if cached else encoding,  # of the next batch, meanwhile
     }
     return Peak(start, steps)
 
