@@ -32,6 +32,7 @@ def offline(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", SOUNDING)
 def test_generates_at_its_rate_and_length(models, kind):
     model = models(kind)
@@ -41,6 +42,7 @@ def test_generates_at_its_rate_and_length(models, kind):
     assert result.audio.isfinite().all() and result.audio.std() > 1e-3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", SOUNDING)
 def test_converted_folder_generates_the_same_sound(models, folder, tmp_path, kind):
     tokenizers = {"clap_tokenizer": folder / "tokenizer", "t5_tokenizer": folder / "tokenizer_2"}
