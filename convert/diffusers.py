@@ -124,6 +124,7 @@ def read_diffusers(
         revision=revision,
         seconds=seconds,
         symbols=symbols,
+        merged=storage.read_merged(folder),
     )
     check(checkpoint, str(folder))
     return checkpoint

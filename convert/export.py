@@ -142,6 +142,8 @@ def write_diffusers(
                 "clip_sample": False,
             },
         )
+        for name, content in storage.merged_notes(checkpoint).items():
+            _write_json(draft / name, content)
         front_end = {theirs: getattr(clap_mel, ours) for ours, theirs, *_ in CLAP_MEL}
         _write_json(
             draft / "feature_extractor" / "preprocessor_config.json",

@@ -156,6 +156,9 @@ def describe(checkpoint: Checkpoint, *, opened: bool = True) -> Iterator[str]:
     yield f"sound         {vocoder.sample_rate} Hz, {vocoder.mels} mel bands, hop {vocoder.hop}"
     yield f"latent        {vae.latent_channels} channels, {vae.downsampling} mel frames and bands to one"
     yield f"heads         {', '.join(map(str, denoiser.heads))}"
+    for each in checkpoint.merged:
+        base = f", trained on {each['base_model']}" if "base_model" in each else ""
+        yield f"adapter       {each.get('name')}, weight {each.get('weight')}, in the weights{base}"
     yield ""
     all_count = all_size = 0
     for name, config in configs.items():

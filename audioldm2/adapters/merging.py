@@ -13,7 +13,7 @@ from audioldm2.checkpoints.checkpoint import Checkpoint
 
 
 def merged(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> Checkpoint:
-    """A checkpoint that computes without adapters what another computes with them.
+    """A checkpoint that computes without adapters what another computes with them, and says which it has.
 
     Weights that change are float32, whatever they were, so that merging itself rounds nothing to half
     precision. They are computed when the checkpoint's tensors are opened.
@@ -23,7 +23,8 @@ def merged(checkpoint: Checkpoint, adapters: Iterable[Adapter]) -> Checkpoint:
         layers = of_network(adapters, name)
         if layers:
             states[name] = partial(_merged_state, states[name], layers)
-    return replace(checkpoint, states=states)
+    known = tuple(each.describe() for each in adapters)
+    return replace(checkpoint, states=states, merged=(*checkpoint.merged, *known))
 
 
 def _merged_state(

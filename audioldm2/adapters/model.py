@@ -6,7 +6,8 @@ What reads their files is imported when it is needed: most models are used witho
 import copy
 import os
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,11 @@ LAYOUTS = ("converted", "diffusers")
 _changing = threading.Lock()  # held while the networks of a model with other adapters are built
 _swapping = threading.Lock()  # held while they take the place of the old ones
 
+
+class BaseWarning(UserWarning):
+    """An adapter or a new word was trained on a model with other weights."""
+
+
 Model = TypeVar("Model", bound="Adaptable")
 
 
@@ -37,7 +43,6 @@ class Adaptable:
     networks: Networks
     t5_tokenizer: T5Tokenizer | None
     adapters: tuple[Adapter, ...] = ()  # in the order in which they were loaded
-    merged_adapters: tuple[Adapter, ...] = ()  # those that the weights contain
     words: tuple[Word, ...] = ()  # new ones, in the order in which they were loaded
 
     def load_lora(self, source: str | os.PathLike, weight: float = 1.0, name: str | None = None) -> str:
@@ -54,6 +59,8 @@ class Adaptable:
         Raises:
             ArgumentError: the weight is not a number, or the name is taken.
             WeightsError: the adapter cannot be found or read, or does not fit this model.
+
+        Warns (BaseWarning) if the adapter says that it was trained on other weights than this model's.
         """
         weight = require_number("weight", weight, -LARGEST_WEIGHT, LARGEST_WEIGHT)
         if name is not None and (not isinstance(name, str) or not name):
@@ -61,6 +68,7 @@ class Adaptable:
         from audioldm2.adapters import reading
 
         adapter = replace(reading.read(source, self.networks.configs, name), weight=weight)
+        self._warn_of_other_base(adapter.name, adapter.metadata, adapter.layers)
 
         def appended(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
             if adapter.name in _names(adapters):
@@ -111,10 +119,13 @@ class Adaptable:
         Raises:
             ArgumentError: the word is loaded already or in T5's vocabulary, or the model has no T5.
             WeightsError: the file cannot be found or read, or does not fit this model.
+
+        Warns (BaseWarning) if the word says that it was trained with another T5 than this model's.
         """
         from audioldm2.adapters import words
 
         word = words.read(source, self.t5_tokenizer, self.networks.configs)
+        self._warn_of_other_base(word.text, word.metadata, ["t5"])
         with _swapping:
             if word.text in [each.text for each in self.words]:
                 raise ArgumentError("word", word.text, "differ from the words that are loaded already")
@@ -136,7 +147,8 @@ class Adaptable:
         """Fold the loaded adapters into the weights, which then compute the same without them.
 
         Reads the model's networks anew, so it takes as long as loading the model. It cannot be undone; the
-        record of later sounds still lists the adapters, as merged. `save` writes the merged model.
+        record of later sounds still lists the adapters, as merged. `save` writes the merged model, which
+        lists them too.
         """
         with _changing:
             base = self.networks.without_additions()
@@ -144,8 +156,7 @@ class Adaptable:
 
             networks = base.reloaded(merged(base.checkpoint, self.adapters))  # type: ignore[arg-type]
             with _swapping:
-                self.networks = networks
-                self.adapters, self.merged_adapters = (), (*self.merged_adapters, *self.adapters)
+                self.networks, self.adapters = networks, ()
 
     def save(
         self,
@@ -190,8 +201,24 @@ class Adaptable:
 
     def describe_adapters(self) -> list[dict[str, Any]]:
         """The adapters that act on the next request, merged ones first, for its record."""
-        found = [each.describe() | {"merged": True} for each in self.merged_adapters]
+        merged = getattr(self.networks.checkpoint, "merged", ())  # when this model was made, or since
+        found = [dict(each) | {"merged": True} for each in merged]
         return found + [each.describe() | {"merged": False} for each in self.adapters]
+
+    def _warn_of_other_base(self, what: str, metadata: Mapping[str, str], names: Iterable[str]) -> None:
+        """Warn if an adapter or a word has the hash of the weights that it is for, and ours differ."""
+        expected = metadata.get("base_sha256")
+        if not expected:
+            return
+        from audioldm2.adapters.writing import hash_of
+
+        if hash_of(self.networks.checkpoint.states, names) != expected:
+            warnings.warn(
+                f"{what} was trained on other weights than this model has, those of "
+                f"{metadata.get('base_model') or 'an unnamed model'}; it may do little, or something else",
+                BaseWarning,
+                stacklevel=3,
+            )
 
     def _change(self, change: Callable[[tuple[Adapter, ...]], tuple[Adapter, ...]]) -> None:
         """Replace the adapters, and the networks by some with these adapters."""

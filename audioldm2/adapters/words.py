@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from audioldm2.adapters.writing import require_replaceable
 from audioldm2.checkpoints.tensor_files import naming_folder, read_safetensors, save_safetensors
 from audioldm2.errors import ArgumentError, WeightsError, some
 from audioldm2.files import atomic_folder
@@ -36,12 +37,12 @@ def write(
     Args:
         word: what to write.
         folder: where to.
-        force: replace the folder if it exists.
+        force: replace the folder if it exists and holds a word, or nothing.
         durable: wait until the folder is on the disk.
         notes: further JSON files, name -> content.
 
     Raises:
-        FileExistsError: the folder exists and `force` is not given.
+        FileExistsError: the folder exists, and `force` is not given or it holds something else.
         WeightsError: a number is not finite.
         OSError: the disk refuses.
     """
@@ -49,6 +50,8 @@ def write(
         raise WeightsError(f"The vectors of {word.text} are not finite; the word cannot be written.")
     tensors = {KEY: word.vectors.detach().cpu().float().contiguous()}
     metadata = {**word.metadata, "word": word.text, "like": word.like}
+    if force:
+        require_replaceable(folder, FILE)
     with atomic_folder(folder, force=force, durable=durable) as draft, naming_folder(folder):
         save_safetensors(tensors, draft / FILE, folder, **metadata)
         for name, content in (notes or {}).items():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from audioldm2.adapters.adapter import Adapter
-from audioldm2.adapters.lora import LowRank
+from audioldm2.adapters.lora import NETWORKS, LowRank
 from audioldm2.adapters.names import PEFT, Place, folder_of, places
 from audioldm2.adapters.reading import CONFIG, WEIGHTS
 from audioldm2.checkpoints.tensor_files import naming_folder, save_safetensors
@@ -41,6 +41,13 @@ def hash_of(states: Mapping[str, Callable[[], Mapping[str, Tensor]]], names: Ite
     return digest.hexdigest()
 
 
+def require_replaceable(folder: Path, *files: str) -> None:
+    """Raise FileExistsError if a folder holds something, but none of these files."""
+    is_ours = any((folder / file).is_file() for file in files)
+    if folder.is_dir() and any(folder.iterdir()) and not is_ours:
+        raise FileExistsError(f"{folder} holds no {files[0]}, and a folder of anything else is not replaced")
+
+
 def write(
     adapter: Adapter,
     folder: Path,
@@ -61,15 +68,18 @@ def write(
         folder: where to.
         configs: of the model's networks.
         dtype: of the matrices. float16 takes half the space.
-        force: replace the folder if it exists.
+        force: replace the folder if it exists and holds an adapter, or nothing.
         durable: wait until the folder is on the disk.
         notes: further JSON files, name -> content; readers of the format ignore them.
 
     Raises:
-        FileExistsError: the folder exists and `force` is not given.
+        FileExistsError: the folder exists, and `force` is not given or it holds something else.
         WeightsError: a number is not finite in this dtype.
         OSError: the disk refuses.
     """
+    if force:
+        places_of_files = ("", *map(folder_of, NETWORKS))
+        require_replaceable(folder, *(str(Path(place) / WEIGHTS) for place in places_of_files))
     with atomic_folder(folder, force=force, durable=durable) as draft, naming_folder(folder):
         for name, group in places(configs).items():
             layers = adapter.layers.get(name, {})

@@ -42,6 +42,7 @@ class Checkpoint:
     symbols: tuple[str, ...] | None = None  # of a speech model: the symbol of each phoneme id
     pronunciations: dict[str, str] | None = None  # the same: word -> phonemes, where it has a list of its own
     audiomae_source: str | None = None  # where AudioMAE came from, if not from `source`
+    merged: tuple[Mapping[str, Any], ...] = ()  # of each adapter in its weights, `Adapter.describe`
 
 
 def tokenizers_of(configs: Mapping[str, Any]) -> list[str]:

@@ -63,6 +63,21 @@ FIELDS = {  # of config.json
     *("unconditional", "normalized", "symbols", "pronunciations", "networks"),
 }
 OPTIONAL_FIELDS = {"audiomae_source"}  # absent where there is nothing to say
+MERGED = "merged_adapters.json"  # in a model's folder of either layout, if its weights contain adapters
+
+
+def read_merged(folder: Path) -> tuple[dict[str, Any], ...]:
+    """Read what is known of the adapters in a model's weights; WeightsError if the file is damaged."""
+    path = folder / MERGED
+    if not path.is_file():
+        return ()
+    entries = read_json(path).get("adapters")
+    return tuple(validate.typed(f"'adapters' in {path}", entries, tuple[dict, ...]))
+
+
+def merged_notes(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the JSON file, name -> content, that `read_merged` reads; none without merged adapters."""
+    return {MERGED: {"adapters": [dict(each) for each in checkpoint.merged]}} if checkpoint.merged else {}
 
 
 def is_converted(folder: Path) -> bool:
@@ -115,6 +130,7 @@ def read(folder: Path) -> Checkpoint:
         audiomae_source=validate.typed(
             f"'audiomae_source' in {path}", config.get("audiomae_source"), str | None
         ),
+        merged=read_merged(folder),
     )
     check(checkpoint, str(path))
     return checkpoint
@@ -213,7 +229,7 @@ def write(
         }
         if checkpoint.audiomae_source is not None:
             config["audiomae_source"] = checkpoint.audiomae_source
-        for name, content in {"config.json": config, **(notes or {})}.items():
+        for name, content in {"config.json": config, **merged_notes(checkpoint), **(notes or {})}.items():
             (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

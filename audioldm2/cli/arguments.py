@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import MISSING, Field
@@ -84,6 +85,15 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def memory(text: str) -> float:
+    """A size such as "8GB", "8 GB", "8" or "500MB", in bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|MB|G|M|)", text.strip(), re.IGNORECASE)
+    size = float(match[1]) * (1e6 if match[2].upper().startswith("M") else 1e9) if match else 0.0
+    if not size:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 8GB")
+    return size
 
 
 def nonempty(text: str) -> str:

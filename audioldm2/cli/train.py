@@ -13,7 +13,7 @@ import torch
 
 from audioldm2.adapters.lora import LAYER_SETS
 from audioldm2.checkpoints.load import open_checkpoint
-from audioldm2.cli.arguments import Parser, new_parser, nonempty, number, whole_number
+from audioldm2.cli.arguments import Parser, memory, new_parser, nonempty, number, whole_number
 from audioldm2.cli.ranks import first_rank_speaks
 from audioldm2.cli.streams import print_result, report
 from audioldm2.cli.train_run import Run, Worlds, begin, is_new, read_recipe, resume
@@ -106,6 +106,9 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     add("--cache", type=number, metavar="GB",
         help="keep latents and text vectors on disk, up to this size, and free what computes them "
         "(default: the recipe's, 0)")
+    add("--fit", type=memory, metavar="SIZE",
+        help="choose settings that fit into this much memory, such as 8GB, and say which: cache, parts of a "
+        "batch, recomputed layers, bfloat16 (stages ldm, lora and word)")
     add("--audio-column", metavar="NAME",
         help="the table's column of sound files (default: file, file_name, filename, audio, wav or path)")
     add("--caption-column", metavar="NAME",

@@ -21,7 +21,7 @@ from audioldm2.training import STAGES, run_folder, sources
 from audioldm2.training.cache_filling import count_clips
 from audioldm2.training.data import AtTrainedLevel, Captioned
 from audioldm2.training.distributed import ALONE, Ranks
-from audioldm2.training.ldm import LDMRecipe
+from audioldm2.training.ldm import LDMRecipe, LDMStage
 from audioldm2.training.metrics import require_tensorboard
 from audioldm2.training.mixing import Mixed, parse_mix
 from audioldm2.training.new_model import SIZES, configs_from, from_scratch
@@ -83,6 +83,25 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
     if name is not None:
         why = f"from --config {name}"
     return recipe, f"recipe {like}, {why}: {in_short(recipe)}; --config chooses another, --show prints it all"
+
+
+def fitted(
+    given: argparse.Namespace, kind: type[Stage], checkpoint: Checkpoint, recipe: Recipe,
+    device: torch.device, data: Captioned, ranks: Ranks,
+) -> tuple[Recipe, list[str]]:  # fmt: skip
+    """The recipe with settings that fit into --fit, and sentences about them."""
+    if not (issubclass(kind, LDMStage) and isinstance(recipe, LDMRecipe)):
+        raise ArgumentError(
+            "fit", given.fit, f"be left out for the stage '{kind.name}', which has no such plan"
+        )
+    if given.shard:
+        raise ArgumentError("fit", given.fit, "be left out with --shard, whose shares it does not know")
+    from audioldm2.training import memory_plan  # it imports much of PyTorch that a run does not need
+
+    clips = memory_plan.Clips.of(data, recipe)
+    plan = memory_plan.fit(kind, checkpoint, recipe, given.fit, device, clips, ranks.count)
+    fits = f"fits into {given.fit / 1e9:g} GB: {plan.peak}"
+    return plan.recipe, [fits, *(f"  {reason}" for reason in plan.reasons)]
 
 
 def in_short(recipe: Recipe) -> str:
@@ -182,6 +201,10 @@ def begin(given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds:
         if settings.patience and validation is None:
             allowed = "be 0 without --validation: no loss is measured"
             raise ArgumentError("patience", settings.patience, allowed)
+        planned: list[str] = []
+        if given.fit is not None:
+            recipe, planned = fitted(given, kind, checkpoint, recipe, device, data, ranks)
+            settings = replace(settings, recipe=asdict(recipe))
         # This raises what is wrong before anything is written.
         stage = kind(checkpoint, recipe, device, given.seed)
         if isinstance(recipe, LDMRecipe) and recipe.cache_gb:
@@ -201,7 +224,7 @@ def begin(given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds:
                 if not kind.adapts:
                     storage.write(checkpoint, out / "model", force=True, durable=True)
             ranks.wait()
-            report(sentence)
+            _report([sentence, *planned])
             stage = open_stage(settings, recipe, out, device)
             stage.join(ranks, sharded=given.shard)
             yield Run(stage, data, validation, settings)

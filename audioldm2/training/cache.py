@@ -26,9 +26,15 @@ from torch import Tensor
 from audioldm2.files import atomic_write, is_refused_write, remove_drafts
 from audioldm2.prompt.encode import TextEncoders
 from audioldm2.prompt.words import for_clap
+from audioldm2.training.sound_checks import cache_folder
 
 _FORMAT = "1"  # of what is kept; another one is another key
 SUFFIX = ".safetensors"
+
+
+def training_cache() -> Path:
+    """Returns the folder of the cache that all runs of a user share."""
+    return cache_folder() / "training"
 
 
 class TensorCache:

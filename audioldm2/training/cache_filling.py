@@ -12,6 +12,7 @@ from audioldm2.errors import ArgumentError
 from audioldm2.prompt.encode import Row
 from audioldm2.training.cache import CachedTexts
 from audioldm2.training.data import Captioned, distinct
+from audioldm2.training.distributed import ALONE, Ranks
 from audioldm2.training.judging import VALIDATION_CLIPS
 from audioldm2.training.progress import PROGRESS_SECONDS, time_left
 
@@ -28,8 +29,11 @@ def count_clips(data: Captioned, pool: int, cache_gb: float) -> int:
 def fill(
     encoders: CachedTexts, prepare: Callable[[Tensor], Tensor], data: Captioned, validation: Captioned | None,
     *, size: int, pool: int, report: Callable[[str], object], should_stop: Callable[[], object],
+    ranks: Ranks = ALONE,
 ) -> bool:  # fmt: skip
     """Computes everything that a run will ask of its cache, and that the cache lacks.
+
+    Several ranks divide the work. Where they do not share a folder, each computes later what its own lacks.
 
     Args:
         encoders: of the captions, with the cache.
@@ -40,6 +44,7 @@ def fill(
         pool: how many clips of the data the run uses; 0: all.
         report: called with lines of progress.
         should_stop: if it returns something true, the rest is left undone.
+        ranks: the processes that train together; all of them call this.
 
     Returns:
         Whether the cache holds everything.
@@ -64,10 +69,14 @@ def fill(
         parts += [partial(encode, validation, step) for step in range(-(-VALIDATION_CLIPS // size))]
     parts += [partial(read, texts[i : i + size]) for i in range(0, len(texts), size)]
     report(f"cache: {clips} clips and {len(texts)} captions, in {cache.folder}")
+    parts = parts[ranks.rank :: ranks.count]
+    cache.limit = cache.bytes + (cache.limit - cache.bytes) / ranks.count  # of what each rank adds
     began = reported = time.monotonic()
+    stopped = False
     for done, compute in enumerate(parts, 1):
-        if should_stop():
-            return False
+        stopped = bool(should_stop())
+        if stopped:
+            break
         compute()
         if time.monotonic() - reported > PROGRESS_SECONDS:
             reported = time.monotonic()
@@ -75,4 +84,4 @@ def fill(
             report(f"cache: {done} of {len(parts)} batches, {time_left(left, datetime.now())}")
     if not cache.complete:
         report(f"cache: full at {cache.bytes / 1e9:.3g} GB; what it lacks is computed each time")
-    return cache.complete
+    return not ranks.any(stopped or not cache.complete)

@@ -262,6 +262,16 @@ def distinct(data: Captioned) -> int | None:
     return None if count is None else count()
 
 
+def decoded_bytes(data: Captioned) -> int:
+    """Returns how much memory a source's decoded sounds may take."""
+    sources = [data, getattr(data, "old", None), getattr(data, "new", None)]  # of `Mixed`, two in one
+    return sum(
+        min(CACHE_BYTES, round(4 * each.seconds * each.sample_rate))
+        for each in sources
+        if isinstance(each, Sounds)
+    )
+
+
 class AtTrainedLevel:
     """Another source's clips at the level of the published models, for sources that know no level."""
 

@@ -28,6 +28,8 @@ Traps
   small networks takes half of a step. Lengths are therefore rounded up to a grid of every `LENGTH_STEP`th,
   whose offset is drawn at each step: GPT-2 sees every position, and every caption with no padding and with a
   little.
+
+The file is a little long because it explains how captions are dropped, in which two schools differ.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,12 +47,11 @@ from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import UNCONDITIONAL, Row, TextEncoders, encode_rows, negative_row
 from audioldm2.prompt.words import Word
-from audioldm2.training.cache import CachedTexts, TensorCache, cached_latents
+from audioldm2.training.cache import CachedTexts, TensorCache, cached_latents, training_cache
 from audioldm2.training.cache_filling import fill
 from audioldm2.training.data import Captioned
 from audioldm2.training.losses import noise_loss
 from audioldm2.training.recipe import Recipe
-from audioldm2.training.sound_checks import cache_folder
 from audioldm2.training.stage import Sample, Stage
 
 LENGTH_STEP = 4  # tokens between padded lengths
@@ -140,7 +141,7 @@ class LDMStage(Stage[LDMRecipe]):
         self.cache: TensorCache | None = None
         self.hashes: dict[str, str] = {}  # of the weights of networks
         if recipe.cache_gb:
-            self.cache = TensorCache(cache_folder() / "training", recipe.cache_gb * 1e9)
+            self.cache = TensorCache(training_cache(), recipe.cache_gb * 1e9)
             texts = [name for name in ("clap_text", "t5") if name in self.frozen()]
             self.encoders = CachedTexts(
                 self.encoders, self.cache, {name: self._settings_of(name) for name in texts}
@@ -192,8 +193,16 @@ class LDMStage(Stage[LDMRecipe]):
     def encode_clips(self, wave: Tensor) -> Tensor:
         """What `prepare` returns, computed."""
         with self.autocast():
-            moments = self.network("vae").encode(self.mel(wave.to(self.device)).unsqueeze(1))
-        return torch.stack(moments, dim=1).float()
+            parts = [
+                torch.stack(self.network("vae").encode(self.mel(wave[rows].to(self.device)).unsqueeze(1)), 1)
+                for rows in self.parts(len(wave))
+            ]
+        return torch.cat(parts).float()
+
+    def parts(self, clips: int) -> list[slice]:
+        """Returns the rows of each part of a batch, as many parts as the recipe wants."""
+        size = -(-clips // self.recipe.accumulate)
+        return [slice(first, first + size) for first in range(0, clips, size)]
 
     def _settings_of(self, name: str) -> tuple[object, ...]:
         """What the output of a frozen network depends on, beside its input."""
@@ -212,7 +221,7 @@ class LDMStage(Stage[LDMRecipe]):
         with self.autocast():
             complete = fill(
                 cast(CachedTexts, self.encoders), self.prepare, data, validation, size=self.recipe.batch,
-                pool=self.recipe.pool, report=report, should_stop=should_stop,
+                pool=self.recipe.pool, report=report, should_stop=should_stop, ranks=self.ranks,
             )  # fmt: skip
         if complete:
             freed = [name for name in ("vae", "clap_text", "t5") if name in self.frozen()]
@@ -223,12 +232,11 @@ class LDMStage(Stage[LDMRecipe]):
     def training_step(
         self, clips: Tensor, captions: list[str], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        draws, size = self.draw(clips, generator), -(-len(clips) // self.recipe.accumulate)
+        draws = self.draw(clips, generator)
         losses = []
 
         def parts() -> Iterator[Tensor]:
-            for first in range(0, len(clips), size):
-                rows = slice(first, first + size)
+            for rows in self.parts(len(clips)):
                 loss = self.loss(captions[rows], draws.of(rows)) * (len(captions[rows]) / len(clips))
                 losses.append(loss.detach())
                 yield loss
@@ -275,16 +283,19 @@ class LDMStage(Stage[LDMRecipe]):
         x0 = mean + std * self.randn_like(std, generator)  # (batch, channels, time, mel)
         with self.autocast():
             cond = self.encode(captions, torch.zeros(len(clips), dtype=torch.bool))
-        edges = torch.linspace(0, self.schedule.steps, VALIDATION_TIMES + 1).round().long().tolist()
+        edges = [round(part * self.schedule.steps / VALIDATION_TIMES) for part in range(VALIDATION_TIMES + 1)]
         metrics = {}
         for first, end in pairwise(edges):
             t = self.ranks.rows(torch.randint(first, end, (self.whole_batch(clips),), generator=generator))
             eps = self.randn_like(x0, generator)
             alpha_bar = self.alpha_bar[t].to(self.device).view(-1, 1, 1, 1)
-            noisy = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
+            noisy, t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps, t.to(self.device)
             with self.autocast():
-                predicted = self.network("unet")(noisy, t.to(self.device), **cond.tensors)
-            metrics[f"loss_t{first}-{end - 1}"] = (predicted.float() - eps).square().mean()
+                parts = [
+                    self.network("unet")(noisy[rows], t[rows], **cond[rows].tensors)
+                    for rows in self.parts(len(clips))
+                ]
+            metrics[f"loss_t{first}-{end - 1}"] = (torch.cat(parts).float() - eps).square().mean()
         return {"loss": torch.stack(list(metrics.values())).mean()} | metrics
 
     def checkpoint(self) -> Checkpoint:

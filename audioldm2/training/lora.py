@@ -17,13 +17,11 @@ from torch import nn
 from audioldm2.adapters import lora, writing
 from audioldm2.adapters.adapter import Adapter
 from audioldm2.adapters.merging import merged
-from audioldm2.checkpoints.load import load
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.pipeline import AudioLDM2
-from audioldm2.result import package_version
-from audioldm2.training.ldm import LDMRecipe, LDMStage
+from audioldm2.training.adapting import AdaptingStage
+from audioldm2.training.ldm import LDMRecipe
 from audioldm2.training.randomness import generator
-from audioldm2.training.stage import NOTES
 
 SMALLEST_RANK, LARGEST_RANK = 1, 1024
 
@@ -60,12 +58,12 @@ class LoRARecipe(LDMRecipe):
         )
 
 
-class LoRAStage(LDMStage):
+class LoRAStage(AdaptingStage):
     """Trains an adapter for the model called `base`."""
 
     name = "lora"
     product = "adapter"
-    adapts = True
+    noun, flag = "the adapter", "--lora"
     recipe: LoRARecipe
     recipes: ClassVar = {
         "published": LoRARecipe(),
@@ -105,14 +103,7 @@ class LoRAStage(LDMStage):
             name: trained.low_ranks(self.ema[name].state if name in self.ema else None)
             for name, trained in self.trained.items()
         }
-        metadata = {
-            "base_model": self.base or self.initial.source,
-            "base_sha256": self.base_hash,  # of the networks that it adapts, see `writing.hash_of`
-            "license": writing.license_of(self.initial.source),
-            "audioldm2": package_version(),
-            "steps": str(self.done),
-        }
-        return Adapter("adapter", layers, metadata=metadata)
+        return Adapter("adapter", layers, metadata=self.metadata())
 
     def checkpoint(self) -> Checkpoint:
         """Returns the whole model with the adapter folded into its weights."""
@@ -121,19 +112,10 @@ class LoRAStage(LDMStage):
     def save_model(self, folder: Path) -> None:
         """Writes the adapter into the run's folder."""
         dtype = torch.float16 if self.recipe.half else torch.float32
-        notes = {NOTES: {"stage": self.name, "step": self.done}}
         writing.write(
             self.adapter(), folder / self.product, self.initial.configs, dtype=dtype, force=True,
-            durable=True, notes=notes,
+            durable=True, notes=self.notes(),
         )  # fmt: skip
 
-    def load_model(self, folder: Path) -> AudioLDM2:
-        """Loads the model and the adapter that was saved."""
-        model = load(self.base, device=self.device, dtype="float32")
-        model.load_lora(folder / self.product)
-        return model
-
-    def outcome(self, folder: Path) -> str:
-        """Says what the run has made, and how to use it."""
-        path = folder / self.product
-        return f"{path} is the adapter; use it with --model {self.base} --lora {path}"
+    def load_into(self, model: AudioLDM2, folder: Path) -> None:
+        model.load_lora(folder)

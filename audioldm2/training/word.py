@@ -16,16 +16,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from audioldm2.adapters import words, writing
-from audioldm2.checkpoints.load import load
+from audioldm2.adapters import words
 from audioldm2.checkpoints.storage import TOKENIZERS, Checkpoint
 from audioldm2.errors import ArgumentError
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.words import Word, require_new
-from audioldm2.result import package_version
-from audioldm2.training.ldm import LDMRecipe, LDMStage
+from audioldm2.training.adapting import AdaptingStage
+from audioldm2.training.ldm import LDMRecipe
 from audioldm2.training.randomness import generator
-from audioldm2.training.stage import NOTES
 
 MOST_VECTORS = 64
 NOISE = 0.1  # of the first vectors, as a part of T5's spread
@@ -63,12 +61,12 @@ class Vectors(nn.Module):
         self.vectors = nn.Parameter(vectors)  # (count, dim)
 
 
-class WordStage(LDMStage):
+class WordStage(AdaptingStage):
     """Learns a word for the model called `base`."""
 
     name = "word"
     product = "word"
-    adapts = True
+    noun, flag = "the word", "--word"
     recipe: WordRecipe
     recipes: ClassVar = {
         "published": WordRecipe(),
@@ -105,14 +103,7 @@ class WordStage(LDMStage):
 
     def word(self, vectors: Tensor) -> Word:
         """Returns the word with these vectors."""
-        metadata = {
-            "base_model": self.base or self.initial.source,
-            "base_sha256": self.base_hash,  # of its T5, see `writing.hash_of`
-            "license": writing.license_of(self.initial.source),
-            "audioldm2": package_version(),
-            "steps": str(self.done),
-        }
-        return Word(self.recipe.word, self.recipe.like, vectors, metadata=metadata)
+        return Word(self.recipe.word, self.recipe.like, vectors, metadata=self.metadata())
 
     def words(self) -> tuple[Word, ...]:
         return (self.word(self.trained["t5"].vectors),)
@@ -123,18 +114,9 @@ class WordStage(LDMStage):
 
     def save_model(self, folder: Path) -> None:
         """Writes the word into the run's folder."""
-        notes = {NOTES: {"stage": self.name, "step": self.done}}
         state = self.ema["t5"].state if self.ema else self.trained["t5"].state_dict()
         word = self.word(state["vectors"])
-        words.write(word, folder / self.product, force=True, durable=True, notes=notes)
+        words.write(word, folder / self.product, force=True, durable=True, notes=self.notes())
 
-    def load_model(self, folder: Path) -> AudioLDM2:
-        """Loads the model and the word that was saved."""
-        model = load(self.base, device=self.device, dtype="float32")
-        model.load_word(folder / self.product)
-        return model
-
-    def outcome(self, folder: Path) -> str:
-        """Says what the run has made, and how to use it."""
-        path = folder / self.product
-        return f"{path} is the word {self.recipe.word}; use it with --model {self.base} --word {path}"
+    def load_into(self, model: AudioLDM2, folder: Path) -> None:
+        model.load_word(folder)

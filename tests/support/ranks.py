@@ -33,6 +33,7 @@ from tests.support.training import CAPTIONS, sound
 QUICK: dict[str, dict[str, Any]] = {
     "ldm": {"seconds": 0.32, "prompt_dropout": 0.5, "ema": 0.9, "min_snr": 5.0, "train_t5": True},
     "lora": {"seconds": 0.32, "prompt_dropout": 0.5, "rank": 2},
+    "word": {"seconds": 0.32, "prompt_dropout": 0.5, "word": "<zorp>", "vectors": 2, "learning_rate": 1e-2},
     "vae": {"seconds": 0.32, "adversary_start": 1, "adversary_width": 8, "train_encoder": True},
     "vocoder": {
         "seconds": 0.32, "window": 0.256, "through_vae": 0.3, "adversary_start": 1, "adversary_width": 4,
@@ -47,14 +48,18 @@ INTERVALS = loop.Intervals(save=10, sample=0, validate=3)
 class Sounds:
     """Other sounds at each step; it reads whole batches, as a source without `part` does."""
 
-    def __init__(self, seconds: float, first: int = 0, fault: Callable[[], None] | None = None) -> None:
-        self.seconds, self.first, self.fault = seconds, first, fault
+    def __init__(
+        self, seconds: float, first: int = 0, fault: Callable[[], None] | None = None, ending: str = ""
+    ) -> None:
+        self.seconds, self.first, self.fault, self.ending = seconds, first, fault, ending
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
         if step == 2 and self.fault is not None:
             self.fault()
         chosen = [(self.first + step * size + place) % len(CAPTIONS) for place in range(size)]
-        return torch.stack([sound(index, self.seconds) for index in chosen]), [CAPTIONS[i] for i in chosen]
+        return torch.stack([sound(index, self.seconds) for index in chosen]), [
+            CAPTIONS[i] + self.ending for i in chosen
+        ]
 
     def captions(self) -> list[str]:
         return list(CAPTIONS)
@@ -75,13 +80,14 @@ def train(
 ) -> bool:  # fmt: skip
     """Trains a stage on this rank."""
     stage = stage_of(name, model, ranks, sharded=sharded, **values)
-    data = data or Sounds(stage.recipe.seconds)
+    ending = " by a <zorp>" if name == "word" else ""
+    data = data or Sounds(stage.recipe.seconds, ending=ending)
     if ranks.is_first:
         folder.mkdir(parents=True, exist_ok=True)
     ranks.wait()
     if resumes:
         run_folder.resume(stage, folder, data)
-    validation = Sounds(stage.recipe.seconds, first=5)
+    validation = Sounds(stage.recipe.seconds, first=5, ending=ending)
     return loop.train(
         stage, data, folder, INTERVALS, validation=validation, should_stop=should_stop,
         report=lambda line: print(line, file=sys.stderr),

@@ -307,3 +307,19 @@ def test_folder_that_is_no_adapter(configs, written: Path, tmp_path: Path):
     assert "there is no adapter 'nowhere'" in refusal(Path("./nowhere"), configs)
     (tmp_path / "x.ckpt").write_bytes(b"")
     assert "is not a .safetensors file" in refusal(tmp_path / "x.ckpt", configs)
+
+
+@pytest.mark.parametrize("file", ["song.wav", "adapter/adapter_model.safetensors"])
+def test_folder_of_anything_else_is_not_replaced(file: str, configs, tmp_path: Path):
+    (tmp_path / "mine" / file).parent.mkdir(parents=True)
+    (tmp_path / "mine" / file).write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds no adapter_model\.safetensors, and a folder"):
+        writing.write(random_adapter(configs), tmp_path / "mine", configs, force=True)
+    assert (tmp_path / "mine" / file).read_text() == "mine"
+
+
+def test_adapter_of_other_networks_alone_is_replaced(configs, tmp_path: Path):
+    for seed in (0, 1):
+        adapter = random_adapter(configs, "all", networks=("gpt2",), seed=seed)
+        writing.write(adapter, tmp_path / "mine", configs, force=True)
+    assert not (tmp_path / "mine" / "adapter_model.safetensors").exists()

@@ -4,6 +4,8 @@ import copy
 import pickle
 import shutil
 import threading
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 import audioldm2
 from audioldm2 import AudioLDM2
 from audioldm2.adapters import lora, writing
+from audioldm2.adapters.model import BaseWarning
 from audioldm2.errors import WeightsError
 from tests.support.adapters import random_adapter
 
@@ -142,9 +145,10 @@ def test_merged_model_computes_the_same(layout: str, model: AudioLDM2, files, tm
     written = audioldm2.load(tmp_path / "merged", device="cpu", dtype="float32", ops="reference")
     assert distance(latents(written), unmerged) < 1e-5
     assert not written.adapters and not model.adapters
-    assert [(each["name"], each["merged"]) for each in model.describe()["adapters"]] == [
-        ("oud", True), ("rain", True),
+    assert [(each["name"], each["merged"], each["weight"]) for each in model.describe()["adapters"]] == [
+        ("oud", True, 0.7), ("rain", True, 0.3),
     ]  # fmt: skip
+    assert written.describe()["adapters"] == model.describe()["adapters"]
     model.load_lora(files["oud"])  # on top of the merged weights
     assert distance(latents(model), unmerged) > 0.02
     model.unload_lora()
@@ -220,3 +224,18 @@ def test_run_gives_its_name_to_its_adapter(model: AudioLDM2, files, tmp_path: Pa
     (tmp_path / "run").mkdir()
     shutil.copytree(files["oud"], tmp_path / "run" / "adapter")
     assert model.load_lora(tmp_path / "run" / "adapter") == "run"
+
+
+@pytest.mark.parametrize("expected", ["own", "other", "none"])
+def test_adapter_of_other_weights_warns(expected: str, model: AudioLDM2, tmp_path: Path):
+    configs, states = model.networks.configs, model.networks.checkpoint.states
+    hashes = {"own": writing.hash_of(states, ["unet"]), "other": "0" * 64, "none": ""}
+    metadata = {"base_model": "./another", "base_sha256": hashes[expected]}
+    adapter = replace(random_adapter(configs), metadata=metadata)
+    writing.write(adapter, tmp_path / "oud", configs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.load_lora(tmp_path / "oud")
+    found = [str(each.message) for each in caught if each.category is BaseWarning]
+    assert len(found) == (expected == "other")
+    assert all("oud was trained on other weights than this model has, those of ./another" in x for x in found)

@@ -13,6 +13,7 @@ from torch import Tensor
 import audioldm2
 from audioldm2 import AudioLDM2
 from audioldm2.adapters import words
+from audioldm2.adapters.model import BaseWarning
 from audioldm2.errors import WeightsError
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.words import Word
@@ -211,3 +212,20 @@ def test_model_without_t5_is_refused(model: AudioLDM2, files):
     model.t5_tokenizer = None
     with pytest.raises(ValueError, match="be for a model with T5, which reads it; this model has none"):
         model.load_word(files["zorp"])
+
+
+def test_word_of_another_t5_warns(model: AudioLDM2, tmp_path: Path):
+    vectors = torch.ones(1, model.networks.configs["t5"].dim)
+    metadata = {"base_model": "./another", "base_sha256": "0" * 64}
+    words.write(Word("<oud>", "a lute", vectors, metadata=metadata), tmp_path / "oud")
+    with pytest.warns(
+        BaseWarning, match="<oud> was trained on other weights than this model has, those of ./an"
+    ):
+        model.load_word(tmp_path / "oud")
+
+
+def test_folder_of_anything_else_is_not_replaced(tmp_path: Path):
+    (tmp_path / "song.wav").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds no word\.safetensors, and a folder of"):
+        words.write(Word("<oud>", "a lute", torch.ones(1, 8)), tmp_path, force=True)
+    assert (tmp_path / "song.wav").read_text() == "mine"

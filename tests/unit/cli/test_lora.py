@@ -80,6 +80,9 @@ def test_convert_folds_adapters_in(layout: str, run: Path, tiny_folder: Path, tm
     settings = dict(audio_length_in_s=0.32, num_inference_steps=1)
     found, expected = (each.generate("a bell", **settings).latents for each in (merged, model))
     assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert main(["info", str(tmp_path / "merged")]) == 0
+    said = capsys.readouterr().out
+    assert f"adapter       oud, weight 2.0, in the weights, trained on {tiny_folder}" in said
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from audioldm2.training import cache as cache_file
 from audioldm2.training import loop
 from audioldm2.training.cache import TensorCache, key_of
 from audioldm2.training.data import distinct
+from audioldm2.training.distributed import Ranks
 from audioldm2.training.ldm import LDMStage
 from audioldm2.training.mixing import Mixed
 from audioldm2.training.sources import ClipSettings, open_data
@@ -171,4 +172,32 @@ def test_entry_that_disappears_during_the_run_is_computed_again(
     for path in place.iterdir():
         path.unlink()
     torch.testing.assert_close(stage.prepare(wave), expected, rtol=0, atol=1e-6)
+    assert "vae" in loaded(stage)
+
+
+def test_ranks_divide_the_filling(random_weights: Checkpoint, place: Path, monkeypatch):
+    """Each of two computes its part; a vote says whether the cache is complete on both."""
+    computed, votes, answer = [], [], {"any": False}
+
+    def any_rank(ranks: Ranks, value: object) -> bool:
+        votes.append(bool(value))
+        return bool(value) or answer["any"]
+
+    monkeypatch.setattr(Ranks, "any", any_rank)
+    for rank in (0, 1):
+        stage = stage_of("ldm", random_weights, **SHORT | {"batch": 2}, cache_gb=1.0)
+        stage.ranks = Ranks(rank, 2)
+        before = len(list(place.glob("*")))
+        stage.compute_ahead(Repeating(0.32), None, lambda line: None, never)
+        computed.append(len(list(place.glob("*"))) - before)
+        assert "vae" not in loaded(stage)
+    assert all(computed) and votes == [False, False]
+    whole = sum(computed)
+    alone = stage_of("ldm", random_weights, **SHORT | {"batch": 2}, cache_gb=1.0)
+    alone.compute_ahead(Repeating(0.32), None, lambda line: None, never)
+    assert len(list(place.glob("*"))) == whole  # nothing was left out
+    answer["any"] = True  # the other rank's disk is full
+    stage = stage_of("ldm", random_weights, **SHORT | {"batch": 2}, cache_gb=1.0)
+    stage.ranks = Ranks(0, 2)
+    stage.compute_ahead(Repeating(0.32), None, lambda line: None, never)
     assert "vae" in loaded(stage)
