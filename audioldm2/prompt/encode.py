@@ -107,11 +107,10 @@ class TextEncoders:
             rows: what to read.
             for_gpt2: False leaves out those whose output the denoiser does not read itself.
         """
-        unet, clap, second = self.networks.configs["unet"], None, (None, None)
-        if self.clap_tokenizer and (for_gpt2 or unet.film_dim):
-            clap = self.read_clap([row.clap_text for row in rows])
-        if for_gpt2 or T5 in unet.roles:
-            second = self.read_second(rows)
+        unet = self.networks.configs["unet"]
+        reads_clap = self.clap_tokenizer is not None and (for_gpt2 or unet.film_dim)
+        clap = self.read_clap([row.clap_text for row in rows]) if reads_clap else None
+        second = self.read_second(rows) if for_gpt2 or T5 in unet.roles else (None, None)
         return TextVectors(clap, *second)
 
     def read_second(self, rows: Sequence[Row]) -> tuple[Tensor | None, Tensor | None]:
@@ -207,7 +206,7 @@ def encode(
     Warns once per text (TruncationWarning) if a text is cut.
     """
     encoders = TextEncoders(networks, clap_tokenizer, t5_tokenizer, words)
-    spoken = [()] * len(prompts) if phonemes is None else [tuple(ids) for ids in phonemes]
+    spoken = [tuple(ids) for ids in ([()] * len(prompts) if phonemes is None else phonemes)]
     begun: Sequence[Opening | None] = openings or [None] * len(prompts)
     rows = [
         Row(text, text, encoders.length(text), phonemes=ids, opening=opening)
