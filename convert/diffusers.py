@@ -86,6 +86,7 @@ def read_diffusers(
 
     is_speech = read_config(folder / "text_encoder_2", "text_encoder_2").get("model_type") == "vits"
     configs: dict[str, Any] = {}
+    config: Any
     states: dict[str, Callable[[], dict[str, Tensor]]] = {}
     for name, part in PARTS.items():
         if name == ("t5" if is_speech else "phonemes"):

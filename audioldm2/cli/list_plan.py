@@ -194,7 +194,7 @@ def requests(
     return found
 
 
-def duration_of(line: Line, options: Options) -> dict[str, float]:
+def duration_of(line: Line, options: Options) -> dict[str, Any]:
     """The length of a line as an option, where it has its own."""
     if line.duration is None:
         return {}

@@ -40,8 +40,7 @@ def run_list(given: argparse.Namespace, jobs: list[Job], options: Options) -> in
     """Make the sounds of a list on this process, or this process's share; returns the exit code."""
     lines = [job.line for job in jobs if job.line is not None]
     require_distinct(lines, options.seed)
-    edits = isinstance(options, EditOptions)
-    shape = generate.PUBLISHED if edits else generate.likely_shape(options)
+    shape = generate.PUBLISHED if isinstance(options, EditOptions) else generate.likely_shape(options)
     requests(lines, options, given.audio, shape, NoiseSchedule())  # mistakes, before gigabytes are read
     manifest = jobs[0].sound.with_name(f"{given.prompts.stem}.manifest.jsonl")
     require_manifest(manifest)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.models import expected_shapes
+from audioldm2.prompt.encode import Row
 from audioldm2.training.ldm import Draws, LDMRecipe, LDMStage
 
 SCALAR = torch.ops.aten._local_scalar_dense.default
@@ -103,14 +104,16 @@ def rehearse(kind: type[LDMStage], checkpoint: Checkpoint, recipe: LDMRecipe, ca
     # touches the disk, is left out.
     plain = replace(recipe, fp16=False, bf16=recipe.bf16 or recipe.fp16, cache_gb=0.0, pool=0, accumulate=1)
     with FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger:
-        states = {name: partial(_empty, name, config) for name, config in checkpoint.configs.items()}
+        states: dict[str, Callable[[], dict[str, Tensor]]] = {
+            name: partial(_empty, name, config) for name, config in checkpoint.configs.items()
+        }
         stage = kind(replace(checkpoint, states=states), plain, torch.device("cpu"))
         latents: Tensor = stage.encode_clips(_wave(stage, 1))
         encoding = ledger.peak_of(lambda: stage.encode_clips(_wave(stage, 1)))
         peaks = [ledger.peak_of(partial(_learn, stage, latents, caption, clips)) for clips in (1, 2)]
         with torch.no_grad():
             validation = ledger.peak_of(lambda: _loss(stage, latents, caption, 1))
-        tokens = stage.encoders.length(caption)
+        texts = stage.encoders.read([Row(caption, caption, stage.encoders.length(caption))])
         names = (*stage.trainable(), *stage.frozen())
         return Rehearsal(
             trainable=stage.trainable(),
@@ -118,9 +121,7 @@ def rehearse(kind: type[LDMStage], checkpoint: Checkpoint, recipe: LDMRecipe, ca
             learning=sum(_bytes(each) for each in stage.trained.values()),
             averages=sum(each.nbytes for ema in stage.ema.values() for each in ema.state.values()),
             latent=latents.nbytes,
-            text=sum(
-                each.nbytes for each in stage.encoders.read([caption], [caption], tokens) if each is not None
-            ),
+            text=sum(each.nbytes for each in texts if each is not None),
             encoding=encoding,
             step=Growth(2 * peaks[0] - peaks[1], peaks[1] - peaks[0]),
             validation=validation,

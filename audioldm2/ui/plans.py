@@ -52,7 +52,6 @@ class Plan:
     prompt: str
     options: GenerationOptions | EditOptions
     audio: Path | None = None
-    keywords: dict[str, Any] = field(default_factory=dict)
 
     def run(self, model: AudioLDM2, job: Job) -> Result:
         """Make the sound, and report to the job, which may cancel it."""
@@ -60,7 +59,7 @@ class Plan:
         follow = {"on_stage": job.on_stage, "on_step": job.on_step}
         if isinstance(self.options, EditOptions):
             return model.edit(self.audio, self.prompt, options=self.options, **follow)
-        return model.generate(self.prompt, options=self.options, **follow, **self.keywords)
+        return model.generate(self.prompt, options=self.options, **follow)
 
 
 def plan(form: Form, values: Mapping[str, Any], known: Known, limits: Limits) -> Plan:
@@ -129,7 +128,6 @@ def _speech(
         raise ArgumentError("transcription", words, "say what is spoken", given="is empty")
     if not known.speaks:
         raise ArgumentError("model", None, "be one that speaks", given="does not speak")
-    is_option = "transcription" in {each.name for each in fields(GenerationOptions)}
-    options = GenerationOptions(**asked, **({"transcription": words} if is_option else {}))
+    options = GenerationOptions(**asked, transcription=words)
     _check(prompt, options, known, limits)
-    return Plan(prompt, options, keywords={} if is_option else {"transcription": words})
+    return Plan(prompt, options)

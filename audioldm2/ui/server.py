@@ -85,7 +85,7 @@ def launch(page: Page, limits: Limits, *, host: str, port: int, share: bool) -> 
     """Serve a page from threads of its own; returns its address. OSError where the port is taken."""
     page.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
     upload = int(limits.upload_mb * 1e6)
-    guard = Middleware(Guard, upload_bytes=upload + FORM)  # type: ignore[arg-type]
+    guard = Middleware(Guard, upload_bytes=upload + FORM)
     _, local, public = page.launch(
         server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True,
         show_error=False, max_file_size=upload, app_kwargs={"middleware": [guard]},

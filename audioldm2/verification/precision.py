@@ -119,7 +119,7 @@ def _runs(subject: Subject) -> Iterator[tuple[str, Run, Tensor]]:
         )
         joined = torch.ones(outputs["projection"].shape[:2], dtype=torch.bool, device=device)
         if speaker is not None:
-            joined[:, 4:-1] = mask
+            joined[:, 4:-1] = tokens["phonemes"][1]
         yield exact("gpt2", lambda net, dtype: net.generate(outputs["projection"].to(dtype), joined))
 
     vae, vocoder = configs["vae"], configs["hifigan"]
