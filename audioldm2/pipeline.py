@@ -13,6 +13,7 @@ from audioldm2.adapters.model import Adaptable
 from audioldm2.denoiser import InWindows
 from audioldm2.edit_options import EditOptions, edit_options
 from audioldm2.editing.text_edit import TextEdit
+from audioldm2.encoding_stages import inference
 from audioldm2.errors import ArgumentError
 from audioldm2.options import (
     GenerationOptions,
@@ -21,14 +22,13 @@ from audioldm2.options import (
     takes_options,
 )
 from audioldm2.prompt.conditioning import Conditioning
-from audioldm2.prompt.pronunciation import pronounced_by
 from audioldm2.prompt.timeline import parts
 from audioldm2.prompt.words import for_clap
 from audioldm2.request import Request
 from audioldm2.result import Result
 from audioldm2.runtime import dtypes, memory
 from audioldm2.sampling.samplers import generator_noise
-from audioldm2.stages import OnStep, Stages, inference
+from audioldm2.stages import OnStep, Stages
 
 
 class AudioLDM2(Adaptable, Stages):
@@ -66,7 +66,7 @@ class AudioLDM2(Adaptable, Stages):
             allowed = "be a text or texts: a speech model speaks in one voice"
             raise ArgumentError("prompt", prompt, allowed, given="is a timeline")
         spoken = self.spoken(len(request.prompts), chosen.transcription, chosen.phonemes)
-        by = [pronounced_by(each, self.pronunciations) for each in request.transcriptions or ()]
+        by = self.pronounced_by(request.transcriptions or ())
         return self._sounds(replace(request, phonemes=spoken, pronounced_by=by), on_step, on_stage)
 
     @inference

@@ -19,7 +19,6 @@ from audioldm2.audio.speech_ends import trimmed
 from audioldm2.errors import ArgumentError, require_number
 from audioldm2.options import GenerationOptions, from_keywords
 from audioldm2.pipeline import AudioLDM2
-from audioldm2.prompt.pronunciation import pronounce
 from audioldm2.prompt.sentences import pause_after, split
 from audioldm2.result import Result
 
@@ -92,6 +91,8 @@ def clips_of(
         ArgumentError: the text cannot be read, or a word does not fit into a clip.
         EspeakError: espeak is needed and not found.
     """
+    from audioldm2.prompt.pronunciation import pronounce  # here, since few programs speak
+
     if model.phoneme_tokenizer is None:
         raise ArgumentError("transcription", text, "be left out: this model is not a speech model")
     seconds = model.sound.default_seconds if seconds is None else seconds

@@ -1,7 +1,7 @@
 """Reports: what a conversion does, whether a converted folder equals its source, what a checkpoint is."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def check_by_value(converted: Checkpoint, source: Checkpoint, folder: Path) -> i
     if other:
         raise WeightsError(
             f"{folder} and {source.source} differ in the configs of {some(other)}. "
-            f"{_why_differing(ours, theirs)}"
+            f"{_why_differing(other, ours)}"
         )
     count = 0
     for name, open_state in converted.states.items():
@@ -119,12 +119,12 @@ def check_by_value(converted: Checkpoint, source: Checkpoint, folder: Path) -> i
     return count
 
 
-def _why_differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    if "audiomae" in ours and "audiomae" not in theirs:
+def _why_differing(differing: Sequence[str], ours: Mapping[str, Any]) -> str:
+    if set(differing) != {"audiomae"}:
+        return "Was it converted from another checkpoint, or with other --heads?"
+    if "audiomae" in ours:
         return "Name the file that its AudioMAE came from: --audiomae FILE."
-    if "audiomae" in theirs and "audiomae" not in ours:
-        return "It was converted before AudioMAE was kept, and loads as ever; convert it again to add that."
-    return "Was it converted from another checkpoint, or with other --heads?"
+    return "It was converted before AudioMAE was kept, and loads as ever; convert it again to add that."
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:

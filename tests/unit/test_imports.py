@@ -39,12 +39,25 @@ MAY_IMPORT = {
     "request": {"audio", "edit_options", "editing", "options", "prompt", "sampling", "sound_shape"},
     "result": {"audio", "clap_score", "options", "request"},
     "adapters": {"checkpoints", "convert", "models", "ops", "prompt", "runtime"},
+    "encoding_stages": {
+        *("audio", "editing", "language_of_audio", "models", "options"),
+        *("prompt", "runtime", "sampling", "sound_shape"),
+    },
     "stages": {
-        *("audio", "clap_score", "denoiser", "edit_options", "editing", "language_of_audio", "models", "ops"),
-        *("options", "prompt", "runtime", "sampling", "sound_shape"),
+        *("clap_score", "denoiser", "edit_options", "editing", "encoding_stages", "models"),
+        *("options", "prompt", "runtime", "sampling"),
     },
     "pipeline": {
-        *("adapters", "clap_score", "denoiser", "edit_options", "editing", "ops", "options"),
+        *(
+            "adapters",
+            "clap_score",
+            "denoiser",
+            "edit_options",
+            "editing",
+            "encoding_stages",
+            "ops",
+            "options",
+        ),
         *("prompt", "request", "result", "runtime", "sampling", "stages"),
     },
     "speaking": {"audio", "options", "pipeline", "prompt", "result"},
