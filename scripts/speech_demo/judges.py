@@ -1,0 +1,108 @@
+"""Judges of speech: a recognizer with a grammar, the nearest true clip, the nearest voice."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audioldm2.audio import SAMPLE_RATE, vae_front_end, vae_log_mel
+
+NOISE = 1e-3  # added to what the recognizer hears: digital silence confuses it
+LOUD = 40.0  # dB below the loudest frame, where a clip begins and ends
+FRONT_END = vae_front_end(SAMPLE_RATE, 160, 64)
+
+
+class Recognizer:
+    """Pocketsphinx with a grammar: a number of words of a list.
+
+    Args:
+        words: the list.
+        count: how many words are spoken.
+    """
+
+    def __init__(self, words: Sequence[str], count: int = 1) -> None:
+        from pocketsphinx import Decoder
+
+        self.decoder = Decoder(samprate=SAMPLE_RATE, cmn="batch", loglevel="FATAL", lm=None)
+        choice = "(" + " | ".join(words) + ")"
+        grammar = f"#JSGF V1.0; grammar words; public <said> = {' '.join([choice] * count)};"
+        self.decoder.add_jsgf_string("words", grammar)
+        self.decoder.activate_search("words")
+
+    def __call__(self, wave: np.ndarray) -> list[str]:
+        """Returns the words of a wave (samples,); an empty list where it recognizes nothing."""
+        noise = np.random.default_rng(0).standard_normal(len(wave)) * NOISE
+        scaled = wave / max(1e-6, np.abs(wave).max()) * 0.5 + noise
+        self.decoder.start_utt()
+        data = (np.clip(scaled, -1, 1) * 32767).astype(np.int16).tobytes()
+        self.decoder.process_raw(data, no_search=False, full_utt=True)
+        self.decoder.end_utt()
+        found = self.decoder.hyp()
+        return found.hypstr.split() if found else []
+
+
+def word_errors(said: Sequence[str], heard: Sequence[str]) -> int:
+    """Counts substitutions, insertions and deletions (Levenshtein)."""
+    row = list(range(len(heard) + 1))
+    for i, word in enumerate(said, 1):
+        row, above = [i], row
+        for j, other in enumerate(heard, 1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (word != other)))
+    return row[-1]
+
+
+def log_mel(wave: np.ndarray) -> Tensor:
+    """Returns the log-mels (frames, 64) of the part of a wave that is spoken, its level removed."""
+    mel = vae_log_mel(torch.as_tensor(wave, dtype=torch.float32)[None], FRONT_END)[0]
+    level = mel.logsumexp(dim=1)
+    spoken = (level > level.max() - LOUD / 20 * np.log(10)).nonzero().squeeze(1)
+    mel = mel[spoken[0] : spoken[-1] + 1]
+    return mel.clamp(min=float(mel.max()) - 8.0) - mel.max()
+
+
+class NearestClip:
+    """Names the true clip that a wave is nearest to: log-mels, brought to the same length.
+
+    Args:
+        clips: true waves by name.
+        frames: the length.
+    """
+
+    def __init__(self, clips: Mapping[str, np.ndarray], frames: int = 40) -> None:
+        self.frames, self.names = frames, list(clips)
+        self.table = torch.stack([self.features(wave) for wave in clips.values()])
+
+    def features(self, wave: np.ndarray) -> Tensor:
+        """Returns (frames * 64,)."""
+        mel = log_mel(wave).T[None]  # (1, 64, its frames)
+        return torch.nn.functional.interpolate(mel, self.frames, mode="linear")[0].flatten()
+
+    def __call__(self, wave: np.ndarray) -> str:
+        """Returns the name of the nearest."""
+        return self.names[int((self.table - self.features(wave)).square().mean(dim=1).argmin())]
+
+
+class NearestVoice:
+    """Names the voice whose mean spectrum is nearest.
+
+    Args:
+        clips: true waves by voice.
+    """
+
+    def __init__(self, clips: Mapping[str, Sequence[np.ndarray]]) -> None:
+        self.names = list(clips)
+        features = [torch.stack([self.features(wave) for wave in waves]) for waves in clips.values()]
+        self.scale = torch.cat(features).std(dim=0)
+        self.centroids = torch.stack([each.mean(dim=0) for each in features]) / self.scale
+
+    def features(self, wave: np.ndarray) -> Tensor:
+        """Returns the mean and the spread of each band over the spoken frames, (128,)."""
+        mel = log_mel(wave)
+        return torch.cat([mel.mean(dim=0), mel.std(dim=0)])
+
+    def __call__(self, wave: np.ndarray) -> str:
+        """Returns the name of the nearest voice."""
+        distance = (self.centroids - self.features(wave) / self.scale).square().mean(dim=1)
+        return self.names[int(distance.argmin())]
