@@ -74,7 +74,7 @@ def option(
     return field(default=default, metadata=about)
 
 
-def _negative_prompt(name: str, value: Any) -> str | list[str] | None:
+def _texts(name: str, value: Any) -> str | list[str] | None:
     return value if value is None or isinstance(value, str) else require_texts(name, value)
 
 
@@ -209,8 +209,19 @@ class GenerationOptions(SamplingOptions):
     """What `AudioLDM2.generate` takes beside the prompts. Raises ArgumentError."""
 
     negative_prompt: str | list[str] | None = option(
-        None, _negative_prompt, "what guidance leads away from: one text for all prompts, or one per prompt",
+        None, _texts, "what guidance leads away from: one text for all prompts, or one per prompt",
         flag="--negative-prompt", metavar="TEXT", common=True,
+    )  # fmt: skip
+    transcription: str | list[str] | None = option(
+        None, _texts,
+        "the words that a speech model speaks, in the voice that the prompt describes: one text for all "
+        "prompts, or one per prompt",
+        flag="--transcription", metavar="TEXT", common=True,
+    )  # fmt: skip
+    phonemes: str | list[str] | None = option(
+        None, _texts,
+        "the same as phonemes (IPA, as espeak writes them), in place of a transcription",
+        flag="--phonemes", metavar="IPA",
     )  # fmt: skip
     unconditional: str | None = option(
         None, require_unconditional,
@@ -280,6 +291,16 @@ class GenerationOptions(SamplingOptions):
         flag="--extend", first=("--extend-before", "seconds to add at its start"), metavar="S", parse=float,
     )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_one(self.transcription, self.phonemes)
+
+
+def require_one(transcription: Any, phonemes: Any) -> None:
+    """Raise ArgumentError if what is spoken is given twice."""
+    if transcription is not None and phonemes is not None:
+        raise ArgumentError("phonemes", phonemes, "be left out with transcription, which says the same")
+
 
 Options = TypeVar("Options", bound=SamplingOptions)
 
@@ -331,12 +352,19 @@ def _default(of: Field) -> str:
 
 def negatives(value: str | Sequence[str] | None, prompts: int) -> list[str]:
     """A negative prompt for each prompt: None means the empty text, and a single one serves all."""
-    found = _negative_prompt("negative_prompt", value)
-    if not isinstance(found, list):
-        return [found or ""] * prompts
+    return for_each("negative_prompt", value, prompts) or [""] * prompts
+
+
+def for_each(name: str, value: str | Sequence[str] | None, prompts: int) -> list[str] | None:
+    """One text for each prompt: a single one serves all, None stays None. Raises ArgumentError."""
+    found = _texts(name, value)
+    if found is None:
+        return None
+    if isinstance(found, str):
+        return [found] * prompts
     if len(found) != prompts:
         raise ArgumentError(
-            "negative_prompt", value, "have one for each prompt, or be one text for all",
+            name, value, "have one for each prompt, or be one text for all",
             given=f"has {len(found)} entries for {prompts} prompts",
         )  # fmt: skip
     return found

@@ -13,6 +13,7 @@ from audioldm2.adapters.model import Adaptable
 from audioldm2.denoiser import InWindows
 from audioldm2.edit_options import EditOptions, edit_options
 from audioldm2.editing.text_edit import TextEdit
+from audioldm2.errors import ArgumentError
 from audioldm2.options import (
     GenerationOptions,
     SamplingOptions,
@@ -60,7 +61,11 @@ class AudioLDM2(Adaptable, Stages):
         """
         chosen = from_keywords(GenerationOptions, options, keywords)
         request = Request.resolve(prompt, chosen, self.sound, self.schedule)
-        return self._sounds(request, on_step, on_stage)
+        if self.speaks and request.timelines is not None:
+            allowed = "be a text or texts: a speech model speaks in one voice"
+            raise ArgumentError("prompt", prompt, allowed, given="is a timeline")
+        spoken = self.spoken(len(request.prompts), chosen.transcription, chosen.phonemes)
+        return self._sounds(replace(request, phonemes=spoken), on_step, on_stage)
 
     @inference
     @takes_options(EditOptions)
@@ -95,6 +100,9 @@ class AudioLDM2(Adaptable, Stages):
             OSError: the file of `audio` cannot be opened.
         """
         chosen = edit_options(options, keywords)
+        if self.speaks:
+            given = f"is to be edited by {self.source or 'this model'}, a speech model"
+            raise ArgumentError("audio", audio, "be edited by a model of sounds or music", given=given)
         request = Request.resolve_edit(audio, prompt, chosen, self.sound, self.schedule)
         return self._sounds(request, on_step, on_stage)
 
@@ -186,7 +194,11 @@ class AudioLDM2(Adaptable, Stages):
             texts, against = [*texts, edit.source_prompt], [*against, ""]
         guided = options.guided or (source is not None and source.guided)
         encoded = self.encode_prompt(
-            texts, against if guided else None, guided=guided, unconditional=options.unconditional
+            texts,
+            against if guided else None,
+            phonemes=request.phonemes,
+            guided=guided,
+            unconditional=options.unconditional,
         )
         return (encoded, None) if source is None else (encoded[:-1], (encoded[-1], source))
 

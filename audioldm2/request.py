@@ -12,7 +12,7 @@ from audioldm2.edit_options import EditOptions
 from audioldm2.editing.edit import EDITING_OPTIONS, Edit
 from audioldm2.editing.text_edit import TextEdit
 from audioldm2.errors import ArgumentError, require_texts
-from audioldm2.options import LARGEST_SEED, GenerationOptions, negatives
+from audioldm2.options import LARGEST_SEED, GenerationOptions, for_each, negatives
 from audioldm2.prompt.timeline import Span, Timeline, described, read_timelines, shares
 from audioldm2.prompt.timeline import seconds as end_of
 from audioldm2.sampling.schedule import NoiseSchedule
@@ -30,6 +30,8 @@ class Request:
     latent_frames: int
     seeds: list[int]  # one per prompt; candidate i of a prompt is drawn from its seed + i
     options: GenerationOptions
+    transcriptions: list[str] | None = None  # one per prompt, where those were given
+    phonemes: list[str] | None = None  # one per prompt, of a speech model
     edit: Edit | TextEdit | None = None  # what happens to a given sound
     timelines: list[Timeline] | None = None  # one per sound, where those were asked for
     windows: Windows | None = None  # in which sounds are denoised; None: whole, each by one prompt
@@ -90,6 +92,8 @@ class Request:
             latent_frames=frames,
             seeds=_seeds(options, len(prompts)),
             options=options,
+            transcriptions=for_each("transcription", options.transcription, len(prompts)),
+            phonemes=for_each("phonemes", options.phonemes, len(prompts)),
             edit=edit,
             timelines=timelines,
             windows=None if timelines is None and windows.whole else windows,

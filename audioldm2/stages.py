@@ -13,7 +13,7 @@ public face.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,13 +30,16 @@ from audioldm2.errors import ArgumentError, require_texts
 from audioldm2.models.unet import GPT2, T5, UNet
 from audioldm2.options import (
     SamplingOptions,
+    for_each,
     from_keywords,
     negatives,
+    require_one,
     require_unconditional,
     takes_options,
 )
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
+from audioldm2.prompt.phonemes import PhonemeTokenizer
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from audioldm2.prompt.words import Word, for_clap
 from audioldm2.runtime import dtypes, looping, memory, tiling
@@ -81,11 +84,15 @@ class Stages:
         default_seconds: float = DEFAULT_SECONDS,
         unconditional: str = "reference",
         dtype_comparison: dtypes.Comparison | None = None,
+        phoneme_tokenizer: PhonemeTokenizer | None = None,
+        pronunciations: Mapping[str, str] | None = None,
     ):
         vae, vocoder = networks.configs["vae"], networks.configs["hifigan"]
         self.networks = networks
         self.clap_tokenizer = clap_tokenizer
         self.t5_tokenizer = t5_tokenizer
+        self.phoneme_tokenizer = phoneme_tokenizer  # of a speech model
+        self.pronunciations = pronunciations  # word -> phonemes, where the model has a list of its own
         self.schedule = schedule
         self.clap_mel = clap_mel  # the front end of CLAP's audio branch
         self.source = source  # what it was loaded from
@@ -110,6 +117,11 @@ class Stages:
     def device(self) -> torch.device:
         """Where networks run."""
         return self.networks.device
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it is a speech model, which speaks a transcription in the voice that a prompt describes."""
+        return self.phoneme_tokenizer is not None
 
     @inference
     def encode_audio(self, wave: Any, sample_rate: int | None = None) -> Tensor:
@@ -150,6 +162,8 @@ class Stages:
         self,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None = None,
+        transcription: str | Sequence[str] | None = None,
+        phonemes: str | Sequence[str] | None = None,
         *,
         guided: bool = True,
         unconditional: str | None = None,
@@ -159,12 +173,22 @@ class Stages:
         Args:
             prompt: a text or a list of texts.
             negative_prompt: one for all prompts, or one per prompt; None means "".
+            transcription: of a speech model: what the voice says, one for all prompts, or one per prompt.
+            phonemes: the same as phonemes, in place of a transcription.
             unconditional: how an empty negative prompt is encoded, "reference" or "trained" (see
                 `prompt.encode`); by default as the model was trained here, else "reference".
+
+        Raises:
+            ArgumentError: an argument is not allowed, among them a transcription for a model that cannot
+                speak, and none for one that does; raised before any network runs.
         """
         unconditional = require_unconditional("unconditional", unconditional) or self.unconditional
         prompts = require_texts("prompt", prompt)
         against = negatives(negative_prompt, len(prompts)) if guided else None
+        spoken = self.spoken(len(prompts), transcription, phonemes)
+        ids = None
+        if self.phoneme_tokenizer is not None and spoken is not None:
+            ids = [self.phoneme_tokenizer.encode(each) for each in spoken]
         return encode(
             self.networks,
             self.clap_tokenizer,
@@ -173,7 +197,39 @@ class Stages:
             against,
             unconditional=unconditional,
             words=self.words,
+            phonemes=ids,
         )
+
+    def spoken(
+        self,
+        prompts: int,
+        transcription: str | Sequence[str] | None = None,
+        phonemes: str | Sequence[str] | None = None,
+    ) -> list[str] | None:
+        """The phonemes that each prompt's voice speaks; None for a model that cannot speak.
+
+        Args:
+            prompts: how many there are.
+            transcription: one for all prompts, or one per prompt.
+            phonemes: the same as phonemes; one of both has to be given, to a speech model alone.
+
+        Raises:
+            ArgumentError: none or both are given to a speech model, or one to another model.
+        """
+        require_one(transcription, phonemes)
+        name, given = ("phonemes", phonemes) if transcription is None else ("transcription", transcription)
+        who = self.source or "this model"
+        if self.speaks and given is None:
+            allowed = f"be the words to speak (or phonemes, the same in IPA): {who} is a speech model"
+            raise ArgumentError("transcription", None, allowed, given="is missing")
+        if not self.speaks and given is not None:
+            raise ArgumentError(name, given, f"be left out: {who} is not a speech model")
+        found = for_each(name, given, prompts)
+        if found is None or transcription is None:
+            return found
+        from audioldm2.prompt.pronunciation import pronounce  # which looks for espeak
+
+        return [pronounce(each, self.pronunciations) for each in found]
 
     @takes_options(SamplingOptions)
     def denoise(

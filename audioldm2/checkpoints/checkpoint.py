@@ -13,6 +13,7 @@ from audioldm2.checkpoints.tensor_files import shapes_of
 from audioldm2.errors import WeightsError
 from audioldm2.models.config_rules import LARGEST_SIZE
 from audioldm2.prompt.encode import UNCONDITIONAL
+from audioldm2.prompt.phonemes import PhonemeTokenizer
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from audioldm2.sampling.schedule import NoiseSchedule
 
@@ -39,6 +40,7 @@ class Checkpoint:
     unconditional: str = "reference"  # how an empty negative prompt is encoded: `prompt.encode.UNCONDITIONAL`
     normalized: bool = True  # whether it learnt sounds at a peak of 0.5, as upstream trains
     symbols: tuple[str, ...] | None = None  # of a speech model: the symbol of each phoneme id
+    pronunciations: dict[str, str] | None = None  # the same: word -> phonemes, where it has a list of its own
 
 
 def tokenizers_of(configs: Mapping[str, Any]) -> list[str]:
@@ -78,6 +80,13 @@ def check(checkpoint: Checkpoint, where: str) -> None:
             f"{where} has {len(symbols or ())} phoneme symbols, but its encoder has a vocabulary of "
             f"{phonemes.vocabulary}. Do they belong together?"
         )
+
+
+def phoneme_tokenizer_of(checkpoint: Checkpoint) -> PhonemeTokenizer | None:
+    """Return what turns phonemes into the ids that a speech model reads; None for another model."""
+    if "phonemes" not in checkpoint.configs:
+        return None
+    return PhonemeTokenizer(checkpoint.symbols or (), checkpoint.configs["projection"].positions)
 
 
 def schedule_of(checkpoint: Checkpoint, where: str) -> NoiseSchedule:

@@ -94,11 +94,6 @@ def assemble(
     Raises:
         WeightsError: a tensor, a tokenizer or a network is missing or does not fit.
     """
-    if "phonemes" in checkpoint.configs:
-        raise WeightsError(
-            f"{source} is a speech model: 'audioldm2 convert' keeps all of it, but it cannot be run yet. "
-            "Load a model of sounds or music, such as 'cvssp/audioldm2'."
-        )
     _require_tokenizers(checkpoint)
     tokenizers = {
         name: storage.TOKENIZERS[name].from_folder(folder) for name, folder in checkpoint.tokenizers.items()
@@ -118,6 +113,8 @@ def assemble(
         default_seconds=checkpoint.seconds,
         unconditional=checkpoint.unconditional,
         dtype_comparison=comparison,
+        phoneme_tokenizer=storage.phoneme_tokenizer_of(checkpoint),
+        pronunciations=checkpoint.pronunciations,
     )
 
 

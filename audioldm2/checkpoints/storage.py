@@ -23,6 +23,7 @@ from audioldm2.checkpoints.checkpoint import (
     Checkpoint,
     check,
     clap_mel_of,
+    phoneme_tokenizer_of,
     schedule_of,
     tokenizers_of,
 )
@@ -48,6 +49,7 @@ __all__ = [  # what other packages import from here
     "check",
     "clap_mel_of",
     "is_converted",
+    "phoneme_tokenizer_of",
     "read",
     "read_json",
     "schedule_of",
@@ -55,10 +57,10 @@ __all__ = [  # what other packages import from here
     "write",
 ]
 
-FORMAT = 4  # of the converted folder; raised when an old reader could not read a new folder
+FORMAT = 5  # of the converted folder; raised when an old reader could not read a new folder
 FIELDS = {  # of config.json
     *("audioldm2_format", "source", "revision", "schedule", "clap_mel", "seconds"),
-    *("unconditional", "normalized", "symbols", "networks"),
+    *("unconditional", "normalized", "symbols", "pronunciations", "networks"),
 }
 
 
@@ -108,9 +110,17 @@ def read(folder: Path) -> Checkpoint:
         unconditional=validate.typed(f"'unconditional' in {path}", config["unconditional"], str),
         normalized=validate.typed(f"'normalized' in {path}", config["normalized"], bool),
         symbols=validate.typed(f"'symbols' in {path}", config["symbols"], tuple[str, ...] | None),
+        pronunciations=_pronunciations(config["pronunciations"], path),
     )
     check(checkpoint, str(path))
     return checkpoint
+
+
+def _pronunciations(value: Any, path: Path) -> dict[str, str] | None:
+    found = validate.typed(f"'pronunciations' in {path}", value, dict | None)
+    for word, phonemes in (found or {}).items():
+        validate.typed(f"{word!r} of 'pronunciations' in {path}", phonemes, str)
+    return found
 
 
 def _in_current_format(config: dict, path: Path) -> dict:
@@ -124,7 +134,9 @@ def _in_current_format(config: dict, path: Path) -> dict:
     if config.get("audioldm2_format") == 2:  # before models with a length of their own
         config = config | {"audioldm2_format": 3, "seconds": DEFAULT_SECONDS}
     if config.get("audioldm2_format") == 3:  # before models could be trained as upstream trains them
-        config = config | {"audioldm2_format": FORMAT, "unconditional": "reference", "normalized": True}
+        config = config | {"audioldm2_format": 4, "unconditional": "reference", "normalized": True}
+    if config.get("audioldm2_format") == 4:  # before speech models with a list of their own words
+        config = config | {"audioldm2_format": FORMAT, "pronunciations": None}
     if config.get("audioldm2_format") != FORMAT:
         raise WeightsError(
             f"{path} has format {config.get('audioldm2_format')!r}; this version reads 1 to {FORMAT}. "
@@ -192,6 +204,7 @@ def write(
             "unconditional": checkpoint.unconditional,
             "normalized": checkpoint.normalized,
             "symbols": checkpoint.symbols,
+            "pronunciations": checkpoint.pronunciations,
             "networks": {name: asdict(config) for name, config in checkpoint.configs.items()},
         }
         for name, content in {"config.json": config, **(notes or {})}.items():

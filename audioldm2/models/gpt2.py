@@ -6,10 +6,10 @@ features that would describe the sound. The reference is `GPT2Model` of transfor
 
 Traps
 - A new vector is the last hidden state after the final norm; it is appended and read back as an input.
-- Positions count padding too, so what is generated depends on the padded length.
+- Positions count padding too, so what is generated depends on the padded length. What is padding in every row
+  is left out all the same: the others keep their positions, and nothing attends to padding.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from audioldm2 import ops
 from audioldm2.models.config_rules import MOST_BLOCKS, require_eps, require_multiple, require_sizes
-from audioldm2.models.layers import Linear
-
-KeyValue = tuple[Tensor, Tensor]  # keys and values so far, (batch, seq, dim) each
+from audioldm2.models.layers import Linear, ModuleList
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,28 @@ class GPT2Config:
         require_eps(self)
 
 
+class Past:
+    """Keys and values of one block so far, side by side: (batch, seq, 2 * dim).
+
+    They are written into memory that is laid out once, for `room` of them. With gradients each call copies
+    them instead, because autograd needs what attention has read as it was.
+    """
+
+    def __init__(self, room: int):
+        self.room = room
+        self.kept: Tensor | None = None
+
+    def extend(self, new: Tensor, total: int) -> Tensor:
+        """Keep `new`, the last of `total` by now; returns all."""
+        if torch.is_grad_enabled():
+            self.kept = new if self.kept is None else torch.cat([self.kept, new], dim=1)
+            return self.kept
+        if self.kept is None:
+            self.kept = new.new_empty(len(new), self.room, new.shape[2])
+        self.kept[:, total - new.shape[1] : total] = new
+        return self.kept[:, :total]
+
+
 class Attention(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -48,12 +68,11 @@ class Attention(nn.Module):
         self.qkv = Linear(config.dim, 3 * config.dim)
         self.out = Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, mask: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        query, key, value = self.qkv(x).chunk(3, dim=-1)  # (batch, seq, dim) each
-        if past is not None:
-            key = torch.cat([past[0], key], dim=1)  # (batch, past + seq, dim)
-            value = torch.cat([past[1], value], dim=1)
-        return self.out(ops.attention(query, key, value, self.heads, mask=mask)), (key, value)
+    def forward(self, x: Tensor, mask: Tensor, past: Past) -> Tensor:
+        dim = x.shape[-1]
+        query, new = self.qkv(x).split([dim, 2 * dim], dim=-1)
+        key, value = past.extend(new, mask.shape[-1]).chunk(2, dim=-1)  # (batch, past + seq, dim) each
+        return self.out(ops.attention(query, key, value, self.heads, mask=mask))
 
 
 class Block(nn.Module):
@@ -65,11 +84,9 @@ class Block(nn.Module):
         self.ff_in = Linear(config.dim, 4 * config.dim)
         self.ff_out = Linear(4 * config.dim, config.dim)
 
-    def forward(self, x: Tensor, mask: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        mixed, present = self.attn(self.attn_norm(x), mask, past)
-        x = x + mixed
-        x = x + self.ff_out(F.gelu(self.ff_in(self.ff_norm(x)), approximate="tanh"))
-        return x, present
+    def forward(self, x: Tensor, mask: Tensor, past: Past) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), mask, past)
+        return x + self.ff_out(F.gelu(self.ff_in(self.ff_norm(x)), approximate="tanh"))
 
 
 class GPT2(nn.Module):
@@ -79,42 +96,41 @@ class GPT2(nn.Module):
         super().__init__()
         self.config = config
         self.position_embedding = nn.Embedding(config.max_positions, config.dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = ModuleList(Block(config) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(config.dim, eps=config.eps)
 
-    def forward(
-        self, x: Tensor, mask: Tensor, past: list[KeyValue] | None = None
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """Hidden states of x after the final norm, and every block's keys and values.
+    def forward(self, x: Tensor, position: Tensor, mask: Tensor, past: list[Past]) -> Tensor:
+        """Hidden states (batch, seq, dim) of x after the final norm.
 
-        x:      (batch, seq, dim) input vectors.
-        mask:   (batch, past + seq) bool over past and present vectors, True = may be attended to.
-        past:   what an earlier call returned as its second value.
-        Returns (batch, seq, dim) and one (keys, values) a block.
+        x:        (batch, seq, dim) input vectors.
+        position: (seq,) int, where each stands.
+        mask:     (batch, past + seq) bool over past and present vectors, True = may be attended to.
+        past:     one a block; it is extended by x.
         """
         seq, total = x.shape[1], mask.shape[1]
-        position = torch.arange(total - seq, total, device=x.device)  # padding is counted
         x = x + self.position_embedding(position)
         causal = torch.ones(seq, total, dtype=torch.bool, device=x.device).tril(total - seq)
         allowed = causal & mask[:, None, None, :]  # (batch, 1, seq, past + seq)
-        pasts: Sequence[KeyValue | None] = past or [None] * len(self.blocks)
-        presents = []
-        for block, block_past in zip(self.blocks, pasts, strict=True):
-            x, present = block(x, allowed, block_past)
-            presents.append(present)
-        return self.norm_out(x), presents
+        for block, block_past in zip(self.blocks, past, strict=True):
+            x = block(x, allowed, block_past)
+        return self.norm_out(x)
 
     def generate(self, x: Tensor, mask: Tensor, new_vectors: int | None = None) -> Tensor:
-        """Continue x by `new_vectors` vectors (default: the config's), reading each block's past from a
-        cache.
+        """Continue x by `new_vectors` vectors (default: the config's).
 
-        x: (batch, seq, dim); mask: (batch, seq) bool, True = real. Returns (batch, new_vectors, dim).
+        x:    (batch, seq, dim).
+        mask: (batch, seq) bool, True = real. The first vector and the last of each row are real.
+        Returns (batch, new_vectors, dim).
         """
         new_vectors = self.config.new_vectors if new_vectors is None else new_vectors
-        generated, past = [], None
-        for _ in range(new_vectors):
-            hidden, past = self(x, mask, past)
-            x = hidden[:, -1:]  # (batch, 1, dim)
+        place = torch.arange(x.shape[1] + new_vectors - 1, device=x.device)  # positions count padding
+        kept = mask.any(dim=0).nonzero().squeeze(1)
+        position, place = place[kept], place[x.shape[1] :]
+        x, mask = x[:, kept], mask[:, kept]  # (batch, kept, dim), (batch, kept)
+        past = [Past(len(kept) + new_vectors - 1) for _ in self.blocks]
+        generated = []
+        for step in range(new_vectors):
+            x = self(x, position, mask, past)[:, -1:]  # (batch, 1, dim)
             generated.append(x)
-            mask = F.pad(mask, (0, 1), value=True)
+            position, mask = place[step : step + 1], F.pad(mask, (0, 1), value=True)
         return torch.cat(generated, dim=1)

@@ -2,16 +2,21 @@
 
 CLAP reads the whole prompt as one vector, T5 reads it token by token. Both are projected, and GPT-2 continues
 them by eight vectors. The denoiser attends to GPT-2's vectors and to T5's. (Other models of the family use
-fewer of these: see `Conditioning`.)
+fewer of these: see `Conditioning`.) In a speech model the prompt describes the voice and CLAP alone reads it;
+phonemes, which are what the voice says, stand in T5's place.
 
 Guidance without a negative prompt leads away from the unconditional conditioning, of which there are two
 readings (UNCONDITIONAL). The reference pipeline (diffusers) sends the empty text through all text networks.
 Upstream trained, and samples, with zeros in place of GPT-2's vectors, and with T5's vectors of the empty text
 unpadded (haoheliu/AudioLDM2, latent_diffusion/modules/encoders/modules.py, `get_unconditional_condition`).
+In a speech model, diffusers reads CLAP's vector of the empty text and no phonemes. A negative prompt that is
+not empty is read so in both: it describes a voice that says nothing, and guidance leads away from that voice
+towards the words.
 
 Trap: GPT-2's output depends on the padded length (see `models.projection`). So each prompt is encoded at its
 own length, and gives the same sound alone and in a batch. Its negative prompt is padded to the prompt's
-length, as in the reference, but never cut to it.
+length, as in the reference, but never cut to it. Phonemes are always padded to the positions that the
+projection has learnt for them.
 """
 
 import warnings
@@ -20,6 +25,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from audioldm2.errors import ArgumentError, shown
@@ -42,20 +48,21 @@ class Row(NamedTuple):
 
     text: str  # what T5 reads
     clap_text: str  # what CLAP reads: the same text, but where training drops CLAP's alone
-    length: int  # of the text in T5 tokens, with padding
+    length: int  # of the text in T5 tokens, or of the phonemes, with padding
     has_gpt2: bool = True  # False: zeros in place of GPT-2's vectors
+    phonemes: tuple[int, ...] = ()  # of a speech model: what the phoneme encoder reads in T5's place
 
 
 class TextVectors(NamedTuple):
     """The output of the text encoders; None for those that a model does not use."""
 
     clap: Tensor | None  # (batch, clap_dim)
-    t5: Tensor | None  # (batch, seq, t5_dim)
+    t5: Tensor | None  # (batch, seq, t5_dim), or of phonemes in a speech model
     t5_mask: Tensor | None  # (batch, seq) bool, True = real token
 
 
 class TextEncoders:
-    """CLAP's and T5's text encoders with their tokenizers, as far as a denoiser uses them.
+    """CLAP's, T5's and the phoneme encoder, with the tokenizers of texts, as far as a denoiser uses them.
 
     Args:
         networks: those of the model.
@@ -75,24 +82,38 @@ class TextEncoders:
         self.networks, self.words = networks, words
         self.clap_tokenizer = clap_tokenizer if unet.film_dim or GPT2 in unet.roles else None
         self.t5_tokenizer = t5_tokenizer if {GPT2, T5} & unet.roles else None
+        self.positions = networks.configs["projection"].positions if "phonemes" in networks.configs else None
         if self.t5_tokenizer and words:
             ids = ids_of(words, networks.configs["t5"].vocabulary)
             self.t5_tokenizer = replace(self.t5_tokenizer, words=ids)
 
     def length(self, text: str) -> int:
-        """The number of T5 tokens of a text; 0 for a model without T5."""
+        """The number of T5 tokens of a text; of a speech model, what phonemes are padded to; else 0."""
+        if self.positions is not None:
+            return self.positions
         return len(self.t5_tokenizer.encode(text)) if self.t5_tokenizer else 0
 
-    def read(self, texts: Sequence[str], clap_texts: Sequence[str], length: int) -> TextVectors:
-        """Run the encoders on a batch.
+    def read(self, rows: Sequence[Row], for_gpt2: bool = True) -> TextVectors:
+        """Run the encoders on rows of the same length.
 
         Args:
-            texts: for T5.
-            clap_texts: for CLAP, as many.
-            length: what T5's tokens are padded to.
+            rows: what to read.
+            for_gpt2: False leaves out those whose output the denoiser does not read itself.
         """
-        clap = self.read_clap(clap_texts) if self.clap_tokenizer else None
-        return TextVectors(clap, *(self.read_t5(texts, length) if self.t5_tokenizer else (None, None)))
+        unet, clap, second = self.networks.configs["unet"], None, (None, None)
+        if self.clap_tokenizer and (for_gpt2 or unet.film_dim):
+            clap = self.read_clap([row.clap_text for row in rows])
+        if for_gpt2 or T5 in unet.roles:
+            second = self.read_second(rows)
+        return TextVectors(clap, *second)
+
+    def read_second(self, rows: Sequence[Row]) -> tuple[Tensor | None, Tensor | None]:
+        """The vectors of T5, or of the phoneme encoder, and their mask; None without both."""
+        if self.positions is not None:
+            return self.read_phonemes([row.phonemes for row in rows], self.positions)
+        if self.t5_tokenizer:
+            return self.read_t5([row.text for row in rows], rows[0].length)
+        return None, None
 
     def read_clap(self, texts: Sequence[str]) -> Tensor:
         """CLAP's vectors of some texts, (batch, clap_dim)."""
@@ -112,6 +133,22 @@ class TextEncoders:
         words = stacked(self.words)
         with self.networks.running("t5") as t5_encoder:
             return t5_encoder(tokens.ids.to(device), mask, None if words is None else words.to(device)), mask
+
+    def read_phonemes(self, rows: Sequence[tuple[int, ...]], length: int) -> tuple[Tensor, Tensor]:
+        """The vectors of phonemes, (batch, length, phonemes_dim), and their mask (batch, length).
+
+        A row may be empty. The encoder then reads a symbol that pads, as its softmax over nothing would be
+        NaN, and zeros replace the vector. They also stand for what pads all rows: the encoder knows distances
+        alone, and its output is zero there.
+        """
+        device = self.networks.device
+        tokens = pad([list(ids) or [0] for ids in rows], 0)
+        lengths = torch.tensor([len(ids) for ids in rows], device="cpu")
+        mask = (torch.arange(length, device="cpu") < lengths[:, None]).to(device)
+        with self.networks.running("phonemes") as encoder:
+            vectors = encoder(tokens.ids.to(device), tokens.mask.to(device))  # (batch, longest, dim)
+        padding = (0, 0, 0, length - vectors.shape[1])
+        return F.pad(vectors, padding) * mask[..., None], mask
 
     def warn_if_cut(self, text: str) -> None:
         """Warn of what T5 cuts, or CLAP if T5 cuts nothing: T5 reads less, so its loss is the larger."""
@@ -138,6 +175,7 @@ def encode(
     *,
     unconditional: str = "reference",
     words: Sequence[Word] = (),
+    phonemes: Sequence[Sequence[int]] | None = None,
 ) -> Conditioning:
     """Encode prompts, and their negative prompts if given, into the tensors that the denoiser needs.
 
@@ -149,6 +187,7 @@ def encode(
         negatives:      one for each prompt, or None for no negative part.
         unconditional:  how an empty negative prompt is encoded, one of UNCONDITIONAL.
         words:          new ones that texts may contain.
+        phonemes:       of a speech model: the ids of what each prompt's voice says.
 
     Returns:
         A batch in the order of `prompts`.
@@ -159,7 +198,11 @@ def encode(
     Warns once per text (TruncationWarning) if a text is cut.
     """
     encoders = TextEncoders(networks, clap_tokenizer, t5_tokenizer, words)
-    rows = [Row(text, text, encoders.length(text)) for text in prompts]
+    spoken = [()] * len(prompts) if phonemes is None else [tuple(ids) for ids in phonemes]
+    rows = [
+        Row(text, text, encoders.length(text), phonemes=ids)
+        for text, ids in zip(prompts, spoken, strict=True)
+    ]
     if negatives is not None:
         beside = zip(list(rows), negatives, strict=True)
         rows += [negative_row(encoders, text, row.length, unconditional) for row, text in beside]
@@ -201,28 +244,29 @@ def encode_rows(networks: Networks, encoders: TextEncoders, rows: Sequence[Row])
     if GPT2 in networks.configs["unet"].roles:
         _require_positions(max(row.length for row in rows), networks.configs["gpt2"])
     encoded: dict[Row, Conditioning] = {}
-    for length in sorted({row.length for row in rows}):
-        alike = list(dict.fromkeys(row for row in rows if row.length == length))
-        vectors = encoders.read([row.text for row in alike], [row.clap_text for row in alike], length)
-        for row, one in zip(alike, _continue(networks, vectors), strict=True):
-            encoded[row] = one if row.has_gpt2 else _without_gpt2(one)
+    for length, has_gpt2 in sorted({(row.length, row.has_gpt2) for row in rows}):
+        alike = list(dict.fromkeys(row for row in rows if (row.length, row.has_gpt2) == (length, has_gpt2)))
+        encoded.update(zip(alike, _encode_alike(networks, encoders, alike, has_gpt2), strict=True))
     return [encoded[row] for row in rows]
 
 
-def _without_gpt2(row: Conditioning) -> Conditioning:
-    """A row with zeros in place of GPT-2's vectors, if it has any."""
-    vectors = row.gpt2_context
-    return row if vectors is None else replace(row, gpt2_context=torch.zeros_like(vectors))
-
-
-def _continue(networks: Networks, vectors: TextVectors) -> Conditioning:
-    """From the text encoders' output to the conditioning, as in the paper's figure 2."""
+def _encode_alike(
+    networks: Networks, encoders: TextEncoders, rows: Sequence[Row], has_gpt2: bool
+) -> Conditioning:
+    """Encode rows of the same length as a batch, as in the paper's figure 2; zeros replace GPT-2's vectors
+    in rows that have none.
+    """
     unet, gpt2_context = networks.configs["unet"], None
-    if GPT2 in unet.roles:
+    vectors = encoders.read(rows, for_gpt2=has_gpt2)
+    if GPT2 in unet.roles and has_gpt2:
         with networks.running("projection") as projection:
             sequence, mask = projection(*vectors)  # (batch, seq + 5, gpt2_dim)
         with networks.running("gpt2") as gpt2:
             gpt2_context = gpt2.generate(sequence, mask)  # (batch, new_vectors, gpt2_dim)
+    elif GPT2 in unet.roles:
+        config, dtype = networks.configs["gpt2"], networks.dtypes["gpt2"]
+        shape = len(rows), config.new_vectors, config.dim
+        gpt2_context = torch.zeros(shape, dtype=dtype, device=networks.device)
     return Conditioning(
         gpt2_context,
         vectors.t5 if T5 in unet.roles else None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audioldm2.errors import ArgumentError
+from audioldm2.prompt.encode import Row
 from audioldm2.training.cache import CachedTexts
 from audioldm2.training.data import Captioned, distinct
 from audioldm2.training.judging import VALIDATION_CLIPS
@@ -52,7 +53,8 @@ def fill(
 
     def read(group: list[str]) -> None:
         with torch.no_grad():
-            encoders.read(group, group, max(encoders.length(text) for text in group))
+            length = max(encoders.length(text) for text in group)
+            encoders.read([Row(text, text, length) for text in group])
 
     def encode(source: Captioned, step: int) -> None:
         prepare(source.batch(step, size)[0])

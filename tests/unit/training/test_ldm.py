@@ -8,7 +8,7 @@ import torch
 from audioldm2 import AudioLDM2
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.models.unet import SELF, T5
-from audioldm2.prompt.encode import UNCONDITIONAL
+from audioldm2.prompt.encode import UNCONDITIONAL, Row
 from audioldm2.training import STAGES
 from audioldm2.training.ldm import Draws, LDMStage
 from audioldm2.training.randomness import generator
@@ -48,8 +48,8 @@ def test_conditioning_without_clap_alone(random_weights: Checkpoint, tiny_model:
     found = stage.encode([caption], none, clap_dropped=torch.tensor([True]))
     whole = stage.encode([caption], none)
     assert torch.equal(found.text_context, whole.text_context)
-    clap, t5 = (stage.encoders.read([text], [text], whole.t5_mask.shape[1]) for text in ("", caption))
-    vectors, mask = stage.network("projection")(clap.clap, t5.t5, t5.t5_mask)
+    read = stage.encoders.read([Row(caption, "", whole.t5_mask.shape[1])])
+    vectors, mask = stage.network("projection")(*read)
     torch.testing.assert_close(found.gpt2_context, stage.network("gpt2").generate(vectors, mask))
     assert not torch.allclose(found.gpt2_context, whole.gpt2_context, atol=1e-2)
 
