@@ -62,6 +62,7 @@ from audioldm2.training.speech import FrameHead, PhonemeIds, auxiliary_loss, req
 from audioldm2.training.stage import Sample, Stage
 
 LENGTH_STEP = 4  # tokens between padded lengths
+KEPT_BYTES = 1 << 30  # of encoded rows
 VALIDATION_TIMES = 8  # parts of the schedule; each validation clip is noised to one time in each
 
 
@@ -85,6 +86,7 @@ class LDMRecipe(Recipe):
     cache_gb: float = 0.0  # of latents and text vectors, kept on disk (cache.py); 0: none
     min_snr: float | None = None  # gamma of min-SNR weighting, such as 5; null: no weighting
     train_t5: bool = False  # True for a T5 that was not pretrained
+    train_gpt2: bool = True  # False: GPT-2 and what it reads stay, and the denoiser learns alone
     auxiliary_weight: float = 0.0  # of the error of latent frames predicted from GPT-2's vectors; 0: none
     auxiliary_steps: int = 0  # first steps, with this error alone: the denoiser does not run or learn yet
 
@@ -102,13 +104,18 @@ class LDMRecipe(Recipe):
                 0 <= self.auxiliary_steps and (self.auxiliary_weight > 0 or not self.auxiliary_steps),
                 "be at least 0, and 0 without auxiliary_weight",
             ),
+            train_gpt2=(
+                self.train_gpt2 or not (self.train_t5 or self.auxiliary_weight),
+                "be true with train_t5 or auxiliary_weight",
+            ),
         )
 
 
 class Draws(NamedTuple):
     """What chance gives a step: of each clip the latent, its noise and time, and what is dropped."""
 
-    x0: Tensor  # (batch, channels, time, mel)
+    mean: Tensor  # (batch, channels, time, mel): of the latent, without the VAE's noise
+    x0: Tensor  # the same shape
     eps: Tensor  # the same shape
     t: Tensor  # (batch,)
     dropped: Tensor  # (batch,) bool, captions
@@ -117,8 +124,8 @@ class Draws(NamedTuple):
 
     def of(self, rows: slice) -> "Draws":
         """Those of some clips."""
-        x0, eps, t, dropped, clap_dropped, offset = self
-        return Draws(x0[rows], eps[rows], t[rows], dropped[rows], clap_dropped[rows], offset)
+        mean, x0, eps, t, dropped, clap_dropped, offset = self
+        return Draws(mean[rows], x0[rows], eps[rows], t[rows], dropped[rows], clap_dropped[rows], offset)
 
 
 class LDMStage(Stage[LDMRecipe]):
@@ -153,6 +160,7 @@ class LDMStage(Stage[LDMRecipe]):
             self.words(),
         )
         self.phoneme_ids = PhonemeIds(checkpoint) if self.speaks else None
+        self.kept: dict[Row, Conditioning] = {}  # of a model that speaks, while GPT-2 does not learn
         self.cache: TensorCache | None = None
         self.hashes: dict[str, str] = {}  # of the weights of networks
         if recipe.cache_gb:
@@ -183,6 +191,12 @@ class LDMStage(Stage[LDMRecipe]):
         return "phonemes" in self.initial.configs
 
     @property
+    def _continuing(self) -> tuple[str, ...]:
+        """GPT-2 and what it alone reads."""
+        used = GPT2 in self.initial.configs["unet"].roles
+        return (("projection", "gpt2") if used else ()) + (("phonemes",) if self.speaks else ())
+
+    @property
     def _reads_t5(self) -> bool:
         return bool({GPT2, T5} & self.initial.configs["unet"].roles) and not self.speaks
 
@@ -201,11 +215,9 @@ class LDMStage(Stage[LDMRecipe]):
         require_spoken(captions, self.speaks, self.initial.source)
 
     def trainable(self) -> tuple[str, ...]:
-        roles = self.initial.configs["unet"].roles
         return (
             "unet",
-            *(("projection", "gpt2") if GPT2 in roles else ()),
-            *(("phonemes",) if self.speaks else ()),
+            *(self._continuing if self.recipe.train_gpt2 else ()),
             *(("t5",) if self._reads_t5 and self.recipe.train_t5 else ()),
         )
 
@@ -215,6 +227,7 @@ class LDMStage(Stage[LDMRecipe]):
             "vae",
             *(("clap_text",) if config.film_dim or GPT2 in config.roles else ()),
             *(("t5",) if self._reads_t5 and not self.recipe.train_t5 else ()),
+            *(() if self.recipe.train_gpt2 else self._continuing),
         )
 
     def dtype_of(self, name: str) -> torch.dtype:
@@ -297,7 +310,7 @@ class LDMStage(Stage[LDMRecipe]):
         clap_dropped = torch.zeros(len(clips), dtype=torch.bool)
         if recipe.clap_dropout:
             clap_dropped = rows(torch.rand(whole, generator=generator) < recipe.clap_dropout)
-        return Draws(x0, eps, t, dropped, clap_dropped, offset)
+        return Draws(mean, x0, eps, t, dropped, clap_dropped, offset)
 
     def loss(self, captions: list[str], draws: Draws) -> Tensor:
         """Computes the loss of a batch, with gradients into the networks that are trained."""
@@ -305,7 +318,7 @@ class LDMStage(Stage[LDMRecipe]):
 
     def errors(self, captions: list[str], draws: Draws) -> dict[str, tuple[float, Tensor]]:
         """Computes what the loss is a sum of: names to weights and errors."""
-        x0, eps, t, dropped, clap_dropped, offset = draws
+        mean, x0, eps, t, dropped, clap_dropped, offset = draws
         weight, errors = self.recipe.auxiliary_weight, {}
         alone = self.done < self.recipe.auxiliary_steps
         if alone:  # a dropped caption would teach GPT-2 nothing
@@ -313,7 +326,7 @@ class LDMStage(Stage[LDMRecipe]):
         with self.autocast():
             cond = self.encode(captions, dropped, offset, clap_dropped)
             if weight:
-                error = auxiliary_loss(self.helpers["head"], cond.gpt2_context, x0, dropped)
+                error = auxiliary_loss(self.helpers["head"], cond.gpt2_context, mean, dropped)
                 errors["auxiliary"] = weight, error
         if alone:
             return errors
@@ -380,7 +393,21 @@ class LDMStage(Stage[LDMRecipe]):
             else:
                 spoken = self.phoneme_ids(caption) if self.phoneme_ids else ()
                 rows.append(Row(caption, "" if drop_clap else caption, length, phonemes=spoken))
-        return Conditioning.cat(encode_rows(self.networks, encoders, rows))
+        if self.recipe.train_gpt2 or not self.speaks:
+            return Conditioning.cat(encode_rows(self.networks, encoders, rows))
+        return Conditioning.cat(self._encode_once(rows))
+
+    @torch.no_grad()
+    def _encode_once(self, rows: list[Row]) -> list[Conditioning]:
+        """Encodes rows that no learning network changes, and keeps what it finds, up to `KEPT_BYTES`."""
+        missing = list(dict.fromkeys(row for row in rows if row not in self.kept))
+        new = dict(zip(missing, encode_rows(self.networks, self.encoders, missing), strict=True)) if missing else {}
+        found = [new[row] if row in new else self.kept[row] for row in rows]
+        for row, cond in new.items():
+            bytes_of = sum(each.nbytes for each in cond.tensors.values() if each is not None)
+            if bytes_of * (len(self.kept) + 1) <= KEPT_BYTES:
+                self.kept[row] = cond
+        return found
 
     def words(self) -> tuple[Word, ...]:
         """Returns new words that captions may contain."""

@@ -40,16 +40,17 @@ class FrameHead(nn.Module):
         return by_frame.unflatten(1, (self.channels, self.mel)).transpose(2, 3)
 
 
-def auxiliary_loss(head: FrameHead, vectors: Tensor, x0: Tensor, dropped: Tensor) -> Tensor:
+def auxiliary_loss(head: FrameHead, vectors: Tensor, latents: Tensor, dropped: Tensor) -> Tensor:
     """Computes the mean squared error of the latents that a head predicts, over clips with a caption.
 
     Args:
         head: predicts them.
         vectors: GPT-2's, (batch, new_vectors, gpt2_dim).
-        x0: latents (batch, channels, time, mel).
+        latents: (batch, channels, time, mel), the means that the VAE's encoder gives. (Where it hears silence,
+            a sample is nothing but noise.)
         dropped: (batch,) bool, True where the caption is dropped; the error counts as 0 there.
     """
-    error = (head(vectors, x0.shape[2]).float() - x0).square().mean(dim=(1, 2, 3))  # (batch,)
+    error = (head(vectors, latents.shape[2]).float() - latents).square().mean(dim=(1, 2, 3))  # (batch,)
     return (error * ~dropped.to(error.device)).mean()
 
 

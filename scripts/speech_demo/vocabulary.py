@@ -30,12 +30,7 @@ WORDS = (
 VOICES = {"woman": "slt", "man": "rms", "robot": "kal16"}  # the word of the caption -> flite's voice
 SPEEDS = {"slow": 1.3, "normal": 1.0, "fast": 0.8}  # flite's duration_stretch
 
-_SPEAKERS = {
-    "woman": ("a woman", "a female voice", "a lady"),
-    "man": ("a man", "a male voice", "a gentleman"),
-    "robot": ("a robot", "a robotic voice", "a machine"),
-}
-_VERBS = ("says", "speaks", "talks")
+_VERBS = ("says", "speaks")
 _PACES = {
     "slow": ("slowly", "at a slow pace"),
     "normal": ("at a normal pace", ""),
@@ -45,9 +40,7 @@ _PACES = {
 
 def caption(rng: np.random.Generator, voice: str, speed: str) -> str:
     """Words a caption such as "a woman speaks slowly"; without a pace, the speed is normal."""
-    words: tuple[str, ...] = (
-        str(rng.choice(_SPEAKERS[voice])), str(rng.choice(_VERBS)), str(rng.choice(_PACES[speed]))
-    )  # fmt: skip
+    words = f"a {voice}", str(rng.choice(_VERBS)), str(rng.choice(_PACES[speed]))
     return " ".join(filter(None, words))
 
 
