@@ -34,6 +34,7 @@ from audioldm2.sampling.samplers import SAMPLERS
 from audioldm2.sampling.schedule import NoiseSchedule
 
 LARGEST_SEED = 2**63 - 1
+SPEECH_OPTIONS = ("transcription", "phonemes")  # of which a speech model requires one
 OVERLAP = 0.2  # of neighbouring windows, unless asked otherwise
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

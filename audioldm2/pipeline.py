@@ -21,6 +21,7 @@ from audioldm2.options import (
     takes_options,
 )
 from audioldm2.prompt.conditioning import Conditioning
+from audioldm2.prompt.pronunciation import pronounced_by
 from audioldm2.prompt.timeline import parts
 from audioldm2.prompt.words import for_clap
 from audioldm2.request import Request
@@ -65,7 +66,8 @@ class AudioLDM2(Adaptable, Stages):
             allowed = "be a text or texts: a speech model speaks in one voice"
             raise ArgumentError("prompt", prompt, allowed, given="is a timeline")
         spoken = self.spoken(len(request.prompts), chosen.transcription, chosen.phonemes)
-        return self._sounds(replace(request, phonemes=spoken), on_step, on_stage)
+        by = [pronounced_by(each, self.pronunciations) for each in request.transcriptions or ()]
+        return self._sounds(replace(request, phonemes=spoken, pronounced_by=by), on_step, on_stage)
 
     @inference
     @takes_options(EditOptions)

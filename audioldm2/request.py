@@ -12,7 +12,7 @@ from audioldm2.edit_options import EditOptions
 from audioldm2.editing.edit import EDITING_OPTIONS, Edit
 from audioldm2.editing.text_edit import TextEdit
 from audioldm2.errors import ArgumentError, require_texts
-from audioldm2.options import LARGEST_SEED, GenerationOptions, for_each, negatives
+from audioldm2.options import LARGEST_SEED, SPEECH_OPTIONS, GenerationOptions, for_each, negatives
 from audioldm2.prompt.timeline import Span, Timeline, described, read_timelines, shares
 from audioldm2.prompt.timeline import seconds as end_of
 from audioldm2.sampling.schedule import NoiseSchedule
@@ -32,6 +32,7 @@ class Request:
     options: GenerationOptions
     transcriptions: list[str] | None = None  # one per prompt, where those were given
     phonemes: list[str] | None = None  # one per prompt, of a speech model
+    pronounced_by: list[str] | None = None  # the same, of transcriptions: "table", or espeak with its version
     edit: Edit | TextEdit | None = None  # what happens to a given sound
     timelines: list[Timeline] | None = None  # one per sound, where those were asked for
     windows: Windows | None = None  # in which sounds are denoised; None: whole, each by one prompt
@@ -131,12 +132,20 @@ class Request:
         """A text, or the entries of a timeline, for JSON."""
         return self.prompts[prompt] if self.timelines is None else list(map(list, self.timelines[prompt]))
 
+    def speech_record(self, prompt: int) -> dict[str, str | None]:
+        """What is spoken for a prompt, for JSON; nothing of a model that cannot speak."""
+        if self.phonemes is None:
+            return {}
+        given = self.transcriptions[prompt] if self.transcriptions else None
+        by = self.pronounced_by[prompt] if self.pronounced_by else None
+        return {"transcription": given, "phonemes": self.phonemes[prompt], "pronounced_by": by}
+
     def record(self) -> dict[str, Any]:
         """The options as plain values, for JSON; what was resolved replaces what was asked."""
         options = {each.name: getattr(self.options, each.name) for each in fields(self.options)}
         given = options.pop("latents") is not None
         options |= {"audio_length_in_s": self.seconds, "starting_latents_given": given}
-        for name in EDITING_OPTIONS:
+        for name in (*EDITING_OPTIONS, *SPEECH_OPTIONS):
             del options[name]
         if self.windows is not None:
             options["windows"] = len(self.windows.starts)

@@ -108,6 +108,7 @@ class Result:
             "audioldm2": package_version(),
             **self.model,
             "prompt": request.prompt_record(prompt),
+            **request.speech_record(prompt),
             **request.record(),
             "negative_prompt": request.negative_prompts[prompt],
             "sample_rate": self.sample_rate,

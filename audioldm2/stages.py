@@ -40,6 +40,7 @@ from audioldm2.options import (
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
 from audioldm2.prompt.phonemes import PhonemeTokenizer
+from audioldm2.prompt.pronunciation import pronounce
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 from audioldm2.prompt.words import Word, for_clap
 from audioldm2.runtime import dtypes, looping, memory, tiling
@@ -227,8 +228,6 @@ class Stages:
         found = for_each(name, given, prompts)
         if found is None or transcription is None:
             return found
-        from audioldm2.prompt.pronunciation import pronounce  # which looks for espeak
-
         return [pronounce(each, self.pronunciations) for each in found]
 
     @takes_options(SamplingOptions)

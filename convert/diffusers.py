@@ -8,13 +8,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from audioldm2.audio import DEFAULT_SECONDS
 from audioldm2.checkpoints import storage, validate
 from audioldm2.checkpoints.storage import Checkpoint, check, read_json
 from audioldm2.errors import WeightsError, require_choice
@@ -93,6 +94,8 @@ def read_diffusers(
         file = folder / part.folder / "config.json"
         with _naming(file), validate.naming_fields(f"'{name}' in {file}"):
             config = unet.config_from(theirs, heads) if name == "unet" else part.config_from(theirs)
+        if name == "gpt2" and is_speech and config.new_vectors == gpt2.GPT2Config.new_vectors:
+            config = replace(config, new_vectors=phonemes.NEW_VECTORS)  # it says nothing, or the default
         if name == "unet" and heads == "trained":
             unet.require_trained_heads(config)
         configs[name] = config
@@ -105,8 +108,9 @@ def read_diffusers(
     with _naming(front_end):
         clap_mel = clap_mel_from(front_end)
     tokenizers = {"clap_tokenizer": folder / "tokenizer", "t5_tokenizer": folder / "tokenizer_2"}
-    symbols = None
+    symbols, seconds = None, DEFAULT_SECONDS
     if is_speech:
+        seconds = phonemes.SECONDS
         vocabulary = folder / "tokenizer_2" / "vocab.json"
         with _naming(vocabulary):
             symbols = phonemes.symbols_from(read_json(vocabulary), configs["phonemes"].vocabulary)
@@ -118,6 +122,7 @@ def read_diffusers(
         tokenizers={name: tokenizers[name] for name in storage.tokenizers_of(configs)},
         source=source or str(folder),
         revision=revision,
+        seconds=seconds,
         symbols=symbols,
     )
     check(checkpoint, str(folder))

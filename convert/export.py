@@ -19,7 +19,7 @@ from audioldm2.files import atomic_folder
 from audioldm2.models import NETWORKS
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
 
-from . import clap, gpt2, hifigan, keymap, projection, t5, unet, vae
+from . import clap, gpt2, hifigan, keymap, phonemes, projection, t5, unet, vae
 from .diffusers import CLAP_MEL, PARTS
 
 DIFFUSERS_FOLDERS = ("projection_model", "unet", "vae")  # the others are classes of transformers
@@ -36,17 +36,29 @@ CLASSES = {
     "feature_extractor": ["transformers", "ClapFeatureExtractor"],
     "scheduler": ["diffusers", "DDIMScheduler"],
 }
+SPEECH_CLASSES = {
+    "text_encoder_2": ["transformers", "VitsModel"],
+    "tokenizer_2": ["transformers", "VitsTokenizer"],
+}
 
 
 def require_exportable(checkpoint: Checkpoint) -> None:
     """Raise WeightsError if the reference's pipeline cannot hold a checkpoint."""
-    whole = PARTS.keys() - {"phonemes"}
+    is_speech = "phonemes" in checkpoint.configs
+    whole = PARTS.keys() - {"t5" if is_speech else "phonemes"}
     if set(checkpoint.configs) != whole:
         raise WeightsError(
             f"{checkpoint.source} has the networks {sorted(checkpoint.configs)}; the diffusers layout is "
             f"that of AudioLDM2Pipeline, which needs {sorted(whole)}. Keep it in the converted format."
         )
-    absent = [name for name in storage.TOKENIZERS if name not in checkpoint.tokenizers]
+    if is_speech and checkpoint.configs["phonemes"].vocabulary != len(phonemes.SYMBOLS):
+        raise WeightsError(
+            f"{checkpoint.source} has {checkpoint.configs['phonemes'].vocabulary} phoneme symbols; the "
+            f"reference ends every text with the last of {len(phonemes.SYMBOLS)}, whatever the model. "
+            "Keep it in the converted format."
+        )
+    needed = storage.tokenizers_of(checkpoint.configs)
+    absent = [name for name in needed if name not in checkpoint.tokenizers]
     if absent:
         raise WeightsError(
             f"{checkpoint.source} has no {some(absent)}, which the diffusers layout needs. "
@@ -69,9 +81,11 @@ def write_diffusers(
     """
     require_exportable(checkpoint)
     configs = checkpoint.configs
+    is_speech = "phonemes" in configs
+    second = phonemes.config_to(configs["phonemes"]) if is_speech else t5.config_to(configs["t5"])
     contents = {
         "text_encoder": clap.config_to(configs["clap_text"], configs["clap_audio"]),
-        "text_encoder_2": t5.config_to(configs["t5"]),
+        "text_encoder_2": second,
         "projection_model": projection.config_to(configs["projection"]),
         "language_model": gpt2.config_to(configs["gpt2"]),
         "unet": unet.config_to(configs["unet"]),
@@ -120,18 +134,23 @@ def write_diffusers(
             }
             | {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 10, "top_db": None},
         )
-        for ours, theirs in (("clap_tokenizer", "tokenizer"), ("t5_tokenizer", "tokenizer_2")):
+        folders = {"clap_tokenizer": "tokenizer", "t5_tokenizer": "tokenizer_2"}
+        for ours, theirs in ((name, folders[name]) for name in storage.tokenizers_of(configs)):
             tokenizer = storage.TOKENIZERS[ours].from_folder(checkpoint.tokenizers[ours])
             storage.copy_tokenizer(ours, checkpoint.tokenizers[ours], draft / theirs)
             _write_max_length(draft / theirs, tokenizer)
             whole = draft / theirs / "tokenizer.json"
             if ours == "t5_tokenizer" and not whole.is_file():
                 _write_tokenizer_json(tokenizer, whole)
+        if is_speech:
+            files = phonemes.tokenizer_to(checkpoint.symbols or (), configs["projection"].positions)
+            for file, content in files.items():
+                _write_json(draft / "tokenizer_2" / file, content)
         index = {
             "_class_name": "AudioLDM2Pipeline",
             "_diffusers_version": "0.20.0",
         }  # the first version that reads it
-        _write_json(draft / "model_index.json", index | CLASSES)
+        _write_json(draft / "model_index.json", index | CLASSES | (SPEECH_CLASSES if is_speech else {}))
 
 
 def _back(name: str, checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:

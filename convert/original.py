@@ -52,7 +52,9 @@ VAE_TRAINING = {  # what the autoencoder's training keeps beside it
     "loss": "the autoencoder's training loss: its discriminator, LPIPS and logvar",
     "colorize": "colours of a picture that training logs",
 }
-SPEECH_VECTORS = 512  # that GPT-2 generates in a speech model, 8 in all others; no tensor tells
+OF_SPEECH: dict[str, Any] = {  # fields of a speech model's Checkpoint that no tensor tells
+    "symbols": phonemes.SYMBOLS, "seconds": phonemes.SECONDS, "unconditional": "trained",
+}  # fmt: skip
 
 
 @dataclass
@@ -114,7 +116,7 @@ def read_original(
         tokenizers={name: folder for name, folder in (tokenizers or {}).items() if name in known},
         source=source or str(path),
         revision=revision,
-        symbols=phonemes.SYMBOLS if "phonemes" in configs else None,
+        **(OF_SPEECH if "phonemes" in configs else {}),
         dropped=[move for move in moves if move.target is None],
         tensors=tensors,
         copies=found,
@@ -192,7 +194,7 @@ def _configs_from_shapes(
     if "projection" in shapes:
         configs["projection"] = projection.original_config(shapes["projection"], positions)
     if "gpt2" in shapes:
-        new_vectors = SPEECH_VECTORS if "phonemes" in shapes else gpt2.GPT2Config.new_vectors
+        new_vectors = phonemes.NEW_VECTORS if "phonemes" in shapes else gpt2.GPT2Config.new_vectors
         configs["gpt2"] = gpt2.original_config(shapes["gpt2"], new_vectors)
     configs["vae"] = vae.original_config(shapes["vae"], _scaling_factor(tensors))
     vocoder = validate.typed("'hifigan' of the config file", given.get("hifigan", {}), dict)

@@ -1,6 +1,7 @@
 """The text encoder of `VitsModel` of transformers -> `audioldm2.models.phonemes.PhonemeEncoder`."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 
 from torch import Size
 
@@ -17,6 +18,8 @@ SYMBOLS = (  # of the published speech models, as their source lists them after 
     *"ǀǁǂǃˈˌːˑʼʴʰʱʲʷˠˤ˞↓↑→↗↘",
     *"'\u0329'ᵻ♪☎☒☝⚠",  # the second apostrophe counts; ⚠ ends a text
 )
+SECONDS = 10.24  # of a clip in training: 256 latent frames
+NEW_VECTORS = 512  # that GPT-2 generates where phonemes are spoken, 8 in all other models; no tensor tells
 
 one = Transform("squeezed", lambda w: w.squeeze(0), lambda w: w.unsqueeze(0))
 UNREAD = "AudioLDM 2 reads hidden states, never the prior"
@@ -64,14 +67,76 @@ def config_from(source: dict) -> PhonemesConfig:
     )
 
 
+def config_to(config: PhonemesConfig) -> dict:
+    """Return the source\'s config for ours. What AudioLDM 2 does not use is as small as its classes allow."""
+    return {
+        "architectures": ["VitsModel"],
+        "model_type": "vits",
+        "hidden_act": "relu",
+        "use_bias": True,
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "ffn_dim": config.ff_dim,
+        "ffn_kernel_size": config.ff_kernel,
+        "window_size": config.window,
+        "layer_norm_eps": config.eps,
+        "layerdrop": 0.0,
+        "pad_token_id": 0,
+        "flow_size": 2,
+        "spectrogram_bins": 2,
+        "prior_encoder_num_flows": 1,
+        "prior_encoder_num_wavenet_layers": 1,
+        "posterior_encoder_num_wavenet_layers": 1,
+        "duration_predictor_num_flows": 1,
+        "duration_predictor_filter_channels": 2,
+        "upsample_initial_channel": 2,
+        "upsample_rates": [2],
+        "upsample_kernel_sizes": [4],
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1]],
+    }
+
+
 def symbols_from(vocabulary: dict, count: int) -> tuple[str, ...]:
-    """Return the symbol of each of `count` ids in `VitsTokenizer`'s vocab.json; "" where an id has none."""
+    """Return the symbol of each of `count` ids in `VitsTokenizer`'s vocab.json; "" where an id has none.
+
+    Community checkpoints come with vocabularies of other models. Where an encoder of the published size has
+    no symbol for its last id, which ends every text, the published symbols are taken, with a warning.
+    """
+    if vocabulary == {symbol: number for number, symbol in enumerate(SYMBOLS)} and count == len(SYMBOLS):
+        return SYMBOLS  # a symbol that stands there twice included
     symbols = [""] * count
     for symbol, number in vocabulary.items():
         if not isinstance(number, int) or not 0 <= number < count:
             raise WeightsError(f"'{symbol}' has the id {number!r}; it has to be from 0 to {count - 1}.")
         symbols[number] = symbol
+    if count == len(SYMBOLS) and not symbols[-1]:
+        warnings.warn(
+            f"the vocabulary lists {len(vocabulary)} symbols, and the phoneme encoder has learnt {count}: it "
+            "is of another model; the symbols of the published speech models are used.",
+            stacklevel=2,
+        )
+        return SYMBOLS
     return tuple(symbols)
+
+
+def tokenizer_to(symbols: Sequence[str], max_length: int) -> dict[str, dict]:
+    """Return the files of `VitsTokenizer`, by name. A text is one symbol after the other, without blanks."""
+    return {
+        "vocab.json": {symbol: number for number, symbol in enumerate(symbols) if symbol},
+        "tokenizer_config.json": {
+            "tokenizer_class": "VitsTokenizer",
+            "add_blank": False,
+            "normalize": False,
+            "phonemize": True,
+            "language": "en",
+            "pad_token": symbols[0],
+            "unk_token": symbols[0],
+            "model_max_length": max_length,
+        },
+    }
 
 
 # The original files -----------------------------------------------------------------------------------------

@@ -125,6 +125,7 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
         "schedule": storage.schedule_of(checkpoint, checkpoint.source),
         "clap_mel": storage.clap_mel_of(checkpoint, checkpoint.source),
         "symbols": checkpoint.symbols,
+        "pronunciations": checkpoint.pronunciations,
     }
 
 
@@ -168,7 +169,7 @@ def kind_of(checkpoint: Checkpoint) -> str:
     """Return the kind of a model in words: its size, and the contexts of its denoiser."""
     denoiser = checkpoint.configs["unet"]
     if "phonemes" in checkpoint.configs:
-        return "AudioLDM 2 speech: GPT-2 over CLAP and phonemes (converted and kept; it cannot be run yet)"
+        return "AudioLDM 2 speech: speaks phonemes, conditioned on GPT-2 over CLAP and phonemes"
     contexts = [name for name, role in (("GPT-2", "gpt2_attn"), ("T5", "t5_attn")) if role in denoiser.roles]
     contexts += ["CLAP beside the diffusion time"] if denoiser.film_dim else []
     if denoiser.roles >= {"gpt2_attn", "t5_attn"}:

@@ -10,11 +10,13 @@ Needs diffusers and transformers: pip install -e ".[test]".
 
 import argparse
 import io
+import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import sentencepiece
 import torch
@@ -23,9 +25,16 @@ from diffusers import AudioLDM2Pipeline, AudioLDM2UNet2DConditionModel
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
-from transformers import ClapFeatureExtractor, RobertaTokenizerFast, SpeechT5HifiGan, T5TokenizerFast
+from transformers import (
+    ClapFeatureExtractor,
+    RobertaTokenizerFast,
+    SpeechT5HifiGan,
+    T5TokenizerFast,
+    VitsTokenizer,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/ is in the clone, not in the package
+from audioldm2.convert.phonemes import SYMBOLS
 from scripts.make_random_checkpoint import CAPTIONS
 from tests.support import reference
 
@@ -54,6 +63,13 @@ HIFIGAN = dict(
     upsample_kernel_sizes=[16, 16, 8, 4, 4], resblock_kernel_sizes=[3, 7, 11],
     resblock_dilation_sizes=[[1, 3, 5]] * 3,
 )  # fmt: skip
+VITS = dict(
+    vocab_size=len(SYMBOLS), hidden_size=192, num_attention_heads=2, num_hidden_layers=6, ffn_dim=768,
+    window_size=4,
+)  # fmt: skip
+SPEECH_PROJECTION = PROJECTION | dict(
+    text_encoder_1_dim=192, use_learned_position_embedding=True, max_seq_length=310
+)
 BASE = dict(t5=T5, clap=CLAP, gpt2=GPT2, projection=PROJECTION, unet=UNET, vae=VAE, hifigan=HIFIGAN)
 
 # As in tests/support/reference.py, but with the published hop of 160 samples and 64 mel bands for CLAP.
@@ -75,39 +91,65 @@ TINY = dict(
     vae={},
     hifigan=dict(upsample_rates=[5, 4, 4, 2], upsample_kernel_sizes=[16, 16, 8, 4]),
 )  # fmt: skip
-SIZES = {"tiny": TINY, "base": BASE, "large": BASE | {"unet": LARGE_UNET}, "music": BASE}
+TINY_SPEECH = TINY | dict(
+    vits={},
+    gpt2=TINY["gpt2"] | dict(max_new_tokens=20, n_positions=850),
+    projection=dict(text_encoder_1_dim=12, use_learned_position_embedding=True, max_seq_length=310),
+    unet=TINY["unet"] | dict(cross_attention_dim=((None, 12),) * 3),
+)
+SPEECH = BASE | dict(
+    vits=VITS,
+    gpt2=GPT2 | dict(max_new_tokens=512),
+    projection=SPEECH_PROJECTION,
+    unet=UNET | dict(cross_attention_dim=((None, 768),) * 4),
+)
+SIZES = {
+    "tiny": TINY,
+    "base": BASE,
+    "large": BASE | {"unet": LARGE_UNET},
+    "music": BASE,
+    "tiny-speech": TINY_SPEECH,
+    "speech": SPEECH,
+}
 
 
 def make(
     out: Path,
-    size: str = "tiny",
+    size: str | Mapping[str, Any] = "tiny",
     *,
     tokenizers: Path | None = None,
     language_head: bool = True,
     pickled: bool = False,
     seed: int = 0,
 ) -> None:
-    """Write a random checkpoint into the folder `out`; --help says what the arguments do."""
-    sizes = SIZES[size]
+    """Write a random checkpoint into the folder `out`; --help says what the arguments do.
+
+    size: one of SIZES, or the changes to the networks of `tests.support.reference`.
+    """
+    sizes = SIZES[size] if isinstance(size, str) else size
     clap_tokenizer, t5_tokenizer = small_tokenizers() if tokenizers is None else read_tokenizers(tokenizers)
     clap, t5 = dict(sizes["clap"]), dict(sizes["t5"])
-    if size == "tiny":  # the published networks have more rows than any of the vocabularies
+    if size in ("tiny", "tiny-speech"):  # the published networks have more rows than any of the vocabularies
         clap["text_config"] = clap["text_config"] | dict(vocab_size=len(clap_tokenizer))
         t5["vocab_size"] = len(t5_tokenizer)
+    if "vits" in sizes:
+        second, second_tokenizer = reference.vits(seed + 1, **sizes["vits"]), phoneme_tokenizer()
+    else:
+        second, second_tokenizer = reference.t5(seed + 1, **t5), t5_tokenizer
     unet = reference.unet(seed + 4, **sizes["unet"])
     hifigan = reference.hifigan(seed + 6, **sizes["hifigan"])
     fit_last_convolution(unet)
     set_loudness(hifigan)
     AudioLDM2Pipeline(
         text_encoder=reference.clap(seed, **clap),
-        text_encoder_2=reference.t5(seed + 1, **t5),
+        text_encoder_2=second,
         projection_model=reference.projection(seed + 2, **sizes["projection"]),
         language_model=reference.gpt2(seed + 3, language_head, **sizes["gpt2"]),
         unet=unet,
         vae=reference.vae(seed + 5, **sizes["vae"]),
         vocoder=hifigan,
         tokenizer=clap_tokenizer,
-        tokenizer_2=t5_tokenizer,
+        tokenizer_2=second_tokenizer,
         feature_extractor=ClapFeatureExtractor(frequency_min=50, truncation="rand_trunc"),
         scheduler=reference.ddim(),
     ).save_pretrained(out)
@@ -131,7 +173,7 @@ def fit_last_convolution(unet: AudioLDM2UNet2DConditionModel) -> None:
     without structure, the best answer to x is sqrt(1 - alpha_bar) x.
     """
     config, alpha_bar = unet.config, reference.ddim().alphas_cumprod
-    gpt2_dim, t5_dim = [dim for dim in config.cross_attention_dim[-1] if dim]
+    gpt2_dim, *second_dim = [dim for dim in config.cross_attention_dim[-1] if dim]
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -143,7 +185,9 @@ def fit_last_convolution(unet: AudioLDM2UNet2DConditionModel) -> None:
     features, answers = [], []
     for t in (1, 200, 400, 600, 800, 900, 950, 999) * 2:
         x = loudness * normal(4, config.in_channels, 16, 16)
-        unet(x, t, normal(4, 8, gpt2_dim), encoder_hidden_states_1=normal(4, 12, t5_dim))
+        gpt2 = normal(4, 8, gpt2_dim)
+        second = normal(4, 12, second_dim[0]) if second_dim else None
+        unet(x, t, gpt2, encoder_hidden_states_1=second)
         patches = F.unfold(inputs.pop(), 3, padding=1).transpose(1, 2)  # (batch, time * mel, 9 * channels)
         features.append(F.pad(patches.flatten(0, 1), (0, 1), value=1.0))  # (positions, 9 * channels + 1)
         answers.append((1 - alpha_bar[t]).sqrt() * x.flatten(2).transpose(1, 2).flatten(0, 1))
@@ -193,13 +237,24 @@ def small_tokenizers() -> tuple[RobertaTokenizerFast, T5TokenizerFast]:
     return clap, T5TokenizerFast(vocab=vocab, model_max_length=128)
 
 
+def phoneme_tokenizer() -> VitsTokenizer:
+    """Of the published symbols, fed phonemes; what pads and what ends a text are the reference's too."""
+    with TemporaryDirectory() as folder:
+        vocabulary = Path(folder) / "vocab.json"
+        vocabulary.write_text(json.dumps({symbol: number for number, symbol in enumerate(SYMBOLS)}))
+        return VitsTokenizer(
+            vocabulary, pad_token="_", unk_token="_", add_blank=False, normalize=False, phonemize=False,
+            model_max_length=310,
+        )  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder to write; what it already holds is overwritten")
     parser.add_argument(
-        "--size", choices=SIZES, default="tiny", help="tiny (default): 3 MB; others: 4.5 to 6 GB"
+        "--size", choices=SIZES, default="tiny", help="tiny (default), tiny-speech: 3 MB; others: 2 to 6 GB"
     )
     parser.add_argument(
         "--tokenizers", type=Path, metavar="FOLDER",

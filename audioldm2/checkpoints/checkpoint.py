@@ -80,6 +80,8 @@ def check(checkpoint: Checkpoint, where: str) -> None:
             f"{where} has {len(symbols or ())} phoneme symbols, but its encoder has a vocabulary of "
             f"{phonemes.vocabulary}. Do they belong together?"
         )
+    with validate.naming_fields(where):
+        phoneme_tokenizer_of(checkpoint)
 
 
 def phoneme_tokenizer_of(checkpoint: Checkpoint) -> PhonemeTokenizer | None:

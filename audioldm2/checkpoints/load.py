@@ -187,14 +187,16 @@ def open_checkpoint(
         require_converter()
         from audioldm2 import convert
 
-        return convert.read_original(
+        original = convert.read_original(
             path,
             source=str(source),
             heads=heads or "trained",
-            tokenizers=_tokenizers_for(path, tokenizers),
+            tokenizers=hub.tokenizers_in(tokenizers or path.parent),
             ema=ema,
             config=config,
         )
+        _add_tokenizers(original, tokenizers)
+        return original
     if ema or config is not None:
         name, value = ("ema", ema) if ema else ("config", config)
         given = f"is given for {source}, which is not an original file"
@@ -219,17 +221,20 @@ def open_checkpoint(
     )
 
 
-def _tokenizers_for(file: Path, folder: Path | None) -> dict[str, Path]:
-    """Return the tokenizers for an original file: the folder's, those beside it, the hub's, or {}."""
-    found = hub.tokenizers_in(folder or file.parent)
-    if folder is not None and len(found) < len(hub.TOKENIZERS):
-        allowed = "hold a 'tokenizer' (CLAP's) and a 'tokenizer_2' (T5's), as 'cvssp/audioldm2' does"
-        given = f"{folder} holds {some(sorted(found)) or 'no tokenizer'}"
-        raise ArgumentError("--tokenizers", folder, allowed, given=given)
-    if len(found) < len(hub.TOKENIZERS):
-        with suppress(WeightsError):
-            found = hub.published_tokenizers()
-    return found
+def _add_tokenizers(original: storage.Checkpoint, folder: Path | None) -> None:
+    """Take the tokenizers that an original file needs from the hub, if they were found neither beside it nor
+    in the folder that was given, which has to hold them.
+    """
+    needed = storage.tokenizers_of(original.configs)
+    if set(needed) <= set(original.tokenizers):
+        return
+    if folder is not None:
+        both = "a 'tokenizer' (CLAP's) and a 'tokenizer_2' (T5's)"
+        wanted = both if "t5_tokenizer" in needed else "a 'tokenizer' (CLAP's)"
+        given = f"{folder} holds {some(sorted(original.tokenizers)) or 'no tokenizer'}"
+        raise ArgumentError("--tokenizers", folder, f"hold {wanted}, as 'cvssp/audioldm2' does", given=given)
+    with suppress(WeightsError):
+        original.tokenizers = {name: hub.published_tokenizers()[name] for name in needed}
 
 
 def require_converter() -> None:

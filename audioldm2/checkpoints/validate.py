@@ -140,11 +140,29 @@ def check_together(configs: Mapping[str, Any], where: str) -> None:
                 f"the networks in {where} do not fit together: {given} of '{giver}' is {size}, but "
                 f"{taken} of '{taker}' is {expected}."
             )
+    if "phonemes" in configs:
+        _check_speech(configs, where)
     mels, downsampling = configs["hifigan"].mels, configs["vae"].downsampling
     if mels % downsampling:
         raise WeightsError(
             f"the networks in {where} do not fit together: mels of 'hifigan' is {mels}; it has to be a "
             f"multiple of the VAE's downsampling, {downsampling}."
+        )
+
+
+def _check_speech(configs: Mapping[str, Any], where: str) -> None:
+    """Check that GPT-2 alone reads the phonemes of a speech model, and that its positions suffice."""
+    if configs["unet"].roles & {GPT2, T5} != {GPT2}:
+        raise WeightsError(
+            f"the networks in {where} do not fit together: 'phonemes' feeds GPT-2, and so the context of "
+            f"'unet' has to be GPT-2's alone; its attentions are {sorted(configs['unet'].roles)}."
+        )
+    positions, gpt2 = configs["projection"].positions, configs["gpt2"]
+    room = gpt2.max_positions - gpt2.new_vectors - 5  # CLAP's vector, and two that frame each of both
+    if not 0 < positions <= room:
+        raise WeightsError(
+            f"the networks in {where} do not fit together: positions of 'projection' is {positions}; it has "
+            f"to be from 1 to {room}, as GPT-2 has {gpt2.max_positions} and generates {gpt2.new_vectors}."
         )
 
 

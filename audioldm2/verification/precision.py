@@ -16,6 +16,7 @@ from audioldm2.runtime.dtypes import DTYPES
 from audioldm2.runtime.placement import materialise
 from audioldm2.verification.facts import PROMPT
 from audioldm2.verification.finding import FAILED, PASSED, SEND, Finding, Progress
+from audioldm2.verification.prompts import PHONEMES
 from audioldm2.verification.subject import Subject
 
 HALVES = ("float16", "bfloat16")
@@ -105,12 +106,20 @@ def _runs(subject: Subject) -> Iterator[tuple[str, Run, Tensor]]:
     for name, tokenizer in (("clap_text", "clap_tokenizer"), ("t5", "t5_tokenizer")):
         if tokenizer in tokens:
             yield exact(name, partial(_encode, tokens[tokenizer]))
+    second, speaker = "t5", storage.phoneme_tokenizer_of(checkpoint)
+    if speaker is not None:
+        second, found = "phonemes", pad([speaker.encode(PHONEMES)], 0, speaker.max_length)
+        tokens["phonemes"] = found.ids.to(device), found.mask.to(device)
+        mask = tokens["phonemes"][1]
+        yield exact("phonemes", partial(_encode, tokens["phonemes"]))
     if GPT2 in unet.roles:
         yield exact(
             "projection",
-            lambda net, dtype: net(outputs["clap_text"].to(dtype), outputs["t5"].to(dtype), mask)[0],
+            lambda net, dtype: net(outputs["clap_text"].to(dtype), outputs[second].to(dtype), mask)[0],
         )
         joined = torch.ones(outputs["projection"].shape[:2], dtype=torch.bool, device=device)
+        if speaker is not None:
+            joined[:, 4:-1] = mask
         yield exact("gpt2", lambda net, dtype: net.generate(outputs["projection"].to(dtype), joined))
 
     vae, vocoder = configs["vae"], configs["hifigan"]

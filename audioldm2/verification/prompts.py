@@ -1,4 +1,9 @@
-"""The prompts whose CLAP scores compare readings: sound effects, music, speech-like sounds, scenes."""
+"""The prompts whose CLAP scores compare readings: sound effects, music, speech-like sounds, scenes.
+
+A speech model describes its voice by them, and speaks PHONEMES.
+"""
+
+PHONEMES = "wʌn, tu, θɹi."
 
 PROMPTS = (
     "A dog barks twice",

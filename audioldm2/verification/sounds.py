@@ -23,7 +23,7 @@ from audioldm2.verification.finding import (
     Inapplicable,
     Progress,
 )
-from audioldm2.verification.prompts import PROMPTS
+from audioldm2.verification.prompts import PHONEMES, PROMPTS
 from audioldm2.verification.readings import Reading, readings_of
 from audioldm2.verification.statistics import mean_and_interval
 from audioldm2.verification.subject import Subject
@@ -187,10 +187,15 @@ def recorded_sound(model: AudioLDM2, reading: Reading, recorded: Slice) -> Tenso
         sampler=recorded.sampler, num_inference_steps=recorded.steps, guidance_scale=recorded.guidance
     )
     with exact_products():
-        result = model.generate(
-            recorded.prompt, latents=torch.from_numpy(noise).float(), **options | dict(reading.options)
-        )
+        latents = torch.from_numpy(noise).float()
+        options |= {"phonemes": _phonemes(model), **dict(reading.options)}
+        result = model.generate(recorded.prompt, latents=latents, **options)
     return result.audio[0, 0]
+
+
+def _phonemes(model: AudioLDM2) -> str | None:
+    """What a speech model says; None for another."""
+    return PHONEMES if model.speaks else None
 
 
 @contextmanager
@@ -280,6 +285,7 @@ def _scores(
             result = model.generate(
                 texts,
                 seed=seed,
+                phonemes=_phonemes(model),
                 sampler="ddim",
                 num_inference_steps=subject.effort.steps,
                 **dict(reading.options),

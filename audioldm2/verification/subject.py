@@ -101,8 +101,6 @@ class Subject:
 
     def require_runnable(self) -> None:
         """Raise Inapplicable unless the whole model can run."""
-        if "phonemes" in self.checkpoint.configs:
-            raise Inapplicable("speech models cannot be run yet.")
         self.require(*self.checkpoint.configs)
         absent = set(storage.tokenizers_of(self.checkpoint.configs)) - set(self.checkpoint.tokenizers)
         if absent:

@@ -103,7 +103,7 @@ def facts_of(subject: Subject, *, quick: bool = False) -> Facts:
         tokens=_tokens(subject),
         tensors=tensors.fingerprints(subject),
     )
-    if quick or "phonemes" in checkpoint.configs:
+    if quick:
         return facts
     subject.require_runnable()
     subject.report("recording sounds")

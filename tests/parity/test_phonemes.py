@@ -11,9 +11,8 @@ import pytest
 import torch
 from diffusers import AudioLDM2Pipeline, AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import ClapFeatureExtractor, VitsConfig, VitsModel, VitsTokenizer
+from transformers import ClapFeatureExtractor, VitsModel, VitsTokenizer
 
-import audioldm2
 from audioldm2 import convert
 from audioldm2.checkpoints import storage
 from audioldm2.convert import PARTS, convert_state, sources
@@ -29,15 +28,7 @@ SYMBOLS = "_;:,.!? abcdefghijklmnop"
 
 def vits(seed: int = 0, **changes) -> VitsModel:
     """Return a tiny VITS with the parts beside the text encoder, which the converter drops."""
-    config = dict(
-        vocab_size=len(SYMBOLS), hidden_size=12, num_hidden_layers=2, num_attention_heads=2, ffn_dim=10,
-        flow_size=4, window_size=4, ffn_kernel_size=3, upsample_initial_channel=8, upsample_rates=(2, 2),
-        upsample_kernel_sizes=(4, 4), resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1,),),
-        prior_encoder_num_flows=1, prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1,
-        duration_predictor_num_flows=1, duration_predictor_filter_channels=8, spectrogram_bins=6,
-        pad_token_id=0,
-    )  # fmt: skip
-    return reference.randomise(VitsModel(VitsConfig(**(config | changes))), seed)
+    return reference.vits(seed, vocab_size=len(SYMBOLS), **changes)
 
 
 def projection(positions: int, **changes) -> AudioLDM2ProjectionModel:
@@ -259,14 +250,6 @@ def test_converted_speech_folder_encodes_like_the_reference(speech, tmp_path):
         sequence = torch.cat([sequence, hidden.hidden_states[-1][:, -1:]], dim=1)
         attended = torch.cat([attended, attended.new_ones(1, 1)], dim=1)
     assert_same(network("gpt2").generate(vectors, joined), sequence[:, -20:])
-
-
-def test_rejects_loading_of_speech_model(speech, tmp_path):
-    source, _ = speech
-    storage.write(convert.read_diffusers(source), tmp_path / "out")
-    for folder in (source, tmp_path / "out"):
-        with pytest.raises(WeightsError, match=r"is a speech model: .* it cannot be run yet"):
-            audioldm2.load(folder, device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from transformers import (
     SpeechT5HifiGanConfig,
     T5Config,
     T5EncoderModel,
+    VitsConfig,
+    VitsModel,
 )
 
 
@@ -99,6 +101,19 @@ def t5(seed: int = 0, **changes) -> T5EncoderModel:
         relative_attention_num_buckets=32, relative_attention_max_distance=128,
     )  # fmt: skip
     return randomise(T5EncoderModel(T5Config(**(config | changes))), seed)
+
+
+def vits(seed: int = 0, **changes) -> VitsModel:
+    """Its text encoder has sizes of its own; the parts beside it, which are not used, are tiny."""
+    config = dict(
+        vocab_size=183, hidden_size=12, num_hidden_layers=2, num_attention_heads=2, ffn_dim=10,
+        flow_size=4, window_size=4, ffn_kernel_size=3, upsample_initial_channel=8, upsample_rates=(2, 2),
+        upsample_kernel_sizes=(4, 4), resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1,),),
+        prior_encoder_num_flows=1, prior_encoder_num_wavenet_layers=1, posterior_encoder_num_wavenet_layers=1,
+        duration_predictor_num_flows=1, duration_predictor_filter_channels=8, spectrogram_bins=6,
+        pad_token_id=0,
+    )  # fmt: skip
+    return randomise(VitsModel(VitsConfig(**(config | changes))), seed)
 
 
 def gpt2(seed: int = 0, language_head: bool = True, **changes) -> GPT2Model | GPT2LMHeadModel:
