@@ -12,7 +12,7 @@ import torch
 
 from audioldm2.adapters.writing import hash_of
 from audioldm2.checkpoints import storage
-from audioldm2.checkpoints.hub import DEMO
+from audioldm2.checkpoints.hub import IN_PACKAGE
 from audioldm2.checkpoints.load import open_checkpoint
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.cli.streams import report
@@ -270,7 +270,7 @@ def open_stage(settings: Settings, recipe: Recipe, folder: Path, device: torch.d
 
 def _name_of_base(model: str) -> str:
     """How a run finds the model again: by its absolute path, or by its name where it is not a path."""
-    is_local = model != DEMO and Path(model).expanduser().exists()
+    is_local = model not in IN_PACKAGE and Path(model).expanduser().exists()
     return str(Path(model).expanduser().resolve()) if is_local else model
 
 
