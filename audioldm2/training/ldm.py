@@ -58,11 +58,10 @@ from audioldm2.training.data import Captioned
 from audioldm2.training.losses import noise_loss
 from audioldm2.training.recipe import Recipe
 from audioldm2.training.sound_checks import cache_folder
-from audioldm2.training.speech import FrameHead, PhonemeIds, auxiliary_loss, require_spoken
+from audioldm2.training.speech import FrameHead, KeptRows, PhonemeIds, auxiliary_loss, require_spoken
 from audioldm2.training.stage import Sample, Stage
 
 LENGTH_STEP = 4  # tokens between padded lengths
-KEPT_BYTES = 1 << 30  # of encoded rows
 VALIDATION_TIMES = 8  # parts of the schedule; each validation clip is noised to one time in each
 
 
@@ -101,7 +100,7 @@ class LDMRecipe(Recipe):
             unconditional=(self.unconditional in UNCONDITIONAL, f"be one of {', '.join(UNCONDITIONAL)}"),
             auxiliary_weight=(self.auxiliary_weight >= 0, "be at least 0"),
             auxiliary_steps=(
-                0 <= self.auxiliary_steps and (self.auxiliary_weight > 0 or not self.auxiliary_steps),
+                self.auxiliary_steps >= 0 and (self.auxiliary_weight > 0 or not self.auxiliary_steps),
                 "be at least 0, and 0 without auxiliary_weight",
             ),
             train_gpt2=(
@@ -160,7 +159,7 @@ class LDMStage(Stage[LDMRecipe]):
             self.words(),
         )
         self.phoneme_ids = PhonemeIds(checkpoint) if self.speaks else None
-        self.kept: dict[Row, Conditioning] = {}  # of a model that speaks, while GPT-2 does not learn
+        self.kept = KeptRows()  # of a model that speaks, while GPT-2 does not learn
         self.cache: TensorCache | None = None
         self.hashes: dict[str, str] = {}  # of the weights of networks
         if recipe.cache_gb:
@@ -393,21 +392,9 @@ class LDMStage(Stage[LDMRecipe]):
             else:
                 spoken = self.phoneme_ids(caption) if self.phoneme_ids else ()
                 rows.append(Row(caption, "" if drop_clap else caption, length, phonemes=spoken))
-        if self.recipe.train_gpt2 or not self.speaks:
-            return Conditioning.cat(encode_rows(self.networks, encoders, rows))
-        return Conditioning.cat(self._encode_once(rows))
-
-    @torch.no_grad()
-    def _encode_once(self, rows: list[Row]) -> list[Conditioning]:
-        """Encodes rows that no learning network changes, and keeps what it finds, up to `KEPT_BYTES`."""
-        missing = list(dict.fromkeys(row for row in rows if row not in self.kept))
-        new = dict(zip(missing, encode_rows(self.networks, self.encoders, missing), strict=True)) if missing else {}
-        found = [new[row] if row in new else self.kept[row] for row in rows]
-        for row, cond in new.items():
-            bytes_of = sum(each.nbytes for each in cond.tensors.values() if each is not None)
-            if bytes_of * (len(self.kept) + 1) <= KEPT_BYTES:
-                self.kept[row] = cond
-        return found
+        if self.speaks and not self.recipe.train_gpt2:
+            return Conditioning.cat(self.kept(self.networks, encoders, rows))
+        return Conditioning.cat(encode_rows(self.networks, encoders, rows))
 
     def words(self) -> tuple[Word, ...]:
         """Returns new words that captions may contain."""

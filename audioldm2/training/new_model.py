@@ -133,11 +133,11 @@ def from_scratch(
         ValueError: there are too few captions to train a vocabulary.
         WeightsError: a config cannot be built, or the configs do not fit each other.
     """
-    needed = {name: kind for name, kind in storage.TOKENIZERS.items() if storage.TEXT_ENCODERS[name] in configs}
-    train_vocabularies(captions, folder, needed)
-    sizes = {
-        name: kind.from_folder(folder / name).splitter.get_vocab_size() for name, kind in needed.items()
+    needed = {
+        name: kind for name, kind in storage.TOKENIZERS.items() if storage.TEXT_ENCODERS[name] in configs
     }
+    train_vocabularies(captions, folder, needed)
+    sizes = {name: kind.from_folder(folder / name).splitter.get_vocab_size() for name, kind in needed.items()}
     networks = {name: config for name, config in configs.items() if name not in NOT_NETWORKS} | {
         storage.TEXT_ENCODERS[name]: replace(configs[storage.TEXT_ENCODERS[name]], vocabulary=size)
         for name, size in sizes.items()

@@ -1,4 +1,4 @@
-"""What the stage `ldm` adds for a model that speaks: phonemes of captions, and the loss that teaches GPT-2."""
+"""What the stage `ldm` adds for a model that speaks: phonemes of captions, the loss that teaches GPT-2."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from audioldm2.checkpoints.storage import Checkpoint, phoneme_tokenizer_of
 from audioldm2.errors import ArgumentError
 from audioldm2.models.layers import Linear
+from audioldm2.prompt.conditioning import Conditioning
+from audioldm2.prompt.encode import Row, TextEncoders, encode_rows
+from audioldm2.runtime.placement import Networks
 from audioldm2.training.spoken import Spoken
 
-
+KEPT_BYTES = 1 << 30  # of encoded rows
 PAD, END = "_", "~"  # the first and the last symbol of a new model, as the published ones have them
 
 
@@ -46,8 +49,7 @@ def auxiliary_loss(head: FrameHead, vectors: Tensor, latents: Tensor, dropped: T
     Args:
         head: predicts them.
         vectors: GPT-2's, (batch, new_vectors, gpt2_dim).
-        latents: (batch, channels, time, mel), the means that the VAE's encoder gives. (Where it hears silence,
-            a sample is nothing but noise.)
+        latents: (batch, channels, time, mel), the means of the VAE: in silence, samples are noise.
         dropped: (batch,) bool, True where the caption is dropped; the error counts as 0 there.
     """
     error = (head(vectors, latents.shape[2]).float() - latents).square().mean(dim=(1, 2, 3))  # (batch,)
@@ -108,6 +110,27 @@ class PhonemeIds:
     def spelled(self, caption: str) -> str:
         """Returns the phonemes of what the voice of a caption says, as IPA; ArgumentError as `spelled`."""
         return spelled(caption, self.pronunciations)
+
+
+class KeptRows:
+    """Encodes rows that no learning network changes, each once, and keeps what it finds up to `KEPT_BYTES`."""
+
+    def __init__(self) -> None:
+        self.found: dict[Row, Conditioning] = {}
+        self.bytes = 0
+
+    @torch.no_grad()
+    def __call__(self, networks: Networks, encoders: TextEncoders, rows: Sequence[Row]) -> list[Conditioning]:
+        """Returns what `encode_rows` returns for these."""
+        missing = list(dict.fromkeys(row for row in rows if row not in self.found))
+        encoded = encode_rows(networks, encoders, missing) if missing else []
+        new = dict(zip(missing, encoded, strict=True))
+        found = [new[row] if row in new else self.found[row] for row in rows]
+        for row, cond in new.items():
+            size = sum(tensor.nbytes for tensor in cond.tensors.values())
+            if self.bytes + size <= KEPT_BYTES:
+                self.found[row], self.bytes = cond, self.bytes + size
+        return found
 
 
 def require_spoken(captions: Sequence[str], speaks: bool, source: str) -> None:

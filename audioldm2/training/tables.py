@@ -6,8 +6,8 @@
 
 folders.py finds the tables of a folder. Columns are found by name, in either case: AUDIO_COLUMNS,
 CAPTION_COLUMNS, "caption_1", "caption_2" and so on (Clotho), "split", and of speech "transcription" or
-"phonemes". Without a column of sounds, files are found by the ids of AudioCaps. Rows of the same sound are one
-item with several captions.
+"phonemes". Without a column of sounds, files are found by the ids of AudioCaps. Rows of the same sound are
+one item with several captions.
 """
 
 import csv

@@ -64,8 +64,7 @@ def _clap(network: Any) -> None:
 
 
 def _phonemes(network: Any) -> None:
-    """VITS (arXiv 2106.06103): the embedding, times sqrt(dim), and the vectors of distances have unit variance
-    in the products that they enter."""
+    """As in VITS (arXiv 2106.06103): the embedding times sqrt(dim) has unit variance."""
     nn.init.normal_(network.embedding.weight, std=network.embedding.embedding_dim**-0.5)
     for block in network.blocks:
         for distances in (block.attn.distance_key, block.attn.distance_value):

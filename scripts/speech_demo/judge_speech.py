@@ -1,12 +1,12 @@
 """Judge a small speech model: how many of its words are understood, and whether the voice is the asked one.
 
     pip install pocketsphinx
-    python scripts/speech_demo/judge_speech.py --model demo-speech --sounds sounds/ --seed 1000
+    python scripts/speech_demo/judge_speech.py --model demo-speech --seed 1000
 
-speaks digits, 100 words and strings of three digits that training has not seen, in all voices and at all speeds,
-and compares with the ceiling: true clips of make_speech_data.py through the model's VAE and vocoder. Judges: a
-recognizer (pocketsphinx, with a grammar of the list), the nearest true clip of the list in the same voice at the
-same speed, and for voices the nearest centroid of true spectra. Needs flite and espeak-ng for the true clips.
+speaks digits, 100 words and strings of three digits that training has not seen, in all voices and at all
+speeds, and compares with the ceiling: true clips of make_speech_data.py through the model's VAE and vocoder.
+Judges: a recognizer (pocketsphinx, with a grammar of the list), the nearest true clip of the list in the same
+voice at the same speed, and for voices the nearest centroid of true spectra. Needs flite and espeak-ng.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from scripts.speech_demo.make_speech_data import Utterance, phonemes, render
 from scripts.speech_demo.vocabulary import DIGITS, SPEEDS, VOICES, WORDS, caption, digit_strings
 
 BATCH = 16
+COLUMNS = ("recognized", "nearest clip", "voice")
 
 
 def utterances(kind: str, count: int, seed: int) -> list[Utterance]:
@@ -79,8 +80,12 @@ def voice_judge() -> NearestVoice:
 
 
 def rates(
-    kind: str, said: Sequence[Utterance], waves: Sequence[np.ndarray], recognizer: Recognizer,
-    nearest: dict[tuple[str, str], NearestClip] | None, voices: NearestVoice,
+    kind: str,
+    said: Sequence[Utterance],
+    waves: Sequence[np.ndarray],
+    recognizer: Recognizer,
+    nearest: dict[tuple[str, str], NearestClip] | None,
+    voices: NearestVoice,
 ) -> dict[str, float]:
     """Returns the fractions that each judge finds right; word errors for strings."""
     errors = [
@@ -111,7 +116,7 @@ def main() -> int:
     model = audioldm2.load(options.model, dtype="float32")
     voices, began = voice_judge(), time.monotonic()
     settings = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
-    print(f"{'':24}{'recognized':>12}{'nearest clip':>14}{'voice':>8}")
+    print(f"{'':24}" + "".join(f"{name:>14}" for name in COLUMNS))
     for kind in options.kinds:
         said = utterances(kind, options.count, options.seed)
         recognizer = Recognizer(WORDS if kind == "words" else DIGITS, 3 if kind == "strings" else 1)
@@ -124,8 +129,8 @@ def main() -> int:
         }
         for name, waves in sources.items():
             found = rates(kind, said, waves, recognizer, nearest, voices)
-            clip = f"{found['nearest clip']:.0%}" if nearest else ""
-            print(f"{kind + ', ' + name:24}{found['recognized']:>12.0%}{clip:>14}{found['voice']:>8.0%}", flush=True)
+            cells = [f"{found[each]:.0%}" if each in found else "" for each in COLUMNS]
+            print(f"{kind + ', ' + name:24}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
     print(f"{time.monotonic() - began:.0f} s")
     return 0
 

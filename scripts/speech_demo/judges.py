@@ -1,7 +1,6 @@
 """Judges of speech: a recognizer with a grammar, the nearest true clip, the nearest voice."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch

@@ -2,9 +2,9 @@
 
     python scripts/speech_demo/make_speech_data.py sounds/ --strings 3000 --seed 0
 
-writes sounds/*.wav and sounds/captions.csv with the columns file, caption, transcription, phonemes, voice and
-speed: the ten digits and 100 words in three voices at three speeds, and strings of three digits in a voice and
-at a speed of their own. Each word begins at four different times. The same seed gives the same folder; an
+writes sounds/*.wav and sounds/captions.csv with the columns file, caption, transcription, phonemes, voice
+and speed: the ten digits and 100 words in three voices at three speeds, and strings of three digits in one
+voice at one speed each. Each word begins at four different times. The same seed gives the same folder; an
 interrupted run continues where it stopped. No sound of it is committed.
 
 Needs flite (with the voices slt, rms and kal16) and espeak-ng: `apt-get install flite espeak-ng`.
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +81,7 @@ def render(utterance: Utterance, seconds: float = SECONDS) -> np.ndarray:
     return clip
 
 
-@lru_cache(maxsize=None)
+@cache
 def phonemes(text: str) -> str:
     """Spells a text in espeak-ng's American English phonemes, each word as it is spoken alone."""
     if " " in text:

@@ -1,5 +1,7 @@
 """Training of models that speak: captions with words, phonemes, the auxiliary loss, what learns."""
 
+# ruff: noqa: RUF001 - phonemes look like letters
+
 from pathlib import Path
 
 import pytest
