@@ -86,6 +86,7 @@ class LDMRecipe(Recipe):
     min_snr: float | None = None  # gamma of min-SNR weighting, such as 5; null: no weighting
     train_t5: bool = False  # True for a T5 that was not pretrained
     train_gpt2: bool = True  # False: GPT-2 and what it reads stay, and the denoiser learns alone
+    latent_noise: bool = True  # learn samples of the VAE's latents, as upstream; False: their means
     auxiliary_weight: float = 0.0  # of the error of latent frames predicted from GPT-2's vectors; 0: none
     auxiliary_steps: int = 0  # first steps, with this error alone: the denoiser does not run or learn yet
 
@@ -297,8 +298,7 @@ class LDMStage(Stage[LDMRecipe]):
     def draw(self, clips: Tensor, generator: torch.Generator) -> Draws:
         """Draws what a step needs for clips (batch, 2, channels, time, mel)."""
         recipe = self.recipe
-        mean, std = clips.unbind(dim=1)
-        x0 = mean + std * self.randn_like(std, generator)  # (batch, channels, time, mel)
+        mean, x0 = self.latents(clips, generator)
         eps = self.randn_like(x0, generator)
         whole, rows = self.whole_batch(clips), self.ranks.rows
         t = rows(torch.randint(self.schedule.steps, (whole,), generator=generator))
@@ -310,6 +310,13 @@ class LDMStage(Stage[LDMRecipe]):
         if recipe.clap_dropout:
             clap_dropped = rows(torch.rand(whole, generator=generator) < recipe.clap_dropout)
         return Draws(mean, x0, eps, t, dropped, clap_dropped, offset)
+
+    def latents(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns the means of clips (batch, 2, channels, time, mel), and the latents that the denoiser learns:
+        (batch, channels, time, mel) each."""
+        mean, std = clips.unbind(dim=1)
+        sample = mean + std * self.randn_like(std, generator)
+        return mean, sample if self.recipe.latent_noise else mean
 
     def loss(self, captions: list[str], draws: Draws) -> Tensor:
         """Computes the loss of a batch, with gradients into the networks that are trained."""
@@ -344,8 +351,7 @@ class LDMStage(Stage[LDMRecipe]):
         self, clips: Tensor, captions: list[str], generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the error of the predicted noise, unweighted, over all times and in each part of them."""
-        mean, std = clips.unbind(dim=1)
-        x0 = mean + std * self.randn_like(std, generator)  # (batch, channels, time, mel)
+        _, x0 = self.latents(clips, generator)
         with self.autocast():
             cond = self.encode(captions, torch.zeros(len(clips), dtype=torch.bool))
         edges = torch.linspace(0, self.schedule.steps, VALIDATION_TIMES + 1).round().long().tolist()

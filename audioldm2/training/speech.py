@@ -113,7 +113,7 @@ class PhonemeIds:
 
 
 class KeptRows:
-    """Encodes rows that no learning network changes, each once, and keeps what it finds up to `KEPT_BYTES`."""
+    """Encodes rows that no learning network changes, each once; keeps what it finds, up to `KEPT_BYTES`."""
 
     def __init__(self) -> None:
         self.found: dict[Row, Conditioning] = {}

@@ -66,7 +66,7 @@ def nearest_judges(kind: str) -> dict[tuple[str, str], NearestClip]:
     """Makes a judge of the list for each voice and speed."""
     texts = {"digits": DIGITS, "words": WORDS}[kind]
     return {
-        (voice, speed): NearestClip({text: render(Utterance(text, voice, speed, 0.05)) for text in texts})
+        (voice, speed): NearestClip.of({text: render(Utterance(text, voice, speed, 0.05)) for text in texts})
         for voice in VOICES
         for speed in SPEEDS
     }

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from audioldm2.audio import SAMPLE_RATE, vae_front_end, vae_log_mel
@@ -65,22 +66,27 @@ class NearestClip:
     """Names the true clip that a wave is nearest to: log-mels, brought to the same length.
 
     Args:
-        clips: true waves by name.
-        frames: the length.
+        table: features of each clip by its name.
+        shape: frames and bands of these features.
     """
 
-    def __init__(self, clips: Mapping[str, np.ndarray], frames: int = 40) -> None:
-        self.frames, self.names = frames, list(clips)
-        self.table = torch.stack([self.features(wave) for wave in clips.values()])
+    def __init__(self, table: Mapping[str, Tensor], shape: tuple[int, int] = (40, 64)) -> None:
+        self.shape, self.names, self.table = shape, list(table), torch.stack(list(table.values()))
 
-    def features(self, wave: np.ndarray) -> Tensor:
-        """Returns (frames * 64,)."""
-        mel = log_mel(wave).T[None]  # (1, 64, its frames)
-        return torch.nn.functional.interpolate(mel, self.frames, mode="linear")[0].flatten()
+    @classmethod
+    def of(cls, clips: Mapping[str, np.ndarray]) -> "NearestClip":
+        """Makes a judge from true waves by name."""
+        return cls({name: features(wave) for name, wave in clips.items()})
 
     def __call__(self, wave: np.ndarray) -> str:
         """Returns the name of the nearest."""
-        return self.names[int((self.table - self.features(wave)).square().mean(dim=1).argmin())]
+        distance = (self.table - features(wave, self.shape)).square().mean(dim=(1, 2))
+        return self.names[int(distance.argmin())]
+
+
+def features(wave: np.ndarray, shape: tuple[int, int] = (40, 64)) -> Tensor:
+    """Returns the log-mels of what a wave says, resized to `shape`: (frames, bands)."""
+    return F.interpolate(log_mel(wave)[None, None], shape, mode="bilinear", antialias=True)[0, 0]
 
 
 class NearestVoice:

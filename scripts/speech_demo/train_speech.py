@@ -64,7 +64,8 @@ RUNS: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
         ("text",), "ldm",
         {
             "batch": 24, "steps": 3400, "optimizer": "muon", "learning_rate": 1.5e-3, "warmup": 100,
-            "ema": 0.998, "pool": 6960, "train_t5": False, "train_gpt2": False, "unconditional": "trained",
+            "ema": 0.998, "pool": 6960, "train_t5": False, "train_gpt2": False, "latent_noise": False,
+            "unconditional": "trained",
         },
     ),
     "vocoder": (
