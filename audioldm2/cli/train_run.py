@@ -28,6 +28,7 @@ from audioldm2.training.new_model import SIZES, configs_from, from_scratch
 from audioldm2.training.recipe import Recipe, override
 from audioldm2.training.settings import Settings, read_settings, write_settings
 from audioldm2.training.sources import ClipSettings, DataOptions
+from audioldm2.training.speech import require_spoken
 from audioldm2.training.stage import Stage
 
 # Opens data that is no folder, by its name for --data: (seconds of a clip, sample rate, seed) -> the data.
@@ -187,6 +188,11 @@ def begin(given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds:
         if isinstance(recipe, LDMRecipe) and recipe.cache_gb:
             count_clips(data, recipe.pool, recipe.cache_gb)
         stage.require_captions(data.captions() if kind.captioned else ())
+        if isinstance(recipe, LDMRecipe) and validation is not None:
+            require_spoken(validation.captions(), "phonemes" in checkpoint.configs, checkpoint.source)
+        if given.prompts and "phonemes" in checkpoint.configs:
+            allowed = "be left out: samples of a model that speaks say what the data say"
+            raise ArgumentError("prompts", given.prompts, allowed)
         stage.join(ranks, sharded=given.shard)
         if kind.adapts:
             base = _name_of_base(given.model)

@@ -312,7 +312,7 @@ class LDMStage(Stage[LDMRecipe]):
         return Draws(mean, x0, eps, t, dropped, clap_dropped, offset)
 
     def latents(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Returns the means of clips (batch, 2, channels, time, mel), and the latents that the denoiser learns:
+        """Returns means of clips (batch, 2, channels, time, mel), and the latents that the denoiser learns:
         (batch, channels, time, mel) each."""
         mean, std = clips.unbind(dim=1)
         sample = mean + std * self.randn_like(std, generator)

@@ -142,7 +142,7 @@ def from_scratch(
         storage.TEXT_ENCODERS[name]: replace(configs[storage.TEXT_ENCODERS[name]], vocabulary=size)
         for name, size in sizes.items()
     }
-    symbols = phoneme_symbols(captions, "the data") if "phonemes" in configs else None
+    symbols = phoneme_symbols(captions, "the new model") if "phonemes" in configs else None
     if symbols is not None:
         networks["phonemes"] = replace(configs["phonemes"], vocabulary=len(symbols))
     checkpoint = storage.Checkpoint(

@@ -76,13 +76,17 @@ def _words_of(caption: str) -> tuple[str, str]:
     return caption.transcription, caption.phonemes
 
 
-def phoneme_symbols(captions: Sequence[str], where: str) -> tuple[str, ...]:
+def phoneme_symbols(captions: Sequence[str], model: str) -> tuple[str, ...]:
     """Lists the symbols of a new model: what pads, every character of the captions' phonemes, what ends.
+
+    Args:
+        captions: of the data.
+        model: its name in messages.
 
     Raises:
         ArgumentError: a caption carries no transcription, or it cannot be pronounced.
     """
-    require_spoken(captions, True, where)
+    require_spoken(captions, True, model)
     words = dict.fromkeys(map(_words_of, captions))
     return (PAD, *sorted({symbol for each in words for symbol in spelled(Spoken("", *each))}), END)
 

@@ -93,11 +93,13 @@ def test_a_new_model_knows_the_phonemes_of_the_data(speaker: Checkpoint):
 def test_phonemes_are_found_by_pronouncing_the_transcription(speaker: Checkpoint):
     speaker = type(speaker)(**(vars(speaker) | {"pronunciations": SAID}))
     ids = PhonemeIds(speaker)
-    assert ids(Spoken("a voice", "Two one")) == ids(Spoken("a voice", "", "tˈuː wˈʌn"))
+    assert ids(Spoken("a voice", "Two!")) == ids(Spoken("a voice", "", "tˈuː")) != ids(CAPTIONS[0])
     assert ids.spelled(Spoken("a voice", "six")) == SAID["six"]
 
 
-@pytest.mark.parametrize("sizes", ["small-speech", "published-speech"])
+@pytest.mark.parametrize(
+    "sizes", ["small-speech", pytest.param("published-speech", marks=pytest.mark.slow)]
+)
 def test_speech_sizes_fit_together(sizes: str, tmp_path: Path):
     from_scratch(MODEL_SIZES[sizes], CAPTIONS * 4, tmp_path)  # checks shapes without making weights
 
@@ -172,14 +174,16 @@ def test_gpt2_stays_where_the_denoiser_learns_alone(speaker: Checkpoint):
 
 def test_steps_teach_which_word_is_which(speaker: Checkpoint):
     """The latents of three words from the same caption: only phonemes tell them apart."""
-    stage, (wave, _) = speech_stage(speaker, auxiliary_weight=1.0, auxiliary_steps=60), clips(3)
-    clips_of = stage.prepare(wave)
+    stage = speech_stage(speaker, auxiliary_weight=1.0, auxiliary_steps=60)
+    means = torch.randn(3, 8, 4, 16, generator=torch.Generator().manual_seed(0))
+    clips_of = torch.stack([means, torch.zeros_like(means)], dim=1)
     swapped = [CAPTIONS[1], CAPTIONS[2], CAPTIONS[0]]
     for _ in range(60):
         stage.step_prepared(clips_of, CAPTIONS)
     draws = stage.draw(clips_of, generator("noise", 0, 0))
     stage.done = 0
-    right, wrong = (float(stage.errors(said, draws)["auxiliary"][1]) for said in (CAPTIONS, swapped))
+    with torch.no_grad():
+        right, wrong = (float(stage.errors(said, draws)["auxiliary"][1]) for said in (CAPTIONS, swapped))
     assert right < wrong / 2
 
 
