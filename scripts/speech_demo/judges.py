@@ -90,7 +90,7 @@ def features(wave: np.ndarray, shape: tuple[int, int] = (40, 64)) -> Tensor:
 
 
 class NearestVoice:
-    """Names the voice whose mean spectrum is nearest.
+    """Names the voice whose mean spectrum is nearest, by the distance in which clips of a voice lie close.
 
     Args:
         clips: true waves by voice.
@@ -98,16 +98,20 @@ class NearestVoice:
 
     def __init__(self, clips: Mapping[str, Sequence[np.ndarray]]) -> None:
         self.names = list(clips)
-        features = [torch.stack([self.features(wave) for wave in waves]) for waves in clips.values()]
-        self.scale = torch.cat(features).std(dim=0)
-        self.centroids = torch.stack([each.mean(dim=0) for each in features]) / self.scale
-
-    def features(self, wave: np.ndarray) -> Tensor:
-        """Returns the mean and the spread of each band over the spoken frames, (128,)."""
-        mel = log_mel(wave)
-        return torch.cat([mel.mean(dim=0), mel.std(dim=0)])
+        voices = [torch.stack([voice_features(wave) for wave in waves]) for waves in clips.values()]
+        self.centroids = torch.stack([each.mean(dim=0) for each in voices])
+        spread = torch.cat([each - each.mean(dim=0) for each in voices])
+        within = spread.T @ spread / len(spread)
+        self.inverse = torch.linalg.inv(within + 0.1 * within.diagonal().mean() * torch.eye(len(within)))
 
     def __call__(self, wave: np.ndarray) -> str:
         """Returns the name of the nearest voice."""
-        distance = (self.centroids - self.features(wave) / self.scale).square().mean(dim=1)
-        return self.names[int(distance.argmin())]
+        away = self.centroids - voice_features(wave)
+        return self.names[int(((away @ self.inverse) * away).sum(dim=1).argmin())]
+
+
+def voice_features(wave: np.ndarray) -> Tensor:
+    """Returns the mean and the spread of 32 bands over the spoken frames, (64,), without the level."""
+    bands = log_mel(wave).unflatten(1, (32, 2)).mean(dim=2)  # (frames, 32)
+    mean = bands.mean(dim=0)
+    return torch.cat([mean - mean.mean(), bands.std(dim=0)])

@@ -93,7 +93,7 @@ def test_a_new_model_knows_the_phonemes_of_the_data(speaker: Checkpoint):
 def test_phonemes_are_found_by_pronouncing_the_transcription(speaker: Checkpoint):
     speaker = type(speaker)(**(vars(speaker) | {"pronunciations": SAID}))
     ids = PhonemeIds(speaker)
-    assert ids(Spoken("a voice", "Two!")) == ids(Spoken("a voice", "", "tˈuː")) != ids(CAPTIONS[0])
+    assert ids(Spoken("a voice", "Two")) == ids(Spoken("a voice", "", "tˈuː")) != ids(CAPTIONS[0])
     assert ids.spelled(Spoken("a voice", "six")) == SAID["six"]
 
 
