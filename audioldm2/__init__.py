@@ -5,11 +5,6 @@ model = audioldm2.load("cvssp/audioldm2")
 model.generate("Techno music with a strong beat").save("techno.wav")
 """
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING
-
-from audioldm2 import renamed
 from audioldm2.checkpoints.load import load
 from audioldm2.errors import WeightsError
 from audioldm2.pipeline import AudioLDM2
@@ -29,13 +24,3 @@ __all__ = [
     "WeightsError",
     "load",
 ]
-
-renamed.register(__name__)
-
-if not TYPE_CHECKING:  # a type checker would take any name for one that exists
-
-    def __getattr__(name: str) -> ModuleType:
-        """Modules of version 0.1 (see `renamed`)."""
-        if name in renamed.MOVED:
-            return sys.modules[f"{__name__}.{name}"]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -160,7 +160,7 @@ def recover_folder(path: str | os.PathLike, *, sole_owner: bool = False) -> bool
     return recovered
 
 
-def remove_drafts(folder: Path, *, sole_owner: bool = False) -> list[int]:
+def remove_drafts(folder: Path, *, sole_owner: bool = False, only_files: bool = False) -> list[int]:
     """Delete the drafts of files and folders that killed processes left in `folder`.
 
     Call `recover_folder` first where a folder may be missing: its draft may be all that is left of it.
@@ -168,6 +168,7 @@ def remove_drafts(folder: Path, *, sole_owner: bool = False) -> list[int]:
     Args:
         folder: where to look; not in its sub-folders.
         sole_owner: nobody else writes there. Otherwise, drafts of processes that run on this machine stay.
+        only_files: drafts of folders stay, among which an old folder may be that `recover_folder` returns.
 
     Returns:
         The size of each in bytes.
@@ -176,6 +177,8 @@ def remove_drafts(folder: Path, *, sole_owner: bool = False) -> list[int]:
     for draft in sorted(folder.iterdir()):
         match = DRAFT.fullmatch(draft.name)
         if not match or (not sole_owner and _is_running(int(match[1]))):
+            continue
+        if only_files and draft.is_dir():
             continue
         files = draft.rglob("*") if draft.is_dir() else [draft]
         sizes.append(sum(file.stat().st_size for file in files if file.is_file()))

@@ -185,10 +185,15 @@ def _seeds(options: GenerationOptions, prompts: int) -> list[int]:
     """One per prompt."""
     seed = options.seed
     if seed is None:
-        return [secrets.randbelow(2**31)] * prompts
+        return [drawn_seed()] * prompts
     if not isinstance(seed, list):
         return [seed] * prompts
     if len(seed) != prompts:
         given = f"has {len(seed)} entries for {prompts} prompts"
         raise ArgumentError("seed", seed, "have one for each prompt, or be one for all", given=given)
     return seed
+
+
+def drawn_seed() -> int:
+    """A seed that nobody knows before."""
+    return secrets.randbelow(2**31)

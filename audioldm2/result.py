@@ -1,7 +1,7 @@
 """The sounds of a request, with their latents, spectrograms and scores; their record and their files."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,29 @@ class Result:
         length = f"{samples / self.sample_rate:g} s at {self.sample_rate} Hz"
         return f"<Result: {prompts} x {waveforms} sounds of {length}, seeds {self.seeds}>"
 
+    def of_prompt(self, prompt: int) -> "Result":
+        """Select the sounds of one prompt, as a result of its own."""
+        rows = slice(prompt * self.request.candidates, (prompt + 1) * self.request.candidates)
+        one, timelines = slice(prompt, prompt + 1), self.request.timelines
+        return replace(
+            self,
+            audio=self.audio[one],
+            scores=None if self.scores is None else self.scores[one],
+            seeds=self.seeds[one],
+            latents=self.latents[rows],
+            mel=self.mel[rows],
+            request=replace(
+                self.request,
+                prompts=self.request.prompts[one],
+                negative_prompts=self.request.negative_prompts[one],
+                seeds=self.request.seeds[one],
+                timelines=timelines and timelines[one],
+                transcriptions=self.request.transcriptions and self.request.transcriptions[one],
+                phonemes=self.request.phonemes and self.request.phonemes[one],
+                pronounced_by=self.request.pronounced_by and self.request.pronounced_by[one],
+            ),
+        )
+
     def save(self, path: str | os.PathLike) -> list[Path]:
         """Write the best sound of each prompt, each completely or not at all.
 
@@ -105,16 +128,23 @@ class Result:
         scores = [None] * len(seeds) if self.scores is None else list(map(_rounded, self.scores[prompt]))
         candidates = [{"seed": seed, "score": score} for seed, score in zip(seeds, scores, strict=True)]
         return {
-            "audioldm2": package_version(),
-            **self.model,
-            "prompt": request.prompt_record(prompt),
-            **request.speech_record(prompt),
-            **request.record(),
-            "negative_prompt": request.negative_prompts[prompt],
-            "sample_rate": self.sample_rate,
+            **settings_of(request, self.model, self.sample_rate, prompt),
             **candidates[0],
             "other_candidates": candidates[1:],
         }
+
+
+def settings_of(request: Request, model: dict[str, Any], sample_rate: int, prompt: int = 0) -> dict[str, Any]:
+    """The record of a prompt's sounds but for the seed and the score of each; known before they are."""
+    return {
+        "audioldm2": package_version(),
+        **model,
+        "prompt": request.prompt_record(prompt),
+        **request.speech_record(prompt),
+        **request.record(),
+        "negative_prompt": request.negative_prompts[prompt],
+        "sample_rate": sample_rate,
+    }
 
 
 def _rounded(score: Tensor) -> float | None:

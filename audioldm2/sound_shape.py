@@ -74,14 +74,35 @@ class SoundShape:
     def require_latents(self, latents: Any, prompts: int) -> Tensor:
         """Latents that `denoise` can start from, for so many encoded prompts; ArgumentError for others."""
         require_float_tensor("latents", latents)
-        _, channels, _, mel = self.latents(1, 1)
-        shape = tuple(latents.shape)
-        if len(shape) != 4 or shape[1] != channels or shape[3] != mel or shape[2] < 1:
-            wanted = f"have shape (batch, {channels}, time, {mel}) for this model"
-            raise ArgumentError("latents", latents, wanted, given=f"has shape {shape}")
+        shape = self.require_map("latents", latents).shape
         if prompts < 1:
             raise ArgumentError("conditioning", prompts, "have one for each prompt", given="has no rows")
         if shape[0] < 1 or shape[0] % prompts:
             wanted = f"have a multiple of {prompts}, the rows of the conditioning"
             raise ArgumentError("latents", latents, wanted, given=f"has {shape[0]} rows")
         return latents
+
+    def require_map(self, name: str, value: Any) -> Tensor:
+        """Latents (batch, channels, time, mel) of this model, or as "mel" spectrograms (batch, time, mels).
+
+        Raises:
+            ArgumentError: the value is not a float tensor of such a shape.
+        """
+        _, channels, _, bands = self.latents(1, 1)
+        axes: tuple[int | str, ...] = ("batch", channels, "time", bands)
+        if name == "mel":
+            axes = ("batch", "time", self.mels)
+        if not isinstance(value, Tensor):
+            given = f"is a {type(value).__name__}"
+        elif not value.is_floating_point():
+            given = f"has dtype {value.dtype}"
+        elif (
+            len(value.shape) == len(axes)
+            and value.numel()
+            and all(axis in ("batch", "time", size) for axis, size in zip(axes, value.shape, strict=True))
+        ):
+            return value
+        else:
+            given = f"has shape {tuple(value.shape)}"
+        allowed = f"be a float tensor of shape ({', '.join(map(str, axes))}) for this model"
+        raise ArgumentError(name, value, allowed, given=given)

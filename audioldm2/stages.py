@@ -372,6 +372,7 @@ class Stages:
 
         loop: the first frame follows the last one.
         """
+        self.sound.require_map("z", z)
         with self.networks.running("vae") as vae:
             z = z.to(self.device, self.networks.dtypes["vae"])
             return (looping.decode_loop(vae, z, anchors(z)) if loop else tiling.decode(vae, z)).squeeze(1)
@@ -382,6 +383,7 @@ class Stages:
 
         loop: the first frame follows the last one; samples are then a whole number of frames.
         """
+        self.sound.require_map("mel", mel)
         with self.networks.running("hifigan") as vocoder:
             mel = mel.to(self.device, self.networks.dtypes["hifigan"])
             return looping.vocode_loop(vocoder, mel) if loop else tiling.vocode(vocoder, mel)

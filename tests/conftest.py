@@ -1,30 +1,55 @@
 """Settings that every test shares, and a small model."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
+
+# Tiny networks gain nothing by a second thread, and threads that wait for each other on a busy machine cost a
+# hundredfold. NumPy reads the variable when it is imported, and so do the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 import audioldm2
 
-# Tiny networks gain nothing by a second thread, and threads that wait for each other on a busy machine cost a
-# hundredfold. The variable is for the processes that tests start.
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Kernel choices of tests and of the processes that they start go to a folder of this run.
 CACHE = tempfile.TemporaryDirectory(prefix="audioldm2-tests-")
 os.environ["AUDIOLDM2_CACHE"] = CACHE.name
 
 
+UNIT = Path(__file__).parent / "unit"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Does not import what `-m "not slow"` would leave out: reference libraries take seconds."""
+    folder = UNIT.parent
+    outside = collection_path.parent == folder and collection_path.is_dir() and collection_path != UNIT
+    return True if outside and config.option.markexpr == "not slow" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever starts programs or compares with a reference library is slow; unit tests say it themselves."""
-    unit = Path(__file__).parent / "unit"
+    """Whatever starts programs or compares with a reference library is slow; unit tests say it themselves.
+
+    Of an exhaustive test the first case stands for the others, which are slow.
+    """
+    represented: set[tuple[Path, str]] = set()
     for item in items:
-        if unit not in item.path.parents:
+        test = item.path, item.nodeid.split("[")[0]
+        if UNIT not in item.path.parents or test in represented:
             item.add_marker(pytest.mark.slow)
+        elif item.get_closest_marker("exhaustive"):
+            represented.add(test)
+
+
+def pytest_collection_finish() -> None:
+    """Whatever was imported stays to the end; the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -82,16 +82,19 @@ def find(
         with_weights: fetch the weights; False fetches only the configs.
 
     Raises:
-        ArgumentError: `source` is not a text or path.
+        ArgumentError: `source` is not a text or path, or is on this machine and a revision is asked for.
         WeightsError: nothing is there.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentError(
             "source", source, "be a folder, an original .pth file or a hub id, such as 'cvssp/audioldm2'"
         )
+    name = os.path.expanduser(source)
+    if revision is not None and (source in IN_PACKAGE or os.path.exists(name)):
+        given = f"is given for {source}, which is on this machine"
+        raise ArgumentError("revision", revision, "be left out: only hub ids have revisions", given=given)
     if source in IN_PACKAGE:
         return IN_PACKAGE[str(source)]
-    name = os.path.expanduser(source)
     if os.path.isdir(name):
         return _only_original(Path(name)) or Path(name)
     if os.path.isfile(name) and is_original(name):

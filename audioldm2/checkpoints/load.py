@@ -197,10 +197,11 @@ def open_checkpoint(
         )
         _add_tokenizers(original, tokenizers)
         return original
-    if ema or config is not None:
-        name, value = ("ema", ema) if ema else ("config", config)
-        given = f"is given for {source}, which is not an original file"
-        raise ArgumentError(name, value, "be left out: --ema and --config are for those", given=given)
+    for name, value in (("ema", ema or None), ("config", config), ("tokenizers", tokenizers)):
+        if value is not None:
+            given = f"is given for {source}, which is not an original file"
+            allowed = "be left out: --ema, --config and --tokenizers are for those"
+            raise ArgumentError(name, value, allowed, given=given)
     if storage.is_converted(path):
         checkpoint = storage.read(path)
         unet = checkpoint.configs["unet"]

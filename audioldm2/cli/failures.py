@@ -45,7 +45,7 @@ def in_words(error: Exception, parser: Parser, out_of_memory: str) -> str | None
         return f"{error.filename}: {reason}" if error.filename else reason
     if isinstance(error, RuntimeError):
         first = (str(error).splitlines() or [""])[0]
-        if any(words in str(error) for words in DEVICE_FAILED):
+        if is_device_failure(error):
             return f"the device has failed ({first}). Run it again, or on another device with --device cpu."
     return None
 
@@ -55,3 +55,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether a device has failed, and may answer no more in this process."""
+    named = isinstance(error, RuntimeError) and any(words in str(error) for words in DEVICE_FAILED)
+    return named and not is_out_of_memory(error)

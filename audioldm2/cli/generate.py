@@ -1,6 +1,10 @@
-"""`audioldm2 generate`, the default command: prompts to sound files with their records."""
+"""`audioldm2 generate`, the default command: prompts to sound files with their records.
+
+The file is a little long because a third of it is help; `list_run` makes the sounds of lists.
+"""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +27,14 @@ from audioldm2.cli.arguments import (
     new_parser,
     nonempty,
     values_of,
+    whole_number,
 )
 from audioldm2.cli.output_files import plan_jobs, require_places, write
+from audioldm2.cli.speech import take_transcription_file
 from audioldm2.cli.streams import one_line, print_path, print_result, report
 from audioldm2.cli.timeline import read_times, timeline
 from audioldm2.edit_options import EditOptions, refuse
-from audioldm2.errors import ArgumentError
+from audioldm2.errors import ArgumentError, require_whole
 from audioldm2.options import GenerationOptions
 from audioldm2.request import Request
 from audioldm2.result import package_version
@@ -44,17 +50,20 @@ OUT_OF_MEMORY = (
 USAGE = """\
 audioldm2 PROMPT [-o FILE] [options]
        audioldm2 --prompts FILE [-o FOLDER] [options]
-       audioldm2 COMMAND ...    convert, info, train, evaluate, score, verify: see audioldm2 COMMAND --help"""
+       audioldm2 COMMAND ...    convert, info, train, evaluate, score, verify, ui: audioldm2 COMMAND --help"""
 
 EPILOG = """\
 examples:
   audioldm2 "Techno music with a strong beat" --model cvssp/audioldm2 -o techno.wav
   audioldm2 "rain on a tin roof" --model ./base --negative-prompt "music" --candidates 3 -o rain.flac
   audioldm2 "a cat meows" --audio dog.wav --source "a dog barks" -o cat.wav
+  audioldm2 "A man speaks slowly" --model speech.pth --transcription "Hello, world." -o hello.wav
   audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
+  torchrun --nproc-per-node 8 -m audioldm2 --prompts prompts.csv -o sounds/      the same on eight GPUs
 
 Standard output lists the sound files. Beside x.wav stands its record x.wav.json, with every setting. A sound
-replaces a file of its name; a record or a picture replaces no file that this program did not write.
+replaces a file of its name; a record or a picture replaces no file that this program did not write. A list
+that is started again keeps what is there of the same settings, and stops at a sound of others.
 
 exit codes: 0 every sound is written; 2 error and 130 Ctrl-C, finished sounds are kept; 141 every sound is
 written, but the reader of standard output left before the end of the list.
@@ -94,16 +103,23 @@ def parser() -> Parser:
     add("--at", nargs=2, action="append", default=[], metavar=("S", "PROMPT"),
         help="another prompt from S seconds on; may be repeated (default: none)")
     add("--prompts", type=Path, metavar="FILE",
-        help="text file with a prompt a line, in place of PROMPT; -o is then a folder")
+        help="a list in place of PROMPT; -o is then a folder: text with a prompt a line, or a .csv, .tsv, "
+        ".jsonl or .json with the column prompt, and others (audioldm2/cli/README.md)")
 
     add_options(made.add_argument_group("more about the sound"),
                 [each for each in (*OPTIONS, *EDIT_ONLY) if not each.metadata["common"]])
     made.set_defaults(**{each.name: None for each in EDIT_ONLY})
+    group.add_argument("--transcription-file", type=Path, metavar="FILE",
+                       help="text file with the words to speak, in place of --transcription (default: none)")
 
     add = made.add_argument_group("more about the files").add_argument
     add("--plot", action="store_true", help="also save a picture (x.wav.png); needs matplotlib")
     add("--no-json", dest="json", action="store_false", help="do not save the record (x.wav.json)")
     add("--no-clobber", dest="replace", action="store_false", help="stop if one of the files exists already")
+    add("--overwrite", action="store_true",
+        help="replace sounds of --prompts that were made with other settings (default: stop)")
+    add("--at-once", type=whole_number, metavar="N",
+        help="sounds of --prompts in a batch (default: 1 on a CPU, else 16)")
     add("--quiet", action="store_true", help="no progress, only notes and errors")
 
     made.second = {each.name: each.metadata["second"] for each in OPTIONS if each.metadata["second"]}
@@ -147,7 +163,18 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return run_here(arguments)
+    from audioldm2.cli.ranks import first_rank_speaks  # imports training, as lists do
+
+    with first_rank_speaks(parser()):
+        return run_here(arguments)
+
+
+def run_here(arguments: Sequence[str]) -> int:
+    """Run the command on this process, which may be one of several."""
     given = parser().parse_args(arguments)
+    take_transcription_file(given)
     if given.sampler == "list":
         width = max(map(len, SAMPLERS))
         print_result("\n".join(f"{name:<{width}}  {each.summary}" for name, each in SAMPLERS.items()))
@@ -155,8 +182,9 @@ def run(arguments: Sequence[str]) -> int:
     jobs = plan_jobs(given.prompt, given.prompts, given.output)
     require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
     later = read_times(given.at)
-    if later and len(jobs) > 1:
+    if later and given.prompts is not None:
         raise ArgumentError("at", later, "be left out with --prompts", given="is set")
+    require_list_flags(given)
     if later and given.audio is not None:
         raise ArgumentError("at", later, "be left out with --audio, which one prompt changes", given="is set")
     options: GenerationOptions | EditOptions
@@ -174,27 +202,47 @@ def run(arguments: Sequence[str]) -> int:
         Request.resolve(asked, options, shape, NoiseSchedule())
     if given.plot:
         require_matplotlib()
+    if given.prompts is not None:
+        from audioldm2.cli.list_run import run_list  # imports training, which single prompts need not
+
+        return run_list(given, jobs, options)
     model = load(given)
     front_end = front_end_of(model) if given.plot else None
+    name_demo(given)
+    (job,) = jobs
+    with progress(options.num_inference_steps, quiet=given.quiet) as (on_stage, on_step):
+        follow = {"on_stage": on_stage, "on_step": on_step}
+        if isinstance(options, EditOptions):
+            result = model.edit(given.audio, job.prompt, options=options, **follow)
+        else:
+            seconds = options.audio_length_in_s or model.sound.default_seconds
+            prompt = timeline(job.prompt, later, seconds, model.sound) if later else job.prompt
+            result = model.generate(prompt, options=options, **follow)
+    write(result, job, with_record=given.json, front_end=front_end)
+    print_path(job.sound)
+    return 0
+
+
+def require_list_flags(given: argparse.Namespace) -> None:
+    """Raise ValueError for what only a list has, and for several processes without one."""
+    if given.at_once is not None:
+        require_whole("at_once", given.at_once, 1)
+    if given.prompts is not None:
+        return
+    for name in ("at_once", "overwrite"):
+        if getattr(given, name):
+            raise ArgumentError(name, getattr(given, name), "be left out without --prompts")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("several processes share a list of --prompts; start one process for one prompt.")
+
+
+def name_demo(given: argparse.Namespace) -> None:
+    """Report which model it is where the user names none."""
     if given.model is None and not given.quiet:
         report(
             f"this is the small demo model, of simple sounds; the published one is --model {hub.PUBLISHED} "
             "(4.5 GB, fetched once)"
         )
-    for place, job in enumerate(jobs, start=1):
-        if len(jobs) > 1 and not given.quiet:
-            report(f"{place} of {len(jobs)}: {job.prompt}")
-        with progress(options.num_inference_steps, quiet=given.quiet) as (on_stage, on_step):
-            follow = {"on_stage": on_stage, "on_step": on_step}
-            if isinstance(options, EditOptions):
-                result = model.edit(given.audio, job.prompt, options=options, **follow)
-            else:
-                seconds = options.audio_length_in_s or model.sound.default_seconds
-                prompt = timeline(job.prompt, later, seconds, model.sound) if later else job.prompt
-                result = model.generate(prompt, options=options, **follow)
-        write(result, job, with_record=given.json, front_end=front_end)
-        print_path(job.sound)
-    return 0
 
 
 def options_of(given: argparse.Namespace) -> GenerationOptions:
@@ -216,6 +264,7 @@ def edit_options_of(arguments: Sequence[str]) -> EditOptions:
     if given.audio is None:
         allowed = "be left out without --audio, the sound that it describes"
         raise ArgumentError("source_prompt", given.source_prompt, allowed)
+    take_transcription_file(given)
     for name, value in _in_front(given):
         refuse(name, value)
     for each in OPTIONS:

@@ -127,6 +127,12 @@ def _verify() -> Command:
     return Command(verify.parser, verify.run, verify.OUT_OF_MEMORY)
 
 
+def _ui() -> Command:
+    from audioldm2.cli import ui
+
+    return Command(ui.parser, ui.run, ui.OUT_OF_MEMORY)
+
+
 COMMANDS: dict[str, Callable[[], Command]] = {
     "generate": _generate,
     "convert": _convert,
@@ -135,4 +141,5 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "evaluate": _evaluate,
     "score": _score,
     "verify": _verify,
+    "ui": _ui,
 }

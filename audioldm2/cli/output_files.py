@@ -8,12 +8,14 @@ import json
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from audioldm2.audio import SOUND_FORMATS, MelSettings
+from audioldm2.cli.prompt_lists import Line, read_lines
 from audioldm2.files import atomic_write, safe_name
 from audioldm2.result import Result
 
@@ -28,6 +30,7 @@ class Job:
 
     prompt: str
     sound: Path
+    line: Line | None = None  # of the list that it comes from
 
     @property
     def record(self) -> Path:
@@ -46,7 +49,7 @@ def plan_jobs(prompt: str | None, prompts: Path | None, output: Path | None) -> 
 
     Args:
         prompt: the only prompt, or None.
-        prompts: a text file with one prompt a line, or None.
+        prompts: a list (see `prompt_lists`), or None.
         output: a sound file; a folder; or None for the current folder.
     """
     if prompts is not None and prompt is None:
@@ -76,27 +79,19 @@ def _sound_path(output: Path | None, prompt: str) -> Path:
 
 
 def _jobs_from_file(prompts: Path, folder: Path | None) -> list[Job]:
-    """One job for each line that is not blank. A number tells equal names apart."""
-    try:
-        lines = prompts.read_text(encoding="utf-8-sig").splitlines()  # editors on Windows begin with a mark
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"--prompts {prompts}: the file is not UTF-8 text ({error.reason}); save it as UTF-8."
-        ) from error
-    lines = [line.strip() for line in lines if line.strip()]
-    if not lines:
-        raise ValueError(f"--prompts {prompts}: the file has no prompt; write one a line.")
+    """One job for each line of a list. A number tells equal names apart."""
+    lines = read_lines(prompts)
     folder = folder or Path()
     if not folder.is_dir() and (folder.exists() or folder.suffix.lower() in SOUND_FORMATS):
         raise ValueError(f"-o {folder}: with --prompts this is the folder for all sounds, not a file.")
     jobs, taken = [], set()
     for line in lines:
-        name, count = safe_name(line), 1
+        name, count = safe_name(line.text), 1
         while name.casefold() in taken:  # some file systems ignore case
             count += 1
-            name = f"{safe_name(line)}-{count}"
+            name = f"{safe_name(line.text)}-{count}"
         taken.add(name.casefold())
-        jobs.append(Job(line, folder / f"{name}.wav"))
+        jobs.append(Job(line.prompt, folder / f"{name}.wav", line))
     return jobs
 
 
@@ -153,11 +148,17 @@ def require_writable(folder: Path) -> None:
 
 def is_record(path: Path, sound: str) -> bool:
     """Whether a file is a record that this program wrote for a sound of that file name."""
+    return read_record(path, sound) is not None
+
+
+def read_record(path: Path, sound: str) -> dict[str, Any] | None:
+    """The record that this program wrote for a sound of that file name; None where a file is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError):
-        return False
-    return isinstance(found, dict) and "audioldm2" in found and found.get("file") == sound
+        return None
+    ours = isinstance(found, dict) and "audioldm2" in found and found.get("file") == sound
+    return found if ours else None
 
 
 def is_picture(path: Path) -> bool:
@@ -172,23 +173,44 @@ def is_picture(path: Path) -> bool:
 # Writing ----------------------------------------------------------------------------------------------------
 
 
-def write(result: Result, job: Job, *, with_record: bool, front_end: MelSettings | None) -> None:
-    """Write the best sound of a result, then what belongs to it; each completely or not at all.
+def write(
+    result: Result,
+    job: Job,
+    *,
+    with_record: bool,
+    front_end: MelSettings | None,
+    for_list: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the best sound of a result, and what belongs to it; each completely or not at all.
 
-    front_end: of the spectrogram, for a picture; None for no picture.
+    Args:
+        result: of one prompt.
+        job: where to.
+        with_record: whether to write the record.
+        front_end: of the spectrogram, for a picture; None for no picture.
+        for_list: more entries of the record, for a sound of a list. It is then written last, so that a sound
+            with its record is whole, whenever this process is killed.
     """
     job.sound.parent.mkdir(parents=True, exist_ok=True)
+    if for_list is not None:
+        with naming(job.sound):
+            job.sound.unlink(missing_ok=True)
+        if with_record:
+            _write_record(job, {**result.record(), **for_list})
     with naming(job.sound):
         result.save(job.sound)
-    if with_record:
-        with naming(job.record), atomic_write(job.record) as draft:
-            record = {"file": job.sound.name, **result.record()}
-            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-            # Half a surrogate pair, from a name that is not UTF-8, becomes the escape that JSON has for it.
-            draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+    if for_list is None and with_record:
+        _write_record(job, result.record())
     if front_end is not None:
         with naming(job.picture), atomic_write(job.picture) as draft:
             _draw(result, draft, front_end)
+
+
+def _write_record(job: Job, record: Mapping[str, Any]) -> None:
+    with naming(job.record), atomic_write(job.record) as draft:
+        text = json.dumps({"file": job.sound.name, **record}, indent=2, ensure_ascii=False) + "\n"
+        # Half a surrogate pair, from a name that is not UTF-8, becomes the escape that JSON has for it.
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _draw(result: Result, path: Path, front_end: MelSettings) -> None:

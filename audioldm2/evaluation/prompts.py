@@ -1,9 +1,9 @@
 """Lists of prompts: text files, tables, and the 100 prompts in the package."""
 
-import csv
 from pathlib import Path
 
 from audioldm2.evaluation.clap import Prompt
+from audioldm2.table_files import read_rows
 
 BUILTIN = "builtin"
 FILE = Path(__file__).with_name("prompts.csv")
@@ -16,22 +16,22 @@ def read_prompts(path: Path | str) -> list[Prompt]:
         path: a file; or "builtin" for the 100 prompts in the package, whose text never changes.
 
     Raises:
-        ValueError: the file holds no prompts, has no column "prompt", or is not UTF-8.
+        ValueError: the file holds no prompts, has no column "prompt", is not UTF-8, or has a row with more or
+            fewer fields than its header.
         OSError: from the system.
     """
     path = FILE if str(path) == BUILTIN else Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
     if path.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
+        rows = [row for _, row in read_rows(path, "")]
         if rows and "prompt" not in rows[0]:
             raise ValueError(f"{path} has no column 'prompt'; its first line has to name the columns.")
         names = ("prompt", "family", "category")
-        found = [Prompt(*((row.get(name) or "").strip() for name in names)) for row in rows]
+        found = [Prompt(*(row.get(name, "").strip() for name in names)) for row in rows]
     else:
-        found = [Prompt(line.strip()) for line in text.splitlines()]
+        try:
+            found = [Prompt(line.strip()) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
     found = [prompt for prompt in found if prompt.text]
     if not found:
         raise ValueError(f"{path} holds no prompts.")

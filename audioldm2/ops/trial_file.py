@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ from audioldm2.files import atomic_write
 
 VARIABLE = "AUDIOLDM2_CACHE"
 Found = TypeVar("Found")
+_held = threading.local()  # whether this thread is in a trial
 
 
 def path() -> Path:
@@ -40,19 +43,46 @@ def finding(trial: str, run: Callable[[], Found], valid: Callable[[Any], bool]) 
     earlier: Any = _load().get(_machine(), {}).get(trial)
     if valid(earlier):
         return earlier
-    found = run()
-    trials = _load()  # again: another process may have finished the same trial meanwhile
-    here = trials.setdefault(_machine(), {})
-    if valid(here.get(trial)):
-        return here[trial]
-    here[trial] = found
-    try:
-        path().parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path()) as draft:
-            draft.write_text(json.dumps(trials, indent=1) + "\n", encoding="utf-8")
-    except OSError:  # a cache: without it, this process keeps its finding to itself
-        pass
-    return found
+    with _one_process():
+        earlier = _load().get(_machine(), {}).get(trial)  # again: another process may have finished meanwhile
+        if valid(earlier):
+            return earlier
+        found = run()
+        trials = _load()  # and again, where files cannot be locked
+        here = trials.setdefault(_machine(), {})
+        if valid(here.get(trial)):
+            return here[trial]
+        here[trial] = found
+        try:
+            with atomic_write(path()) as draft:
+                draft.write_text(json.dumps(trials, indent=1) + "\n", encoding="utf-8")
+        except OSError:  # a cache: without it, this process keeps its finding to itself
+            pass
+        return found
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """One process of this machine at a time runs the block, where the system can lock a file.
+
+    Processes that begin together would otherwise run the same trial, disturb each other, and perhaps choose
+    differently. A trial may contain another.
+    """
+    if getattr(_held, "by_this_thread", False):
+        yield
+        return
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):  # Windows; a folder that cannot be written to, or locked
+            import fcntl
+
+            path().parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path().with_suffix(".lock"), "w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        _held.by_this_thread = True
+        try:
+            yield
+        finally:
+            _held.by_this_thread = False
 
 
 def _load() -> dict[str, dict[str, Any]]:

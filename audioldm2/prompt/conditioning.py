@@ -5,9 +5,7 @@
 The file is a little long because all that can be done with a conditioning is a method of its one class.
 """
 
-import functools
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +17,6 @@ from torch import Tensor
 from audioldm2.errors import ArgumentError, require_number, some
 from audioldm2.prompt.conditioning_files import (
     NEGATIVE,
-    RENAMED,
     TENSORS,
     not_a_conditioning,
     read_tensors,
@@ -33,7 +30,6 @@ class Conditioning:
 
     It contains the tensors that the model's denoiser attends to, and None for the others. The AudioLDM 2
     models use both contexts, the 16 kHz T5 model the text context alone, the 48 kHz model CLAP's vector.
-    In version 0.1, `text_context` was named `t5_context`; the old name works for one release, with a warning.
 
     Raises:
         ArgumentError: the tensors do not fit each other.
@@ -102,12 +98,6 @@ class Conditioning:
     def dtype(self) -> torch.dtype:
         """The dtype of contexts and vectors."""
         return next(tensor.dtype for tensor in self.tensors.values() if tensor.is_floating_point())
-
-    @property
-    def t5_context(self) -> Tensor | None:
-        """Deprecated: `text_context`."""
-        _warn_renamed("t5_context", stacklevel=3)
-        return self.text_context
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.tensors.items())
@@ -298,27 +288,3 @@ def _of_tensors(tensors: Mapping[str, Tensor | None], negative: Conditioning | N
 
 def _interpolate(a: Tensor, b: Tensor, amount: float) -> Tensor:
     return torch.lerp(a.float(), b.float(), amount).to(a.dtype)
-
-
-# Names of version 0.1 ------------------------------------------------------------------------------------
-
-
-def _warn_renamed(old: str, stacklevel: int) -> None:
-    message = f"Conditioning.{old} is now named {RENAMED[old]}; the old name will go in the next release"
-    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
-
-
-def _accepting_old_names(init: Callable[..., None]) -> Callable[..., None]:
-    """Let `Conditioning(t5_context=...)` work. The old name wins, as `replace(c, t5_context=...)` needs."""
-
-    @functools.wraps(init)
-    def __init__(self: Conditioning, *args: Any, **fields: Any) -> None:
-        for old in RENAMED.keys() & fields.keys():
-            _warn_renamed(old, stacklevel=3)
-            fields[RENAMED[old]] = fields.pop(old)
-        init(self, *args, **fields)
-
-    return __init__
-
-
-Conditioning.__init__ = _accepting_old_names(Conditioning.__init__)  # type: ignore[method-assign]

@@ -20,9 +20,8 @@ half precision, keep x in float32 and cast inside the denoiser.
 """
 
 import inspect
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -77,7 +76,6 @@ class Sampler:
         eta: float = 0.0,
         karras: bool = False,
         noise: Noise | None = None,
-        generator: Generators | None = None,
         t_start: float | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
@@ -98,7 +96,6 @@ class Sampler:
                 counts from 1 in the whole walk. Its x is the mean of the step, to which the sampler adds the
                 noise, scaled. None draws from a new, randomly seeded generator; the global random state is
                 never used. Samplers without "noise" in `takes` ignore it.
-            generator: deprecated; use `noise=generator_noise(generator)`.
             t_start: skips the steps whose time is above it; multistep samplers then start with no history.
                 At or above the first time it skips nothing. Steps that share a rounded time (many steps with
                 `karras`) are skipped together.
@@ -114,13 +111,6 @@ class Sampler:
                 network runs.
         """
         self.check(schedule, steps, eta, karras)
-        if generator is not None:
-            message = "generator= is deprecated; use noise=generator_noise(generator)"
-            warnings.warn(message, DeprecationWarning, stacklevel=2)
-            if noise is not None:
-                given = "cannot be combined with noise"
-                raise ArgumentError("generator", generator, "be left out if noise is set", given=given)
-            noise = generator_noise(generator)
         if isinstance(noise, GeneratorNoise):
             noise.require_one_per_row(x)  # here, and not only at the first draw, when the network has run
         options = {"eta": eta, "karras": karras, "noise": noise}
@@ -143,15 +133,6 @@ class Sampler:
                 allowed = f"be {off} for {self.name} (samplers that take {option}: {able})"
                 raise ArgumentError(option, value, allowed)
         self.grid(schedule, steps, karras)  # raises if the walk has too many steps for its grid
-
-    @property
-    def traits(self) -> "Sampler":
-        """Deprecated: the attributes are on the sampler itself, and "noise" in `takes` was "generator"."""
-        message = ".traits is deprecated; read the attributes from the sampler itself"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return replace(
-            self, takes=frozenset("generator" if option == "noise" else option for option in self.takes)
-        )
 
 
 def _sampler(

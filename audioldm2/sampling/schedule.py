@@ -1,7 +1,6 @@
 """The noise schedule the denoiser was trained on, and the times and noise levels that samplers visit."""
 
 import math
-import warnings
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,28 +125,6 @@ class NoiseSchedule:
             return [float(round(self.time_of(sigma))) for sigma in sigmas], [*sigmas, 0.0]
         times = self.leading_times(steps, skip_zero=True)
         return [float(t) for t in times], [*(self.sigmas[t] for t in times), 0.0]
-
-    # Deprecated names of version 0.1.
-
-    def signal(self, t: int) -> float:
-        _warn_renamed("signal", "alpha_bar_at")
-        return self.alpha_bar_at(t)
-
-    def times(self, steps: int, open_end: bool = False) -> list[int]:
-        _warn_renamed("times", "leading_times")
-        return self.leading_times(steps, skip_zero=open_end)
-
-    def path(self, steps: int, karras: bool = False) -> Grid:
-        _warn_renamed("path", "euler_grid")
-        return self.euler_grid(steps, karras)
-
-    def open_path(self, steps: int, karras: bool = False) -> Grid:
-        _warn_renamed("open_path", "dpm_solver_grid")
-        return self.dpm_solver_grid(steps, karras)
-
-
-def _warn_renamed(old: str, new: str) -> None:
-    warnings.warn(f"NoiseSchedule.{old} is deprecated; use {new}", DeprecationWarning, stacklevel=3)
 
 
 def karras_sigmas(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> list[float]:

@@ -49,10 +49,12 @@ class Ranks:
     Args:
         rank: of this process.
         count: of processes.
+        store: what all of them read and write; only one process needs none.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
-        self.rank, self.count = rank, count
+    def __init__(self, rank: int = 0, count: int = 1, store: "dist.Store | None" = None) -> None:
+        self.rank, self.count, self.store = rank, count, store
+        self.shared_lists = 0
         self.is_first = rank == 0  # the rank that writes and reports
         self.answers = True  # whether no rank has disappeared
         self.has_announced = False  # whether the others know of an error on this rank
@@ -73,6 +75,25 @@ class Ranks:
         """Raises ArgumentError where a batch cannot be shared equally."""
         if batch % self.count:
             raise ArgumentError("batch", batch, f"be a multiple of {self.count}, the number of processes")
+
+    def shared(self, count: int) -> Iterator[int]:
+        """Yields the numbers below `count`, each on one rank only: whoever is free takes the next one.
+
+        All ranks have to call it equally often. The numbers that a rank has taken are lost with it.
+
+        Raises:
+            OtherRankFailed: the rank that counts has disappeared.
+        """
+        if self.store is None:
+            yield from range(count)
+            return
+        self.shared_lists += 1
+        while True:
+            with self._exchange():
+                number = self.store.add(f"taken from list {self.shared_lists}", 1) - 1
+            if number >= count:
+                return
+            yield number
 
     # Votes ----------------------------------------------------------------------------------------------
 
@@ -251,9 +272,17 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
     place = _device_of(device, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    store, rank, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store.set_timeout(TIMEOUT)
     # Votes are tensors on the CPU, whatever the device.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
-    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+        timeout=TIMEOUT,
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=count,
+    )
+    ranks = Ranks(rank, count, dist.PrefixStore("ranks", store))
     try:
         yield ranks, place
     except Exception as error:

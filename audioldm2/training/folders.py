@@ -14,7 +14,8 @@ from pathlib import Path
 
 from audioldm2.audio import READABLE_SUFFIXES, find_sounds
 from audioldm2.errors import some
-from audioldm2.training.tables import LEFT_OUT, SPLITS, TABLES, TRAIN, VALIDATION, Columns, Item, read_table
+from audioldm2.table_files import TABLES
+from audioldm2.training.tables import LEFT_OUT, SPLITS, TRAIN, VALIDATION, Columns, Item, read_table
 
 _JSON_TABLE = re.compile(r'\s*(\[|\{\s*"data"\s*:\s*\[)')
 

@@ -1,35 +1,29 @@
 """Caption tables: which sounds a data set has, with which captions, from any table that people have.
 
-    .csv .tsv        a header names the columns; fields are separated by commas, semicolons or tabs
-    .jsonl           an object a line
-    .json            a list of objects, or {"data": [...]} as upstream's
-
-folders.py finds the tables of a folder. Columns are found by name, in either case: AUDIO_COLUMNS,
-CAPTION_COLUMNS, "caption_1", "caption_2" and so on (Clotho), "split", and of speech "transcription" or
-"phonemes". Without a column of sounds, files are found by the ids of AudioCaps. Rows of the same sound are
-one item with several captions.
+`table_files` reads their rows, folders.py finds the tables of a folder. Columns are found by name, in either
+case: AUDIO_COLUMNS, CAPTION_COLUMNS, "caption_1", "caption_2" and so on (Clotho), "split", and of speech
+"transcription" or "phonemes". Without a column of sounds, files are found by the ids of AudioCaps. Rows of
+the same sound are one item with several captions.
 """
 
-import csv
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeGuard
+from typing import Any
 
 from audioldm2.audio import find_sounds
 from audioldm2.errors import ArgumentError, some
+from audioldm2.table_files import folded, is_text, read_rows
 from audioldm2.training.spoken import Spoken
 
-TABLES = (".csv", ".tsv", ".jsonl", ".json")
 AUDIO_COLUMNS = ("file", "file_name", "filename", "audio", "wav", "path")
 CAPTION_COLUMNS = ("caption", "text", "captions")
 SPOKEN_COLUMNS = ("transcription", "phonemes")
 NUMBERED_CAPTION = re.compile(r"caption[ _]?\d+")
 # AudioCaps names sounds by one of these columns: the prefix that people's downloads put before the id.
 ID_COLUMNS = (("youtube_id", ""), ("youtube_id", "Y"), ("audiocap_id", ""))
-DELIMITERS = ",;\t"
+EXAMPLE = '{"file": "dog.wav", "caption": "a dog barks"}'
 
 TRAIN, VALIDATION, LEFT_OUT = "train", "validation", "left out"
 SPLITS = {
@@ -37,8 +31,6 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), VALIDATION),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), LEFT_OUT),
 }
-
-Row = tuple[str, dict[str, Any]]  # where it stands, for messages; its values by column
 
 
 @dataclass(frozen=True)
@@ -101,7 +93,7 @@ def read_table(table: Path, columns: Columns | None = None, captioned: bool = Tr
     splits: dict[Path, str] = {}
     spoken: dict[Path, dict[str, str]] = {}
     found: _Found | None = None
-    for where, row in _rows(table):
+    for where, row in read_rows(table, EXAMPLE):
         if found is None:
             found = _find_columns(table, list(row), columns, captioned)
         file = _file_of(row, found, files, f"{table}, {where}")
@@ -147,17 +139,13 @@ def _column(
     table: Path, present: list[str], asked: str | None, usual: Sequence[str], flag: str
 ) -> str | None:
     if asked is not None:
-        if _folded(asked) not in present:
+        if folded(asked) not in present:
             raise ValueError(f"{table} has no column '{asked}' ({flag}); its columns are {some(present, 9)}.")
-        return _folded(asked)
+        return folded(asked)
     found = [name for name in usual if name in present]
     if len(found) > 1:
         raise ValueError(f"{table} has the columns {some(found, 9)}; choose one with {flag}.")
     return found[0] if found else None
-
-
-def _folded(name: str) -> str:
-    return name.strip().casefold()
 
 
 # Values of a row --------------------------------------------------------------------------------------------
@@ -172,7 +160,7 @@ def _file_of(row: Mapping[str, Any], found: _Found, files: "_Files", where: str)
     name = row.get(found.audio)
     if isinstance(name, dict):  # Hugging Face's audio objects
         name = name.get("path")
-    if not _is_text(name) or not name.strip() or "\0" in name:
+    if not is_text(name) or not name.strip() or "\0" in name:
         raise ValueError(f"{where}: '{found.audio}' has to be the name of a sound file.")
     return files.named(name.strip(), where)
 
@@ -183,7 +171,7 @@ def _captions_of(row: Mapping[str, Any], found: _Found, where: str) -> list[str]
         value = row.get(name)
         texts += value if isinstance(value, list) else [value]
     texts = [text for text in texts if text is not None and text != ""]
-    if not all(_is_text(text) for text in texts):
+    if not all(is_text(text) for text in texts):
         raise ValueError(f"{where}: {some(found.captions)} has to be a text.")
     texts = [text.strip() for text in texts if text.strip()]
     if found.captions and not texts:
@@ -191,11 +179,12 @@ def _captions_of(row: Mapping[str, Any], found: _Found, where: str) -> list[str]
     return texts
 
 
+<<<<<<< HEAD
 def _spoken_of(row: Mapping[str, Any], found: _Found, where: str) -> dict[str, str]:
     says = {}
     for name in found.spoken:
         value = row.get(name)
-        if value is not None and not _is_text(value):
+        if value is not None and not is_text(value):
             raise ValueError(f"{where}: '{name}' has to be a text.")
         says[name] = (value or "").strip()
     if says and not any(says.values()):
@@ -203,18 +192,13 @@ def _spoken_of(row: Mapping[str, Any], found: _Found, where: str) -> dict[str, s
     return says
 
 
-def _is_text(value: Any) -> TypeGuard[str]:
-    """Whether a value is a string without halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
 def _split_of(row: Mapping[str, Any], found: _Found, where: str) -> str:
     if found.split is None:
         return TRAIN
     value = row.get(found.split)
-    if not isinstance(value, str) or _folded(value) not in SPLITS:
+    if not isinstance(value, str) or folded(value) not in SPLITS:
         raise ArgumentError(f"{where}: 'split'", value, f"be one of {', '.join(SPLITS)}")
-    return SPLITS[_folded(value)]
+    return SPLITS[folded(value)]
 
 
 @dataclass
@@ -247,86 +231,3 @@ class _Files:
             places = some([str(each.relative_to(self.folder)) for each in found])
             raise ValueError(f"{where}: '{names[0]}' may be {places}; keep one, or write its folder too.")
         return found[0] if found else None
-
-
-# Rows -------------------------------------------------------------------------------------------------------
-
-
-def _rows(table: Path) -> Iterator[Row]:
-    """The rows of a table, with column names in lower case."""
-    suffix = table.suffix.lower()
-    read_rows = {".jsonl": _jsonl_rows, ".json": _json_rows}.get(suffix, _csv_rows)
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as lines:  # spreadsheets write a byte order mark
-            yield from read_rows(table, lines)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table} is not UTF-8 text; save it as UTF-8.") from error
-
-
-def _csv_rows(table: Path, lines: IO[str]) -> Iterator[Row]:
-    header_line = next((line for line in lines if line.strip()), "")
-    lines.seek(0)
-    delimiter = "\t" if table.suffix.lower() == ".tsv" else max(DELIMITERS, key=header_line.count)
-    # strict: a quotation mark in a wrong place is an error, not a guess
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    header: list[str] = []
-    number = 1
-    try:
-        for fields in reader:
-            where, number = f"line {number}", reader.line_num + 1
-            if not any(each.strip() for each in fields):  # a blank line, or a spreadsheet's empty row
-                continue
-            if not header:
-                header = [_folded(each) for each in fields]
-                twice = sorted({each for each in header if each and header.count(each) > 1})
-                if twice:
-                    raise ValueError(f"{table} has more than one column {some(twice)}.")
-                continue
-            if len(fields) != len(header):
-                raise ValueError(_wrong_count(f"{table}, {where}", fields, header, delimiter))
-            yield where, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise ValueError(
-            f"{table}, line {number}: the quotation marks of this row do not fit together ({error}). A text "
-            'with a quotation mark is quoted, and the mark doubled: "the word ""dog""".'
-        ) from error
-    if not header:
-        raise ValueError(f"{table} is empty; its first line has to name the columns.")
-
-
-def _wrong_count(where: str, fields: list[str], header: list[str], delimiter: str) -> str:
-    row = delimiter.join(fields)
-    shown = repr(row if len(row) <= 80 else f"{row[:77]}...")
-    name = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
-    advice = f"; a text with a {name} has to be in double quotes" if len(fields) > len(header) else ""
-    count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
-    return f"{where}: {count} where the header has {len(header)}: {shown}{advice}."
-
-
-def _jsonl_rows(table: Path, lines: IO[str]) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{table}, line {number} is not JSON: {error}.") from error
-            yield f"line {number}", _object(value, f"{table}, line {number}")
-
-
-def _json_rows(table: Path, lines: IO[str]) -> Iterator[Row]:
-    try:
-        value = json.load(lines)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{table} is not JSON: {error}.") from error
-    entries = value.get("data") if isinstance(value, dict) else value
-    if not isinstance(entries, list):
-        raise ValueError(f'{table} holds no table; it has to be a list of objects, or {{"data": [...]}}.')
-    for number, entry in enumerate(entries, start=1):
-        yield f"entry {number}", _object(entry, f"{table}, entry {number}")
-
-
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        example = '{"file": "dog.wav", "caption": "a dog barks"}'
-        raise ValueError(f"{where} has to be an object such as {example}.")
-    return {_folded(name): each for name, each in value.items()}

@@ -50,7 +50,7 @@ def compare(
     Yields:
         The network's name, its signal-to-error ratio in dB, seconds in float32, seconds in `dtype`.
     """
-    inputs = _Inputs(checkpoint, device, seconds)
+    inputs = Inputs(checkpoint, device, seconds)
     for name, run in inputs.runs():
         outputs, times = [], []
         for each in (torch.float32, dtype):
@@ -69,7 +69,7 @@ def decibels(exact: Tensor, other: Tensor) -> float:
     return float(10 * (exact.square().sum() / (other - exact).square().sum().clamp(min=1e-30)).log10())
 
 
-class _Inputs:
+class Inputs:
     """The input of each network: the float32 outputs of those before it."""
 
     def __init__(self, checkpoint: storage.Checkpoint, device: torch.device, seconds: float) -> None:

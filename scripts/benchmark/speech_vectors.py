@@ -3,9 +3,10 @@
     python scripts/benchmark/speech_vectors.py --rounds 3
 
 CLAP's text encoder, the phoneme encoder, the projection and GPT-2 have the published sizes and random
-weights. The sides take turns, as other programs may slow the machine. The reference always encodes a prompt
-with its negative prompt through GPT-2; so does our reading "reference". "trained" replaces the negative
-prompt's vectors by zeros. Needs diffusers and transformers: pip install -e ".[test]".
+weights. Times are the processor's, on one thread, and the sides take turns, as other programs may slow the
+machine. The reference always encodes a prompt with its negative prompt through GPT-2; so does our reading
+"reference". "trained" replaces the negative prompt's vectors by zeros. Needs diffusers and transformers:
+pip install -e ".[test]".
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         clap=CLAP, vits=VITS, unet=UNET, vae=TINY["vae"], hifigan=TINY["hifigan"], t5=TINY["t5"],
         gpt2=SPEECH["gpt2"] | dict(vocab_size=given.vocabulary, bos_token_id=0, eos_token_id=0),
     )  # fmt: skip
+    torch.set_num_threads(1)
     with TemporaryDirectory() as folder, torch.no_grad():
         make(Path(folder), sizes)
         compare(Path(folder), given.phonemes, given.rounds)
@@ -74,9 +76,9 @@ def compare(folder: Path, length: int, rounds: int) -> None:
     found = {}
     for _ in range(rounds):
         for name, run in sides.items():
-            start = time.perf_counter()
+            start = time.process_time()
             found[name] = run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
             print(f"{name:<16} {times[name][-1]:7.2f} s", flush=True)
     for words, ours_, theirs in zip(
         ("prompt", "negative"), found["ours, reference"], found["reference"], strict=True

@@ -191,17 +191,21 @@ class ModelChecks:
         seeds = [100 + 10 * place for place in range(2 * len(FAMILIES))]
         turns = list(zip([*FAMILIES] * 2, seeds, strict=True))
         captions = [self.detailed_caption(*turn) for turn in turns]
-        guided = self.scores(captions, self.generate(captions, seeds))
+        results = [
+            self.model.generate(
+                captions[first : first + 6], seed=seeds[first : first + 6], num_waveforms_per_prompt=4,
+                **self.settings,
+            )
+            for first in range(0, len(captions), 6)
+        ]  # fmt: skip
+        candidates = np.concatenate([result.scores.numpy() for result in results])
+        alone = [  # the candidate of a prompt's own seed is the sound that it gets alone
+            result.audio[place, own.index(min(own))].numpy()
+            for result in results
+            for place, own in enumerate(result.seeds)
+        ]
+        guided = self.scores(captions, alone)
         unguided = self.scores(captions, self.generate(captions, seeds, guidance_scale=1.0))
-        candidates = np.concatenate(
-            [
-                self.model.generate(
-                    captions[first : first + 6], seed=seeds[first : first + 6], num_waveforms_per_prompt=4,
-                    **self.settings,
-                ).scores.numpy()
-                for first in range(0, len(captions), 6)
-            ]
-        )  # fmt: skip
         return {
             "CLAP score, guidance 3.5": Figure(guided.mean()),
             "CLAP score, guidance 1": Figure(unguided.mean()),

@@ -107,30 +107,40 @@ def test_report(both, capsys):
         assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_run_without_diffusers_and_matplotlib(tiny_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
-    arguments = ["--model", str(tiny_folder), "--starts", "0", "--plot", str(tmp_path / "none.png")]
-    assert benchmark.main([*SMALL, *arguments]) == 0
-    out, err = capsys.readouterr()
-    assert "diffusers and transformers not installed: measuring ours alone" in err
-    assert "matplotlib is not installed" in err
-    assert "diffusers" not in out and "| whole request" in out
-    assert not (tmp_path / "none.png").exists()
+@pytest.fixture(scope="module")
+def alone(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A small run of our side, compiled, as where neither diffusers nor matplotlib is installed."""
+    folder = tmp_path_factory.mktemp("alone")
+    arguments = ["--model", str(tiny_folder), "--starts", "0", "--compile", "ours"]
+    arguments += ["--plot", str(folder / "none.png"), "--json", str(folder / "found.json")]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as stdout,
+        redirect_stderr(StringIO()) as stderr,
+    ):
+        patch.setattr(benchmark, "find_spec", lambda name: None)
+        # Only the order of requests matters here; compiling would take minutes.
+        patch.setenv("TORCH_COMPILE_DISABLE", "1")
+        assert benchmark.main([*SMALL, *arguments]) == 0, stderr.getvalue()
+    found = json.loads((folder / "found.json").read_text())
+    return SimpleNamespace(found=found, stdout=stdout.getvalue(), stderr=stderr.getvalue(), folder=folder)
 
 
-def test_compiling_is_a_warm_up_and_reported(tmp_path, capsys, monkeypatch):
-    # Only the order of requests matters here; compiling would take minutes.
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-    file = tmp_path / "found.json"
-    arguments = ["--size", "tiny", "--starts", "0", "--no-peer", "--compile", "ours", "--json", str(file)]
-    assert benchmark.main([*SMALL, *arguments]) == 0
-    out, err = capsys.readouterr()
-    assert "ours is compiling" in err and "2 steps of dpmpp_2m, float32, compile." in out
-    assert "Compiling with an empty cache took" in out
-    found = json.loads(file.read_text())
-    assert found["sides"]["ours"]["compile"]
-    assert math.isfinite(found["cases"][0]["ours"]["compiling, s"])
-    assert found["cases"][0]["ours"]["stages"]["decode"]["GFLOP"] > 0
+def test_run_without_diffusers_and_matplotlib(alone):
+    assert "diffusers and transformers not installed: measuring ours alone" in alone.stderr
+    assert "matplotlib is not installed" in alone.stderr
+    assert "diffusers" not in alone.stdout and "| whole request" in alone.stdout
+    assert not (alone.folder / "none.png").exists()
+
+
+def test_compiling_is_a_warm_up_and_reported(alone):
+    assert "ours is compiling" in alone.stderr
+    assert "2 steps of dpmpp_2m, float32, compile." in alone.stdout
+    assert "Compiling with an empty cache took" in alone.stdout
+    assert alone.found["sides"]["ours"]["compile"]
+    [case] = alone.found["cases"]
+    assert math.isfinite(case["ours"]["compiling, s"])
+    assert case["ours"]["stages"]["decode"]["GFLOP"] > 0
 
 
 def test_compile_flag_selects_the_sides():

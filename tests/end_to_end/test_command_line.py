@@ -167,7 +167,7 @@ def test_path_that_the_output_cannot_encode_is_escaped(tiny_folder):
 
 
 def test_file_of_prompts_gives_one_sound_a_line(sound, folder):
-    text = "\ufeffrain\r\n\r\n   \r\n  a dog barks  \r\nRain\r\nrain-2\r\nrain?\r\nrain\r\n"
+    text = "\ufeffrain\r\n\r\n   \r\n  a dog barks  \r\nRain\r\nrain-2\r\nrain?\r\nrain.\r\n"
     (folder / "prompts.txt").write_bytes(text.encode())
     code, out, err = sound("--prompts", "prompts.txt", "-o", "new/sounds", "--seed", "3")
     stems = ["rain", "a_dog_barks", "Rain-2", "rain-2-2", "rain-3", "rain-4"]
@@ -176,7 +176,7 @@ def test_file_of_prompts_gives_one_sound_a_line(sound, folder):
     assert without_stages(err).splitlines()[1] == "audioldm2: 2 of 6: a dog barks"
     records = [json.loads(Path("new/sounds", f"{stem}.wav.json").read_text()) for stem in stems]
     prompts = [record["prompt"] for record in records]
-    assert prompts == ["rain", "a dog barks", "Rain", "rain-2", "rain?", "rain"]
+    assert prompts == ["rain", "a dog barks", "Rain", "rain-2", "rain?", "rain."]
 
 
 def test_prompt_sounds_the_same_from_a_file_and_alone(sound, folder):

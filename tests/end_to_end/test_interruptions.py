@@ -37,8 +37,8 @@ STAGES = {  # stage: whose function, which, in which call it is interrupted, wha
     "decoding": (audioldm2.AudioLDM2, "decode", 2, FIRST),
     "vocoding": (audioldm2.AudioLDM2, "vocode", 2, FIRST),
     "ranking": (clap_score, "score_sounds", 2, FIRST),
-    "writing the sound": (Path, "write_bytes", 2, FIRST),
-    "writing its record": (Path, "write_text", 2, ["dog.wav", *FIRST]),
+    "writing the record": (Path, "write_text", 2, FIRST),
+    "writing its sound": (Path, "write_bytes", 2, ["dog.wav.json", *FIRST]),
 }
 
 
@@ -71,7 +71,7 @@ def test_sigint_while_the_second_sound_is_generated(folder, tiny_folder):
 
 @pytest.mark.parametrize(
     ("method", "call", "file", "left"),
-    [("write_bytes", 2, "dog.wav", FIRST), ("write_text", 2, "dog.wav.json", ["dog.wav", *FIRST])],
+    [("write_text", 2, "dog.wav.json", FIRST), ("write_bytes", 2, "dog.wav", ["dog.wav.json", *FIRST])],
 )
 def test_full_disk_keeps_finished_sounds_and_leaves_no_draft(
     two_prompts, monkeypatch, method, call, file, left

@@ -355,3 +355,24 @@ def test_wrong_argument_is_named_before_any_network_runs(tiny_model, monkeypatch
     monkeypatch.setattr(tiny_model.networks, "running", None)
     with pytest.raises(ValueError, match=words):
         tiny_model.generate(**{"prompt": "dog", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("stage", "argument", "words"),
+    [
+        (
+            "decode",
+            torch.zeros(1, 3, 5, 16),
+            r"^z has shape \(1, 3, 5, 16\); .* shape \(batch, 8, time, 16\)",
+        ),
+        ("decode", torch.zeros(8, 5, 16), r"^z has shape \(8, 5, 16\)"),
+        ("decode", torch.zeros(1, 8, 0, 16), r"^z has shape \(1, 8, 0, 16\)"),
+        ("decode", [[0.0]], "^z is a list; it has to be a float tensor"),
+        ("vocode", torch.zeros(1, 20, 80), r"^mel has shape \(1, 20, 80\); .* shape \(batch, time, 64\)"),
+        ("vocode", torch.zeros(1, 20, 64, dtype=torch.int16), "^mel has dtype torch.int16"),
+    ],
+)
+def test_stage_refuses_a_tensor_of_another_shape(tiny_model, monkeypatch, stage, argument, words):
+    monkeypatch.setattr(tiny_model.networks, "running", None)
+    with pytest.raises(ValueError, match=words):
+        getattr(tiny_model, stage)(argument)

@@ -58,7 +58,9 @@ def test_every_sound_is_written_after_the_reader_left(folder, tiny_folder):
         os.close(writer)
         _, err = made.communicate()
     assert (made.returncode, err) == (141, "")
-    assert names(folder) == ["dog.wav", "dog.wav.json", "prompts.txt", "rain.wav", "rain.wav.json"]
+    assert names(folder) == [
+        *("dog.wav", "dog.wav.json", "prompts.manifest.jsonl", "prompts.txt", "rain.wav", "rain.wav.json")
+    ]
 
 
 def test_sound_is_written_after_the_reader_of_progress_left(folder, tiny_folder):

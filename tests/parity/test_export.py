@@ -214,7 +214,7 @@ def test_rejects_contexts_that_the_layout_would_swap(tmp_path, tokenizers, roles
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["48k", "t5", "speech"])
+@pytest.mark.parametrize("kind", ["48k", "t5"])
 def test_rejects_kind_that_the_layout_cannot_hold(tmp_path, kind):
     file = originals.save(tmp_path / "a.pth", originals.make(kind).table)
     source = convert.read_original(file)

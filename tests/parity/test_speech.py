@@ -4,7 +4,9 @@ The reference reads phonemes in T5's place. Where we differ on purpose, a test s
 """
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -12,12 +14,14 @@ from diffusers import AudioLDM2Pipeline
 from torch import Tensor
 
 import audioldm2
-from audioldm2 import AudioLDM2
+from audioldm2 import AudioLDM2, convert
 from audioldm2.convert.phonemes import SYMBOLS
+from audioldm2.errors import WeightsError
 from audioldm2.prompt.encode import Row, TextEncoders
 from audioldm2.prompt.phonemes import UnknownSymbolWarning
 from audioldm2.prompt.tokenizers import pad
 from scripts.make_reference_checkpoint import make
+from tests.support.checkpoints import change_json
 
 LEAST = 60  # dB of signal over error; 119 to 128 were measured
 PROMPT = "a dog barks while the rain falls"
@@ -140,6 +144,43 @@ def test_reference_dies_of_an_empty_transcription(pipe, model):
     assert model.encode_prompt(PROMPT, phonemes="").gpt2_context.isfinite().all()
     with pytest.raises(RuntimeError):
         pipe.encode_prompt(PROMPT, "cpu", 1, True, transcription="")
+
+
+# Export -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_exported_model_speaks_in_the_reference(folder, pipe, model, tmp_path):
+    """What the export leaves out of VITS, the reference makes up and never runs."""
+    convert.write_diffusers(convert.read_diffusers(folder), tmp_path / "out")
+    exported = AudioLDM2Pipeline.from_pretrained(tmp_path / "out")
+    assert exported.tokenizer_2.phonemize
+    exported.tokenizer_2.phonemize = False  # it would ask for a package that we do not need
+    for found, expected in zip(
+        exported.encode_prompt(PROMPT, "cpu", 1, True, transcription=HELLO),
+        pipe.encode_prompt(PROMPT, "cpu", 1, True, transcription=HELLO),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    back = convert.read_diffusers(tmp_path / "out")
+    assert back.configs == convert.read_diffusers(folder).configs
+    assert back.symbols == SYMBOLS and back.seconds == 10.24 and back.unconditional == "reference"
+
+
+def test_export_refuses_another_number_of_symbols(folder, tmp_path):
+    """The reference ends every text with 182."""
+    checkpoint = convert.read_diffusers(folder)
+    checkpoint.configs["phonemes"] = replace(checkpoint.configs["phonemes"], vocabulary=60)
+    with pytest.raises(WeightsError, match="has 60 phoneme symbols; the reference ends every text with"):
+        convert.write_diffusers(checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("said", "read"), [(None, 512), (8, 512), (20, 20)])
+def test_number_of_vectors(folder, tmp_path, said, read):
+    """What a config leaves out, or copies from the models of sounds, is the published number."""
+    copytree(folder, tmp_path / "copy")
+    change_json(tmp_path / "copy" / "language_model" / "config.json", max_new_tokens=said)
+    assert convert.read_diffusers(tmp_path / "copy").configs["gpt2"].new_vectors == read
 
 
 # Sounds -----------------------------------------------------------------------------------------------------

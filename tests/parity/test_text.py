@@ -243,6 +243,7 @@ CLAP_LAYOUTS = [
     clap_resaved,
 ]
 T5_LAYOUTS = [t5_plain, t5_published, t5_both, t5_one_file, t5_decoder, t5_resaved]
+ALL_CHARACTERS = (clap_plain, clap_one_file, t5_plain, t5_one_file)
 CASES = [
     pytest.param((kind, reference, fill, layout), id=f"{layout.__name__}-{name}")
     for kind, reference, vocabularies, layouts in (
@@ -266,6 +267,15 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return kind.from_folder(folder), reference(folder)
 
 
+@pytest.fixture
+def stride(request: pytest.FixtureRequest) -> int:
+    """The stride of a sweep over all characters with this layout; 1 takes all of them.
+
+    Characters are read by the plain vocabulary or by tokenizer.json; other files are about special tokens.
+    """
+    return 1 if request.node.callspec.params["pair"][3] in ALL_CHARACTERS else 7
+
+
 def assert_equal(pair: tuple, text: str) -> None:
     ours, reference = pair
     expected = reference(text, max_length=ours.max_length, truncation=True).input_ids
@@ -277,16 +287,16 @@ def test_ids_of_difficult_prompts(pair: tuple):
         assert_equal(pair, text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=PROMPTS)
 def test_ids_of_any_prompt(pair: tuple, text: str):
     assert_equal(pair, text)
 
 
-def test_ids_of_every_character(pair: tuple):
+def test_ids_of_every_character(pair: tuple, stride: int):
     """Every character between letters, 60 to a prompt; beyond U+FFFF, every 29th."""
     characters = [chr(i) for i in [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 29)]]
-    for start in range(0, len(characters), 60):
+    for start in range(0, len(characters), 60 * stride):
         assert_equal(pair, " a".join(f"{c}b" for c in characters[start : start + 60]))
 
 

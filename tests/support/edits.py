@@ -1,6 +1,7 @@
 """Network files with one class edited, as a reader would edit the source."""
 
 import ast
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,9 @@ from types import ModuleType
 
 import pytest
 
-from audioldm2 import models
+from audioldm2 import AudioLDM2, models
 from audioldm2.models import NETWORKS, layers
+from audioldm2.runtime.placement import materialise
 
 FOLDER = Path(models.__file__).parent
 FILES = {  # network file -> the networks in it
@@ -24,7 +26,10 @@ FILES = {  # network file -> the networks in it
     "clap_audio": "clap_audio",
     "phonemes": "phonemes",
 }
-COMPUTING = ("forward", "_conv_forward", "decode", "encode", "generate", "keys_values", "upsample", "by")
+COMPUTING = (
+    *("forward", "_conv_forward", "decode", "encode", "generate", "keys_values", "upsample", "by"),
+    "extend",  # keys and values of the past
+)
 
 
 def computing_classes(file: str) -> list[str]:
@@ -76,6 +81,20 @@ def edited(sources: dict[str, str]) -> Iterator[None]:
                 patch.setitem(NETWORKS, network, (getattr(_executed(file, source), kind.__name__), config))
         yield
     assert sys.modules["audioldm2.models.layers"] is layers
+
+
+def rebuilt(model: AudioLDM2, *names: str) -> AudioLDM2:
+    """The model with these networks read and built anew, from edited sources inside of `edited`.
+
+    The other networks are the model's own: loading all of them takes as long as all else that a test does.
+    """
+    model, networks = copy.copy(model), copy.copy(model.networks)
+    networks._loaded = networks._loaded | {
+        name: materialise(networks.checkpoint, name, device=networks.device, dtype=networks.dtypes[name])
+        for name in names
+    }
+    model.networks = networks
+    return model
 
 
 def _executed(file: str, source: str) -> ModuleType:

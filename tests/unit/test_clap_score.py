@@ -150,6 +150,7 @@ def by_windows(model: AudioLDM2, text: str, audio: Tensor, sample_rate: int) -> 
     return clap_score.embed_texts(model.networks, model.clap_tokenizer, [text])[0] @ sound
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "sample_rate, seconds, windows", [(16000, 10.24, 2), (16000, 20.0, 2), (4000, 25.3, 3)]
 )

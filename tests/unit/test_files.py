@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -115,29 +114,29 @@ def test_atomic_folder_leaves_the_old_folder_after_an_error(tmp_path, error, exi
     assert os.listdir(tmp_path) == (["out"] if exists else [])
 
 
-KILLED = """
-import os, signal, sys
-from audioldm2 import files
-
-where, path = sys.argv[1:]
-def kill(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-if where == "between the renames":
-    files._take_place = kill
-if where == "after the renames":
-    files.shutil.rmtree = kill
-with files.atomic_folder(path, force=True) as draft:
-    (draft / "a.txt").write_text("new")
-    if where == "while writing":
-        kill()
-"""
-
-
 def kill_writer(path: Path, where: str) -> None:
-    """Run a process that replaces a folder and is killed at some point."""
-    run = subprocess.run([sys.executable, "-c", KILLED, where, str(path)])
-    assert run.returncode == -signal.SIGKILL
+    """Fork a process that replaces a folder and is killed at some point."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            replace_until_killed(path, where)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def replace_until_killed(path: Path, where: str) -> None:
+    def kill(*_, **__) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if where == "between the renames":
+        files._take_place = kill
+    if where == "after the renames":
+        files.shutil.rmtree = kill
+    with atomic_folder(path, force=True) as draft:
+        (draft / "a.txt").write_text("new")
+        if where == "while writing":
+            kill()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -17,8 +17,8 @@ MAY_COMPARE = ("compare", "reference", "benchmark")  # in the name of a script w
 BASE = {"errors", "files"}
 MAY_IMPORT = {
     "errors": set(),
-    "renamed": set(),
     "files": set(),
+    "table_files": set(),
     "ops": set(),
     "sampling": set(),
     "audio": set(),
@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "runtime": {"models", "ops"},
     "prompt": {"models", "runtime"},
     "clap_score": {"audio", "models", "prompt", "runtime"},
-    "evaluation": {"audio", "clap_score", "options", "pipeline", "prompt", "runtime", "training"},
+    "evaluation": {
+        *("audio", "clap_score", "options", "pipeline", "prompt", "runtime", "table_files", "training"),
+    },
     "sound_shape": {"audio", "options", "sampling"},
     "option_rules": {"audio"},
     "edit_options": {"option_rules", "options", "sampling"},
@@ -48,7 +50,7 @@ MAY_IMPORT = {
     "convert": {"adapters", "audio", "checkpoints", "cli", "models", "prompt", "sampling"},
     "training": {
         *("adapters", "audio", "checkpoints", "models", "pipeline"),
-        *("ops", "prompt", "result", "runtime", "sampling"),
+        *("ops", "prompt", "result", "runtime", "sampling", "table_files"),
     },
     "verification": {
         *("audio", "checkpoints", "clap_score", "convert", "editing"),
@@ -69,10 +71,14 @@ MAY_IMPORT = {
             "prompt",
             "request",
         ),
-        *("result", "sampling", "sound_shape", "training", "verification"),
+        *("result", "sampling", "sound_shape", "table_files", "training", "ui", "verification"),
+    },
+    "ui": {
+        *("audio", "checkpoints", "convert", "edit_options", "editing", "ops", "options"),
+        *("pipeline", "request", "result", "sampling", "sound_shape"),
     },
     "__main__": {"cli"},
-    "": {"checkpoints", "options", "pipeline", "prompt", "renamed", "result", "sampling"},
+    "": {"checkpoints", "options", "pipeline", "prompt", "result", "sampling"},
 }
 
 

@@ -50,6 +50,7 @@ def assert_equal(found: Result, expected: Result) -> None:
 # What has to be the same.
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sampler", NAMES)
 def test_window_as_long_as_the_sound_is_the_plain_path(tiny_model, sampler):
     arguments = dict(sampler=sampler, eta=0.7 if sampler == "ddim" else 0.0, seed=3)
@@ -60,6 +61,7 @@ def test_window_as_long_as_the_sound_is_the_plain_path(tiny_model, sampler):
         assert_equal(found, expected)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sampler", NAMES)
 def test_timeline_of_one_prompt_is_the_prompt(tiny_model, sampler):
     """Though it goes through the windows, one of them as long as the sound."""
@@ -88,6 +90,7 @@ def test_stages_alone_do_what_generate_does(tiny_model):
         assert torch.equal(wave[:, : result.audio.shape[2]], result.audio[:, 0])
 
 
+@pytest.mark.exhaustive
 @by_sampler
 @pytest.mark.parametrize("how", [WINDOWS, WINDOWS | {"loop": True}], ids=["windows", "loop"])
 def test_sound_in_windows_is_the_same_in_any_batch_bit_for_bit(tiny_model, sampling, how):
@@ -115,6 +118,7 @@ def test_candidates_of_a_timeline_are_the_sounds_of_the_next_seeds(tiny_model):
         assert torch.equal(result.audio[0, place], alone.audio[0, 0])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("prompt", ["a dog", TIMELINE], ids=["prompt", "timeline"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.5])
 def test_number_of_windows_at_once_changes_nothing(tiny_model, prompt, guidance_scale, monkeypatch):
@@ -157,6 +161,7 @@ def test_frames_of_a_timeline_follow_their_own_prompts(tiny_model):
 # Loops.
 
 
+@pytest.mark.exhaustive
 @by_sampler
 @pytest.mark.parametrize(("window", "turn"), [(None, 1), (0.4, 4), (0.4, 17)])
 def test_rolled_noise_gives_a_rolled_loop(tiny_model, sampling, window, turn):
@@ -204,6 +209,7 @@ def rows(model: AudioLDM2, seconds: float, **arguments) -> tuple[int, int]:
     return sum(count for count, _ in calls), max(count for count, _ in calls)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.5])
 def test_cost_is_linear_in_memory_that_does_not_grow(tiny_model, loop, guidance_scale, monkeypatch):

@@ -68,6 +68,7 @@ def assert_same(found: Result, expected: Result) -> None:
     assert torch.equal(found.audio[0, 0], expected.audio[0, 0])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("what", GENERATED)
 def test_settings_of_a_record_make_the_same_sound(tiny_model: AudioLDM2, what: str):
     asked = dict(prompt="rain", audio_length_in_s=0.64, num_inference_steps=STEPS) | GENERATED[what]
@@ -85,12 +86,14 @@ def test_settings_of_a_record_make_the_same_sound_from_a_sound(tiny_model: Audio
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("what", EDITS)
 def test_settings_of_a_record_make_the_same_edit(tiny_model: AudioLDM2, tone: Path, what: str):
     result = tiny_model.edit(tone, "rain", **dict(num_inference_steps=4) | EDITS[what])
     assert_same(again(result, tiny_model.edit, EditOptions, audio=tone), result)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_each_sampler_makes_the_same_sound_again(tiny_model: AudioLDM2, sampler: str):
     result = tiny_model.generate("rain", audio_length_in_s=0.32, num_inference_steps=4, sampler=sampler)

@@ -141,11 +141,17 @@ def test_rejects_nan(run):
     assert created() == ["a.pth"]
 
 
-def test_speech_converts_but_cannot_be_loaded(run):
+def test_speech_converts_and_speaks(run):
     assert run("convert", "speech.pth", "out")[:2] == (0, "out\n")
     assert_same_states(folder_states("out"), originals.make("speech").states)
-    assert_failed(run("hello", "--model", "out", *QUICK), "out is a speech model", "cannot be run yet")
-    assert_failed(run("hello", "--model", "speech.pth", *QUICK), "is a speech model")
+    assert_failed(
+        run("a man", "--model", "out", *QUICK), "--transcription is missing", "out is a speech model"
+    )
+    for model in ("out", "speech.pth"):
+        assert run("a man", "--model", model, "--phonemes", "ab", *QUICK)[0] == 0
+    Path("words.txt").write_text("Hello,\nworld.", encoding="utf-8")
+    twice = "--transcription-file", "words.txt", "--phonemes", "ab"
+    assert_failed(run("a man", "--model", "out", *twice, *QUICK), "--transcription-file is 'words.txt'")
 
 
 @pytest.fixture
@@ -205,7 +211,7 @@ def test_exports_to_the_diffusers_layout(run, ready, source):
     assert (Path("out", "model_index.json")).is_file()
 
 
-@pytest.mark.parametrize("kind", ["48k", "t5", "speech"])
+@pytest.mark.parametrize("kind", ["48k", "t5"])
 def test_rejects_export_of_other_kinds(run, kind):
     refused = run("convert", f"{kind}.pth", "out", "--to", "diffusers")
     assert_failed(refused, f"{kind}.pth has the networks", "Keep it in the converted format")

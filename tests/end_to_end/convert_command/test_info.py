@@ -36,7 +36,7 @@ KINDS = {
     "large": "AudioLDM 2, large: conditioned on GPT-2 and T5",
     "48k": "AudioLDM, conditioned on CLAP beside the diffusion time",
     "t5": "AudioLDM, conditioned on T5",
-    "speech": "AudioLDM 2 speech: GPT-2 over CLAP and phonemes (converted and kept; it cannot be run yet)",
+    "speech": "AudioLDM 2 speech: speaks phonemes, conditioned on GPT-2 over CLAP and phonemes",
 }
 
 

@@ -184,6 +184,7 @@ def spelled(adapter: Adapter, configs, style: str) -> dict[str, Tensor]:
     return tensors
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("style", ["diffusers", "old diffusers", "kohya", "peft in memory"])
 @pytest.mark.parametrize("which", lora.LAYER_SETS)
 def test_files_of_other_programs(style: str, which: str, configs, tmp_path: Path):

@@ -95,6 +95,7 @@ def test_fresh_adapter_changes_no_bit(which: str, mode: str, unet: UNet):
         assert torch.equal(predict(unet), expected)
 
 
+@pytest.mark.exhaustive
 @SETS
 @pytest.mark.parametrize("rank", [1, 8])
 @pytest.mark.parametrize("mode", ["reference", "auto"])

@@ -48,6 +48,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("residence", RESIDENCES, ids=["device", "offload", "disk"])
 def test_adapters_come_and_go_between_requests(residence: dict, tiny_folder: Path, files):
     model = audioldm2.load(tiny_folder, device="cpu", **residence)
@@ -89,6 +90,7 @@ def test_weights_are_shared_with_the_model_without_adapters(model: AudioLDM2, fi
             assert adapted.conv_in.weight.data_ptr() == plain.conv_in.weight.data_ptr()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("residence", RESIDENCES, ids=["device", "offload", "disk"])
 def test_running_request_keeps_its_adapters(residence: dict, tiny_folder: Path, files):
     model = audioldm2.load(tiny_folder, device="cpu", **residence)
@@ -128,6 +130,7 @@ def test_threads_get_the_sounds_of_the_adapters_they_began_with(model: AudioLDM2
     assert len(results) == 8
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", ["converted", "diffusers"])
 def test_merged_model_computes_the_same(layout: str, model: AudioLDM2, files, tmp_path: Path):
     model.load_lora(files["oud"], 0.7)
@@ -155,6 +158,7 @@ def test_model_with_loaded_adapters_is_not_saved(model: AudioLDM2, files, tmp_pa
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 @pytest.mark.parametrize("residence", RESIDENCES, ids=["device", "offload", "disk"])
 def test_copies_have_the_adapters(duplicate, residence: dict, tiny_folder: Path, files):

@@ -33,6 +33,7 @@ def stereo(seconds: float, rate: int) -> np.ndarray:
     return 0.2 * np.random.default_rng(0).standard_normal((round(seconds * rate), 2))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("container", "encoding", "rate"), FORMATS)
 def test_part_equals_the_part_of_the_whole_sound(tmp_path, container, encoding, rate):
     path = write(tmp_path / "sound", stereo(9, rate), rate, container, encoding)

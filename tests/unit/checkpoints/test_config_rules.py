@@ -142,6 +142,7 @@ CONFIGURATIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.exhaustive
 @torch.no_grad()
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 from audioldm2 import convert
 from audioldm2.checkpoints import hub, storage
-from audioldm2.errors import WeightsError
+from audioldm2.errors import ArgumentError, WeightsError
 from audioldm2.models import NETWORKS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -260,6 +260,15 @@ def test_fetches_repository_at_its_revision(online):
     assert hub.find("cvssp/audioldm2", revision="main", prefer_half=True) == Path("/cache/cvssp/audioldm2")
     assert online.patterns == hub._wanted(online.listing, prefer_half=True)
     assert online.revisions == ["main", "main"]
+
+
+@pytest.mark.parametrize("source", ["demo", "here"])
+def test_revision_of_a_checkpoint_on_this_machine_is_refused(tmp_path, source):
+    source = source if source == "demo" else str(tmp_path)
+    with pytest.raises(
+        ArgumentError, match=r"^revision is given for .* on this machine; it has to be left out"
+    ):
+        hub.find(source, revision="main")
 
 
 @pytest.mark.parametrize("kind", [RepositoryNotFoundError, GatedRepoError, RevisionNotFoundError])

@@ -223,6 +223,7 @@ def test_weight_norm_folds_exactly_as_torch_computes_it(diffusers: Path, weight_
     assert torch.equal(loaded, effective["upsampler.0.weight"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("folder", ["unet", "language_model", "vocoder"])
 def test_names_of_module_wrappers_are_removed(diffusers: Path, states, folder: str, wrapper: str):

@@ -49,6 +49,7 @@ def by_torch(model: audioldm2.AudioLDM2) -> audioldm2.AudioLDM2:
     return torch.load(file, weights_only=False)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("transport", [by_pickle, by_torch, copy.deepcopy])
 @pytest.mark.parametrize("kind", KINDS)
 def test_copy_generates_the_same_sound(
@@ -58,6 +59,7 @@ def test_copy_generates_the_same_sound(
     assert torch.equal(generate(transport(model)), generate(model))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("residence", ["offload", "low_memory"])
 @pytest.mark.parametrize("kind", ["converted", "diffusers", "original"])
 def test_copy_with_offloaded_weights_generates_the_same_sound(sources, kind: str, residence: str):

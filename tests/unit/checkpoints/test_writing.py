@@ -106,6 +106,7 @@ def test_failed_write_leaves_nothing(
     assert not force or left(tmp_path / "out") == ["model_index.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 def test_full_disk_raises_os_error_naming_the_folder(converted: Path, tmp_path: Path):
     """Safetensors raises an error of its own, which becomes an OSError with the folder's name."""
@@ -156,6 +157,7 @@ def test_old_folder_returns_if_renaming_fails(tmp_path: Path, monkeypatch):
     assert left(tmp_path) == ["out"] and left(tmp_path / "out") == ["old.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_killed_writer_leaves_no_checkpoint(converted: Path, tmp_path: Path):
     program = """

@@ -70,6 +70,7 @@ def test_sound_with_two_adapters(run: Path, tiny_folder: Path, tmp_path: Path, c
     assert adapters[0]["sha256"] == adapters[1]["sha256"] and adapters[0]["base_model"] == str(tiny_folder)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", ["converted", "diffusers"])
 def test_convert_folds_adapters_in(layout: str, run: Path, tiny_folder: Path, tmp_path: Path, capsys):
     words = ["convert", tiny_folder, tmp_path / "merged", "--to", layout, "--lora", f"{run / 'adapter'}:2"]

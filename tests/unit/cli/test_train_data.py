@@ -51,6 +51,7 @@ def test_options_of_the_data_are_kept_and_resumed(home: Path, capsys):
     assert len(steps(home)) == 3
 
 
+@pytest.mark.slow
 def test_threads_and_resuming_do_not_change_a_run(home: Path):
     assert begin("--workers", 1) == 0
     expected = steps(home)
@@ -93,6 +94,7 @@ def test_bad_file_stops_the_start_unless_it_is_left_out(home: Path, capsys):
     assert "sounds: 9 captioned sounds" in err
 
 
+@pytest.mark.slow
 def test_file_that_is_deleted_while_training_is_named(home: Path, capsys, monkeypatch):
     original = soundfile.SoundFile.read
 

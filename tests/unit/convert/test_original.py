@@ -22,6 +22,7 @@ from tests.support.originals import convert_file, table_error, table_of
 KINDS = tuple(originals.CONFIGS)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_are_mapped_to_our_networks(folder, kind):
     """CLAP and T5 come from the copy nearest to the top, the UNet from its weights, not their average."""
@@ -55,6 +56,7 @@ def test_linear_schedule_is_recognised_by_betas(tmp_path):
     assert schedule == replace(NoiseSchedule(), kind="linear", beta_start=0.001, beta_end=0.02, steps=500)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["betas", "alphas_cumprod"])
 def test_published_schedule_is_recognised_in_every_dtype(tmp_path, name: str, dtype: torch.dtype):
@@ -93,6 +95,7 @@ def test_speech_keeps_symbols_and_positions(folder):
     assert torch.equal(ours, theirs[0].T)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 def test_converted_folder_holds_the_same_tensors(folder, tmp_path, kind):
     tokenizers = {"clap_tokenizer": folder / "tokenizer", "t5_tokenizer": folder / "tokenizer_2"}
@@ -161,11 +164,13 @@ def test_rejects_average_of_another_shape(tmp_path):
     assert "of the wrong shape 'conv_out.bias is (4,) and should be (3,)'" in message
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_copies_are_not_reported(folder, kind):
     assert convert.differing_copies(convert.read_original(folder / f"{kind}.pth")) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "network", "key"),
     [

@@ -46,18 +46,21 @@ def test_rejects_extra_key(tmp_path, key):
     assert f"holds '{key}', not part of this architecture" in message
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", FIRST_OF)
 def test_rejects_missing_key(tmp_path, network):
     message = table_error(tmp_path, table_of("base", **{FIRST_OF[network]: ...}))
     assert " lacks '" in message or "does not fit its configuration: missing" in message
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", FIRST_OF)
 def test_rejects_wrong_shape(tmp_path, network):
     message = table_error(tmp_path, table_of("base", **{FIRST_OF[network]: torch.ones(5)}))
     assert "of the wrong shape" in message and "is (5,) and should be (" in message
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", FIRST_OF)
 def test_rejects_renamed_key(tmp_path, network):
     key = FIRST_OF[network]
@@ -66,6 +69,7 @@ def test_rejects_renamed_key(tmp_path, network):
     assert "shift" in message or "gain" in message
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("network", "value"), [("unet", float("inf")), *((network, float("nan")) for network in FIRST_OF)]
 )
@@ -159,6 +163,7 @@ def test_odd_shapes_convert_or_raise_weights_error(monkeypatch, kind):
     assert outcomes == {"model", "sentence"}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["t5", "48k"])
 def test_rejects_any_missing_tensor(monkeypatch, kind):
     made, content = originals.make(kind), {}
@@ -261,6 +266,7 @@ def test_rejects_wrong_phoneme_symbols(folder, tmp_path, symbols, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", ["clap_text", "unet", "vae", "hifigan"])
 def test_rejects_converted_folder_without_required_network(folder, tmp_path, network):
     checkpoint = convert.read_original(folder / "48k.pth")

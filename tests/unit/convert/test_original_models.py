@@ -32,6 +32,7 @@ def offline(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", SOUNDING)
 def test_generates_at_its_rate_and_length(models, kind):
     model = models(kind)
@@ -41,6 +42,7 @@ def test_generates_at_its_rate_and_length(models, kind):
     assert result.audio.isfinite().all() and result.audio.std() > 1e-3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", SOUNDING)
 def test_converted_folder_generates_the_same_sound(models, folder, tmp_path, kind):
     tokenizers = {"clap_tokenizer": folder / "tokenizer", "t5_tokenizer": folder / "tokenizer_2"}
@@ -161,9 +163,12 @@ def test_residence_does_not_change_the_sound(models, folder, residence):
     assert torch.equal(one, other)
 
 
-def test_rejects_loading_of_speech_model(folder):
-    with pytest.raises(WeightsError, match=r"speech\.pth is a speech model: .* cannot be run yet\."):
-        audioldm2.load(folder / "speech.pth", device="cpu")
+def test_speech_model_speaks_as_upstream_trained(models):
+    model = models("speech")
+    assert model.speaks and model.unconditional == "trained" and model.sound.default_seconds == 10.24
+    conditioning = model.encode_prompt(["a man", "a woman"], phonemes=["ab", "abcba"])
+    assert conditioning.gpt2_context.shape == (2, 512, 128) and conditioning.text_context is None
+    assert not conditioning.negative.gpt2_context.any()
 
 
 def test_folder_with_one_original_loads(folder, tmp_path):

@@ -42,6 +42,7 @@ LEFTOVERS = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("leftover", LEFTOVERS)
 def test_training_tensors_are_dropped_with_a_reason(tmp_path, kind, leftover):
@@ -74,6 +75,7 @@ WRAPPINGS = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_names_of_module_wrappers_are_removed(tmp_path, kind, wrapping):
@@ -197,6 +199,7 @@ def test_trainer_state_is_ignored(tmp_path, kind):
     assert_converts_alike(tmp_path / "last.ckpt", kind)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtype_of_the_file_is_kept(tmp_path, kind, dtype):

@@ -116,6 +116,7 @@ def test_strength_0_is_the_reconstruction_without_a_call_of_the_denoiser(tiny_mo
     assert torch.equal(result.audio[0], expected)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sampler", NAMES)
 @pytest.mark.parametrize("mask", [{}, {"mask_start_seconds": 0.0}, {"mask_start_hz": 0.0}])
 def test_strength_1_is_generate(tiny_model, sampler, mask):
@@ -146,6 +147,7 @@ def test_strength_is_a_half_unless_a_part_is_remade():
         assert resolved(**part, strength=0.7).strength == 0.7
 
 
+@pytest.mark.slow
 def test_strength_counts_steps_without_rounding_errors():
     for steps in range(1, 101):
         for taken in range(1, steps + 1):
@@ -161,6 +163,7 @@ def remade_frames(start: int, end: int) -> dict:
     return dict(mask_start_seconds=(start + 0.3) * 0.04, mask_end_seconds=(end - 0.3) * 0.04)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sampler", NAMES)
 @pytest.mark.parametrize("resample_times", [1, 2])
 def test_kept_latents_and_samples_are_the_sounds_own(tiny_model, sampler, resample_times):
@@ -195,6 +198,7 @@ def test_masks_at_the_ends_fade_inside_only():
     assert torch.equal(audio[2 * CELL :], tone()[2 * CELL :])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sampler", NAMES)
 def test_kept_bands_are_the_sounds_own(tiny_model, sampler):
     result = edit(tiny_model, sampler=sampler, mask_start_hz=4000)
@@ -274,6 +278,7 @@ SAMPLINGS = [{"sampler": "dpmpp_2m"}, {"sampler": "dpmpp_2m_sde"}, {"sampler": "
 EDITS = [{"strength": 0.6}, remade_frames(3, 5), remade_frames(3, 5) | {"resample_times": 2}]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: s["sampler"])
 @pytest.mark.parametrize("how", EDITS, ids=["strength", "mask", "resampled"])
 def test_edited_sound_is_independent_of_its_batch(tiny_model, sampling, how, monkeypatch):

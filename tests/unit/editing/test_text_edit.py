@@ -29,6 +29,7 @@ def edit(model: AudioLDM2, prompt: str | list[str] = "a cat", **arguments) -> Re
 # What an edit keeps.
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 @pytest.mark.parametrize("skip", [0.0, 0.4, 0.8])
 @EACH_WAY
@@ -51,6 +52,7 @@ def test_direct_edit_keeps_the_latent_for_each_equal_prompt_of_a_batch(tiny_mode
     assert all(torch.equal(row, z) for row in found.latents[2:])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("way", WAYS[:2], ids=["direct", "ddpm"])
 def test_prompts_scales_and_skipped_steps_matter(tiny_model, way: dict):
     base = edit(tiny_model, **way).latents
@@ -63,6 +65,7 @@ def test_prompts_scales_and_skipped_steps_matter(tiny_model, way: dict):
         assert (edit(tiny_model, **way | change).latents - base).norm() > 1e-6 * base.norm(), change
 
 
+@pytest.mark.exhaustive
 @EACH_WAY
 def test_length_and_level_are_the_sounds(tiny_model, way: dict):
     for samples in (CELL - 1, 4163):
@@ -75,6 +78,7 @@ def test_length_and_level_are_the_sounds(tiny_model, way: dict):
 # The stages alone.
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("skip", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_inversion_leads_denoise_back_to_the_latent(tiny_model, skip: float, scale: float):
@@ -108,6 +112,7 @@ def test_edit_is_its_stages(tiny_model, sampler: str):
 # Seeds, batches, threads, callbacks.
 
 
+@pytest.mark.exhaustive
 @EACH_WAY
 def test_edited_sound_is_independent_of_its_batch(tiny_model, way: dict, monkeypatch):
     prompts, seeds = ["a cat", "low hum", ""], [5, 60, 700]
@@ -123,6 +128,7 @@ def test_edited_sound_is_independent_of_its_batch(tiny_model, way: dict, monkeyp
             assert (found.audio[row] - expected).norm() <= CLOSE * expected.norm()
 
 
+@pytest.mark.exhaustive
 @EACH_WAY
 def test_seeds_decide_the_edit(tiny_model, way: dict):
     first, again, other = (edit(tiny_model, seed=seed, **way) for seed in (1, 1, 2))
@@ -139,6 +145,7 @@ def test_candidates_are_ranked_and_have_the_next_seeds(tiny_model):
         assert (result.audio[0, place] - expected).norm() <= CLOSE * expected.norm()
 
 
+@pytest.mark.slow
 def test_two_threads_get_the_edits_that_they_get_alone(tiny_model):
     ways = [WAYS[0] | {"seed": 1}, WAYS[1] | {"seed": 2, "prompt": "rain"}] * 2
     alone = [edit(tiny_model, **way).audio for way in ways]

@@ -85,33 +85,7 @@ def test_rejects_an_empty_conditioning():
         Conditioning(None, None, None)
 
 
-# Names of version 0.1 ---------------------------------------------------------------------------------------
-
-
-def test_t5_context_works_with_a_warning():
-    given = conditioning(4, 2)
-    with pytest.warns(DeprecationWarning, match="t5_context is now named text_context") as caught:
-        old = Conditioning(
-            gpt2_context=given.gpt2_context, t5_context=given.text_context, t5_mask=given.t5_mask
-        )
-    assert old.text_context is given.text_context
-    with pytest.warns(DeprecationWarning, match="t5_context is now named text_context") as again:
-        assert old.t5_context is given.text_context
-    assert [each.filename for each in (*caught, *again)] == [__file__, __file__]
-    with pytest.warns(DeprecationWarning):
-        none = Conditioning(t5_context=None, gpt2_context=given.gpt2_context, t5_mask=None)
-    assert none.text_context is None
-    with pytest.warns(DeprecationWarning):
-        assert (
-            replace(given, t5_context=given.text_context + 1).text_context == given.text_context + 1
-        ).all()
-
-
-def test_todays_names_do_not_warn(recwarn, tmp_path):
-    given = conditioning(4, 2)
-    given.mix(given.repeat(1), 0.5).weighted(2).save(tmp_path / "dog.safetensors")
-    Conditioning.load(tmp_path / "dog.safetensors")
-    assert not recwarn.list
+# Files of version 0.1 ---------------------------------------------------------------------------------------
 
 
 def test_loads_files_of_version_0_1_silently(recwarn, tmp_path):

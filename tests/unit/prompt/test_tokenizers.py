@@ -284,6 +284,7 @@ PROMPTS = st.lists(
 ).map("".join)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=1000, deadline=None)
 @given(text=PROMPTS)
 def test_any_text_is_encoded_or_rejected(tokenizer: ClapTokenizer | T5Tokenizer, text: str):

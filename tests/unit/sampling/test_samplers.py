@@ -321,35 +321,7 @@ def test_registry_describes_each_sampler() -> None:
     assert len({sampler.summary for sampler in SAMPLERS.values()}) == 10
 
 
-# Names of version 0.1.
-
-
-@pytest.mark.parametrize("name", STOCHASTIC)
-def test_generator_argument_warns_and_draws_the_same_noise(name: str) -> None:
-    options = {"eta": STOCHASTIC[name]}
-    expected = SAMPLERS[name](gaussian(), grid(), SCHEDULE, 6, noise=generator_noise(seeded(1)), **options)
-    with pytest.warns(DeprecationWarning, match="noise=generator_noise"):
-        result = SAMPLERS[name](gaussian(), grid(), SCHEDULE, 6, generator=seeded(1), **options)
-    assert torch.equal(result, expected)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_generator_argument_is_rejected_beside_noise_and_for_the_wrong_batch() -> None:
-    x, noise = unit_noise(), generator_noise(seeded(0))
-    with pytest.raises(
-        ArgumentError, match=r"^generator cannot be combined with noise; it has to be left out"
-    ):
-        SAMPLERS["ddim"](unreachable, x, SCHEDULE, 5, generator=seeded(0), noise=noise)
+def test_generators_for_another_batch_are_refused_before_the_network_runs() -> None:
     for wrong in ([], [seeded(0), seeded(1)]):
         with pytest.raises(ArgumentError, match=rf"^generator has {len(wrong)} entries for 1 rows"):
-            SAMPLERS["euler"](unreachable, x, SCHEDULE, 5, generator=wrong)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_traits_warns_and_keeps_the_old_names(name: str) -> None:
-    with pytest.warns(DeprecationWarning, match="traits is deprecated"):
-        traits = SAMPLERS[name].traits
-    assert traits.summary == SAMPLERS[name].summary and traits.min_steps == SAMPLERS[name].min_steps
-    assert traits.network_calls(20) == SAMPLERS[name].network_calls(20)
-    assert ("generator" in traits.takes) == (name in STOCHASTIC)
-    assert traits.takes - {"generator"} == SAMPLERS[name].takes - {"noise"}
+            SAMPLERS["euler"](unreachable, unit_noise(), SCHEDULE, 5, noise=generator_noise(wrong))

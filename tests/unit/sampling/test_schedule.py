@@ -111,19 +111,3 @@ def test_rejects_fields_out_of_range(fields: dict, message: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         NoiseSchedule(**fields)
     assert str(caught.value) == message
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "arguments"),
-    [
-        ("signal", "alpha_bar_at", (500,)),
-        ("times", "leading_times", (10, True)),
-        ("path", "euler_grid", (10, True)),
-        ("open_path", "dpm_solver_grid", (10,)),
-    ],
-)
-def test_old_method_names_warn_and_still_work(old: str, new: str, arguments: tuple) -> None:
-    with pytest.warns(DeprecationWarning, match=f"NoiseSchedule.{old} is deprecated; use {new}") as caught:
-        found = getattr(SCHEDULE, old)(*arguments)
-    assert found == getattr(SCHEDULE, new)(*arguments)
-    assert caught[0].filename == __file__

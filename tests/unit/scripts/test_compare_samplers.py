@@ -43,6 +43,7 @@ def test_steps_are_the_most_that_fit_into_the_calls(name: str) -> None:
             assert calls_of(steps) <= calls < calls_of(steps + 1)
 
 
+@pytest.mark.slow
 def test_table_has_every_sampler_and_distances_that_fall(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["compare_samplers.py", "--calls", "5", "20", "--exact-steps", "100"])
     assert script.main() == 0

@@ -24,6 +24,7 @@ def test_every_family_and_attribute_has_wordings():
     assert {(name, word) for name in ATTRIBUTES for word in ATTRIBUTES[name]} == set(ATTRIBUTE_PHRASES)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sounds_are_finite_levelled_and_faded(family):
     for seed in range(20):
@@ -66,6 +67,7 @@ CHECKS = {  # the bounds lie midway between the ranges of an attribute
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "word"), CHECKS)
 def test_attributes_are_measurable(name, word):
     for family in FAMILIES:
@@ -73,6 +75,7 @@ def test_attributes_are_measurable(name, word):
             assert pass_rate(family, name, word, CHECKS[name, word]) >= 0.95, family
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", [name for name in FAMILIES if "tempo" in FAMILIES[name].takes])
 def test_fast_is_faster_than_slow_in_noise_and_in_a_hall(family):
     attributes = {"room": "reverberant"} if "room" in FAMILIES[family].takes else {}
@@ -96,6 +99,7 @@ def test_noises_are_flatter_than_tones():
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("attributes", [{}, {"length": "short"}, {"length": "long"}], ids=str)
 def test_sweeps_have_the_right_direction(attributes):
     for family, direction in [("rising", 1), ("falling", -1)]:

@@ -53,6 +53,7 @@ def loaded(stage: LDMStage) -> set[str]:
     return set(stage.networks._loaded)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("unconditional", ["trained", "reference"])
 @pytest.mark.parametrize("name", ["ldm", "lora"])
 def test_losses_are_those_without_a_cache(

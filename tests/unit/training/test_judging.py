@@ -90,6 +90,7 @@ def test_run_ends_early_without_improvement(initial: storage.Checkpoint, tmp_pat
     assert "has not improved in 2 validations" in reports[-1]
 
 
+@pytest.mark.slow
 def test_samples_follow_the_prompts_of_the_user(initial: storage.Checkpoint, tmp_path: Path):
     judging = Judging(prompts=("a bell", "an oud"))
     stage = stage_of("ldm", initial, seconds=0.32, batch=2, steps=1, pool=0)

@@ -68,6 +68,7 @@ def test_resumed_run_equals_an_uninterrupted_one(name: str, initial: storage.Che
     assert storage.read(parts / "model").configs == storage.read(whole / "model").configs
 
 
+@pytest.mark.slow
 def test_samples_and_the_saved_model(initial: storage.Checkpoint, tmp_path: Path):
     reports: list[str] = []
     stage = stage_of("ldm", initial, steps=2)
@@ -81,6 +82,7 @@ def test_samples_and_the_saved_model(initial: storage.Checkpoint, tmp_path: Path
     assert result.audio.shape == (1, 1, 5120) and result.audio.isfinite().all()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name, kinds", [("vae", {"true", "reconstructed"}), ("vocoder", {"true", "vocoded"})]
 )

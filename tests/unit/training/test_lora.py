@@ -17,6 +17,7 @@ from tests.support.training import Clips, clips, parameter_copies, stage_of
 SHORT = {"batch": 2, "seconds": 0.32}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layers", lora.LAYER_SETS)
 @pytest.mark.parametrize("adapted", [("unet",), ("gpt2", "projection"), ("unet", "gpt2", "projection")])
 def test_only_the_adapters_learn(layers: str, adapted: tuple[str, ...], random_weights: Checkpoint):
@@ -68,6 +69,7 @@ def test_checkpoint_has_the_adapter_in_its_weights(random_weights: Checkpoint):
     assert torch.equal(state["conv_in.weight"], base["conv_in.weight"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_resumed_run_equals_an_uninterrupted_one(ema: float, random_weights: Checkpoint, tmp_path: Path):
     def stage() -> LoRAStage:

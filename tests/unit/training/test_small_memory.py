@@ -42,6 +42,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
     assert error < tolerance * whole
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("unconditional", ["trained", "reference"])
 @pytest.mark.parametrize("name", ["ldm", "lora"])
 @pytest.mark.parametrize("parts", [2, 3, 5])

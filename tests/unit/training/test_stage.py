@@ -32,6 +32,7 @@ def test_stage_overfits_a_few_clips(
     assert last < factor * values[0], f"{metric} went from {values[0]:.3f} to {last:.3f}"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name, values, trained, frozen",
     [
@@ -73,6 +74,7 @@ def test_discriminator_starts_at_its_step_and_learns(name: str, initial: Checkpo
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", list(STAGES))
 def test_bfloat16_trains_like_float32(name: str, random_weights: Checkpoint):
     losses = []

@@ -30,6 +30,7 @@ def wide_vocoder(initial: Checkpoint) -> Checkpoint:
     )
 
 
+@pytest.mark.slow
 def test_additive_phase_learns_waveforms(initial: Checkpoint):
     stage = stage_of("vocoder", initial, additive_until=41, learning_rate=2e-3, schedule="constant")
     metrics = [stage.step(*clips(2, 0.256)) for _ in range(42)]

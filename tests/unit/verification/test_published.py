@@ -67,6 +67,7 @@ def opened(facts: published.Facts, source: str, origin: str = "") -> Subject:
     return Subject(source, Path(source), ORIGINAL, checkpoint, torch.device("cpu"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("facts", "total"), [(BASE, 1_118_354_316), (MUSIC, 1_118_354_316), (LARGE_FACTS, 1_489_423_116)]
 )
@@ -146,6 +147,7 @@ def test_key_lists_of_original_files_have_these_hashes(facts):
         assert (count, summary["unique_storage_bytes"], digest) == facts.original
 
 
+@pytest.mark.exhaustive
 @needs_data
 @pytest.mark.parametrize("name", FOLDERS)
 def test_published_configs_find_their_facts(name):

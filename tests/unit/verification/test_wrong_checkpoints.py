@@ -61,6 +61,7 @@ def test_right_copy_passes_every_check(right, facts):
     assert found["slices"].figures["distance"]["trained"]["lms 3"] < 1e-5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_right_copy_in_another_layout_has_the_same_tensors_and_sounds(right, facts, layout):
     found = findings(right / layout, facts, *FILES_ONLY, "slices")
@@ -70,6 +71,7 @@ def test_right_copy_in_another_layout_has_the_same_tensors_and_sounds(right, fac
     assert sum(each["rounded"] for each in found["tensors"].figures.values()) == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_rounded_copy_is_recognised(copy, facts, dtype):
     found = findings(rewrite(copy, dtype), facts, "tensors", "contents")
@@ -110,6 +112,7 @@ def test_weight_and_bias_of_a_norm_are_found_swapped_without_facts(copy):
     assert f"'unet.{BLOCK}.ff_norm'" in found["norms"].problems[0]
 
 
+@pytest.mark.slow
 def test_wrong_heads_are_named_with_the_right_ones(copy, facts):
     found = findings(rewrite(copy, heads="config"), facts, "tensors", "settings", "slices")
     assert failures(found) == ["settings", "slices"]
@@ -178,6 +181,7 @@ def test_nan_is_named(copy, layout):
     assert found["contents"].problems == (f"'unet' holds NaN or infinity in '{BLOCK}.self_norm.weight'.",)
 
 
+@pytest.mark.slow
 def test_nan_fails_what_runs_networks_too(copy, facts):
     key = "conv_in.weight"
     change_converted(copy, "unet", lambda state: {key: state[key] * torch.nan})
@@ -278,6 +282,7 @@ def as_published(facts, monkeypatch):
     monkeypatch.setattr(subject, "PUBLISHED", (known, twin))
 
 
+@pytest.mark.slow
 def test_slices_of_a_published_checkpoint_say_which_reading_agrees(right, as_published):
     found = findings(right / "original.pth", None, "slices")["slices"]
     assert found.status == "passed" and found.problems == ()
@@ -287,12 +292,14 @@ def test_slices_of_a_published_checkpoint_say_which_reading_agrees(right, as_pub
     )
 
 
+@pytest.mark.slow
 def test_slices_that_agree_with_the_reading_that_does_not_load_pass_and_say_so(copy, as_published):
     found = findings(rewrite(copy, heads="config"), None, "slices")["slices"]
     assert found.status == "passed"
     assert found.problems == ("What loads without heads= is 'config'; 'trained' is what the reference ran.",)
 
 
+@pytest.mark.slow
 def test_slices_that_fail_name_the_twin_that_has_none(copy, as_published):
     change_converted(copy, "unet", swap(*norm_keys("converted")))
     (copy / "converted").rename(copy / "mine")
