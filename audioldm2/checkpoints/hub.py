@@ -75,8 +75,8 @@ def find(
 
     Args:
         source: a folder, an original file, a hub id, a file in a repository ('owner/name/file.pth', required
-            where it has several), or "demo" or "demo-speech" for a model in the package (a folder of that name
-            is "./demo").
+            where it has several), or "demo" or "demo-speech" for a model in the package (a folder of such a
+            name is "./demo").
         revision: branch, tag or commit of a repository.
         prefer_half: see `choose_weights`.
         with_weights: fetch the weights; False fetches only the configs.

@@ -179,7 +179,6 @@ def _captions_of(row: Mapping[str, Any], found: _Found, where: str) -> list[str]
     return texts
 
 
-<<<<<<< HEAD
 def _spoken_of(row: Mapping[str, Any], found: _Found, where: str) -> dict[str, str]:
     says = {}
     for name in found.spoken:
