@@ -184,6 +184,8 @@ def main() -> int:
     checkpoint = replace(
         merged(("denoiser", "vocoder"), options.sounds, options.out, options.seed), source=SOURCE
     )
+    for networks in (checkpoint.configs, checkpoint.states):
+        del networks["clap_audio"]  # it would only rank candidates, and makes the model 12.8 MB
     storage.write(checkpoint, model, dtype=torch.float16, force=True)
     size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
     report(f"{model}: {size / 1e6:.1f} MB, after {(time.monotonic() - began) / 60:.0f} minutes")
