@@ -312,8 +312,7 @@ class LDMStage(Stage[LDMRecipe]):
         return Draws(mean, x0, eps, t, dropped, clap_dropped, offset)
 
     def latents(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Returns means of clips (batch, 2, channels, time, mel), and the latents that the denoiser learns:
-        (batch, channels, time, mel) each."""
+        """Returns the means of clips (batch, 2, channels, time, mel), and what the denoiser learns."""
         mean, std = clips.unbind(dim=1)
         sample = mean + std * self.randn_like(std, generator)
         return mean, sample if self.recipe.latent_noise else mean
@@ -332,6 +331,7 @@ class LDMStage(Stage[LDMRecipe]):
         with self.autocast():
             cond = self.encode(captions, dropped, offset, clap_dropped)
             if weight:
+                assert cond.gpt2_context is not None, "make_helpers requires GPT-2"
                 error = auxiliary_loss(self.helpers["head"], cond.gpt2_context, mean, dropped)
                 errors["auxiliary"] = weight, error
         if alone:

@@ -92,7 +92,9 @@ class Stage(Generic[SomeRecipe]):
         self.trained: dict[str, Any] = {name: self.make_trainable(name) for name in self.trainable()}
         self.ema = {name: EMA(network, recipe.ema) for name, network in self.trained.items() if recipe.ema}
         with forked_rng(torch.device("cpu"), "weights of helpers", seed):
-            self.helpers = {name: helper.to(device) for name, helper in self.make_helpers().items()}
+            self.helpers: dict[str, Any] = {
+                name: helper.to(device) for name, helper in self.make_helpers().items()
+            }
         self.optimizer = self.make_optimizer()
         with forked_rng(torch.device("cpu"), "weights of an adversary", seed):
             adversary = self.make_adversary()
