@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF001 - phonemes look like letters
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audioldm2 import load
 from audioldm2.checkpoints.storage import Checkpoint
+from audioldm2.cli.main import main
 from audioldm2.errors import ArgumentError
 from audioldm2.training.ldm import Draws, LDMStage
 from audioldm2.training.new_model import SIZES as MODEL_SIZES
@@ -18,7 +21,7 @@ from audioldm2.training.randomness import generator
 from audioldm2.training.speech import FrameHead, PhonemeIds, auxiliary_loss
 from audioldm2.training.spoken import Spoken
 from audioldm2.training.tables import read_table
-from tests.support.training import SIZES, clips, parameter_copies, stage_of
+from tests.support.training import SIZES, clips, parameter_copies, stage_of, write_sounds
 
 SPEECH_SIZES = {name: size for name, size in SIZES.items() if name != "t5"} | {
     "phonemes": {"dim": 32, "depth": 1, "heads": 2, "ff_dim": 32},
@@ -208,3 +211,20 @@ def test_a_resumed_run_continues_exactly(speaker: Checkpoint):
 def test_the_model_has_no_head(speaker: Checkpoint):
     stage = speech_stage(speaker)
     assert "head" in stage.helpers and set(stage.checkpoint().states) == set(speaker.states)
+
+
+def test_the_command_line_trains_a_model_that_speaks(tmp_path: Path):
+    sounds = write_sounds(tmp_path / "sounds")
+    words = list(SAID.items())
+    rows = [f"{i}.wav,a voice says,{','.join(words[i % 3])}" for i in range(10)]
+    table = "\n".join(["file,caption,transcription,phonemes", *rows])
+    (sounds / "captions.csv").write_text(table, encoding="utf-8")
+    sizes, recipe = tmp_path / "sizes.json", tmp_path / "recipe.json"
+    sizes.write_text(json.dumps(SPEECH_SIZES))
+    values = {"batch": 2, "seconds": 0.64, "steps": 2, "pool": 0, "train_t5": False, "auxiliary_weight": 0.5}
+    recipe.write_text(json.dumps(values | {"unconditional": "trained"}))
+    command = ["train", "--stage", "ldm", "--data", sounds, "--model", sizes, "--config", recipe]
+    assert main([*map(str, command), "--out", str(tmp_path / "run"), "--sample-every", "2"]) == 0
+    assert len(list((tmp_path / "run" / "samples").rglob("*.wav"))) > 0
+    result = load(tmp_path / "run" / "model").generate("a voice", phonemes="wˈʌn", num_inference_steps=2)
+    assert result.audio.shape[-1] == round(0.64 * 16_000)
