@@ -48,6 +48,7 @@ def test_the_command_line_speaks_without_espeak(tmp_path: Path, monkeypatch, no_
     assert json.loads(Path("said.wav.json").read_text())["model"] == "demo-speech"
 
 
+@pytest.mark.slow
 def test_digits_are_the_asked_ones(speaker: audioldm2.AudioLDM2, no_espeak):
     """In each voice, the nearest true digit is the one that was asked for."""
     table = json.loads(FINGERPRINTS.read_text())
