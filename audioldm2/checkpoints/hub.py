@@ -26,6 +26,8 @@ TOKENIZERS = {  # tokenizer -> names that its folder may have
 PUBLISHED = "cvssp/audioldm2"  # a repository with the tokenizers of all published models
 DEMO = "demo"  # name of the model that comes with the package; the default of the command line
 DEMO_FOLDER = Path(__file__).parents[1] / "assets" / DEMO
+SPEECH_DEMO = "demo-speech"  # the same for the one that speaks
+IN_PACKAGE = {DEMO: DEMO_FOLDER, SPEECH_DEMO: DEMO_FOLDER.with_name("speech")}
 DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # which no network raises
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:/([\w.-]+\.(?i:pth|ckpt|pt|safetensors)))?")
 
@@ -73,7 +75,8 @@ def find(
 
     Args:
         source: a folder, an original file, a hub id, a file in a repository ('owner/name/file.pth', required
-            where it has several), or "demo" for the model in the package (a folder of that name is "./demo").
+            where it has several), or "demo" or "demo-speech" for a model in the package (a folder of such a
+            name is "./demo").
         revision: branch, tag or commit of a repository.
         prefer_half: see `choose_weights`.
         with_weights: fetch the weights; False fetches only the configs.
@@ -87,11 +90,11 @@ def find(
             "source", source, "be a folder, an original .pth file or a hub id, such as 'cvssp/audioldm2'"
         )
     name = os.path.expanduser(source)
-    if revision is not None and (source == DEMO or os.path.exists(name)):
+    if revision is not None and (source in IN_PACKAGE or os.path.exists(name)):
         given = f"is given for {source}, which is on this machine"
         raise ArgumentError("revision", revision, "be left out: only hub ids have revisions", given=given)
-    if source == DEMO:
-        return DEMO_FOLDER
+    if source in IN_PACKAGE:
+        return IN_PACKAGE[str(source)]
     if os.path.isdir(name):
         return _only_original(Path(name)) or Path(name)
     if os.path.isfile(name) and is_original(name):

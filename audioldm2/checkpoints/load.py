@@ -34,7 +34,7 @@ def load(
 
     Args:
         source: a converted folder, a folder in the diffusers layout, an original .pth file, a hub id such as
-            "cvssp/audioldm2", or "demo" for the small model in the package.
+            "cvssp/audioldm2", or "demo" or "demo-speech" for a small model in the package.
         device: "auto" (CUDA, else Apple's MPS, else the CPU), or a device of PyTorch.
         dtype: "float32", "float16", "bfloat16" or "auto": float16 on CUDA; on a CPU bfloat16 where a short
             measurement finds it faster, except in networks whose rounding stays in the sound

@@ -12,7 +12,7 @@ import torch
 
 from audioldm2.adapters.writing import hash_of
 from audioldm2.checkpoints import storage
-from audioldm2.checkpoints.hub import DEMO
+from audioldm2.checkpoints.hub import IN_PACKAGE
 from audioldm2.checkpoints.load import open_checkpoint
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.cli.streams import report
@@ -28,6 +28,7 @@ from audioldm2.training.new_model import SIZES, configs_from, from_scratch
 from audioldm2.training.recipe import Recipe, override
 from audioldm2.training.settings import Settings, read_settings, write_settings
 from audioldm2.training.sources import ClipSettings, DataOptions
+from audioldm2.training.speech import require_spoken
 from audioldm2.training.stage import Stage
 
 # Opens data that is no folder, by its name for --data: (seconds of a clip, sample rate, seed) -> the data.
@@ -210,6 +211,11 @@ def begin(given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds:
         if isinstance(recipe, LDMRecipe) and recipe.cache_gb:
             count_clips(data, recipe.pool, recipe.cache_gb)
         stage.require_captions(data.captions() if kind.captioned else ())
+        if isinstance(recipe, LDMRecipe) and validation is not None:
+            require_spoken(validation.captions(), "phonemes" in checkpoint.configs, checkpoint.source)
+        if given.prompts and "phonemes" in checkpoint.configs:
+            allowed = "be left out: samples of a model that speaks say what the data say"
+            raise ArgumentError("prompts", given.prompts, allowed)
         stage.join(ranks, sharded=given.shard)
         if kind.adapts:
             base = _name_of_base(given.model)
@@ -293,7 +299,7 @@ def open_stage(settings: Settings, recipe: Recipe, folder: Path, device: torch.d
 
 def _name_of_base(model: str) -> str:
     """How a run finds the model again: by its absolute path, or by its name where it is not a path."""
-    is_local = model != DEMO and Path(model).expanduser().exists()
+    is_local = model not in IN_PACKAGE and Path(model).expanduser().exists()
     return str(Path(model).expanduser().resolve()) if is_local else model
 
 

@@ -15,6 +15,12 @@ What a dropped caption's conditioning is, and which are dropped together, follow
 
 The saved model records the reading, and generation follows it.
 
+A model that speaks has a phoneme encoder in T5's place, which learns too. Its captions carry what is said
+(spoken.py). Its GPT-2 learns slowly from the denoiser's loss alone, so `LDMRecipe.auxiliary_weight` adds
+another: a linear layer, which is not part of the model, predicts the frames of the latent from GPT-2's
+vectors. It stands in for the AudioMAE features of upstream, which GPT-2 predicts there. For the first
+`auxiliary_steps`, when GPT-2's vectors say nothing yet, the denoiser does not run.
+
 Source: Ho et al. 2020, "DDPM" (arXiv 2006.11239), algorithm 1; Ho & Salimans 2022 (arXiv 2207.12598) for the
 dropped captions; haoheliu/AudioLDM-training-finetuning, `LatentDiffusion.get_input` and
 `CLAPAudioEmbeddingClassifierFreev2.forward`, for how upstream drops them; AudioLDM 2 (arXiv 2308.05734),
@@ -32,16 +38,17 @@ Traps
 The file is a little long because it explains how captions are dropped, in which two schools differ.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audioldm2.adapters.writing import hash_of
 from audioldm2.checkpoints.storage import TOKENIZERS, Checkpoint, schedule_of
+from audioldm2.errors import ArgumentError
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.conditioning import Conditioning
@@ -52,6 +59,7 @@ from audioldm2.training.cache_filling import fill
 from audioldm2.training.data import Captioned
 from audioldm2.training.losses import noise_loss
 from audioldm2.training.recipe import Recipe
+from audioldm2.training.speech import FrameHead, KeptRows, PhonemeIds, auxiliary_loss, require_spoken
 from audioldm2.training.stage import Sample, Stage
 
 LENGTH_STEP = 4  # tokens between padded lengths
@@ -78,6 +86,10 @@ class LDMRecipe(Recipe):
     cache_gb: float = 0.0  # of latents and text vectors, kept on disk (cache.py); 0: none
     min_snr: float | None = None  # gamma of min-SNR weighting, such as 5; null: no weighting
     train_t5: bool = False  # True for a T5 that was not pretrained
+    train_gpt2: bool = True  # False: GPT-2 and what it reads stay, and the denoiser learns alone
+    latent_noise: bool = True  # learn samples of the VAE's latents, as upstream; False: their means
+    auxiliary_weight: float = 0.0  # of the error of latent frames predicted from GPT-2's vectors; 0: none
+    auxiliary_steps: int = 0  # first steps, with this error alone: the denoiser does not run or learn yet
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,13 +100,23 @@ class LDMRecipe(Recipe):
             frozen_bf16=(self.bf16 or self.fp16 or not self.frozen_bf16, "be false without bf16 or fp16"),
             cache_gb=(self.cache_gb >= 0, "be at least 0"),
             unconditional=(self.unconditional in UNCONDITIONAL, f"be one of {', '.join(UNCONDITIONAL)}"),
+            auxiliary_weight=(self.auxiliary_weight >= 0, "be at least 0"),
+            auxiliary_steps=(
+                self.auxiliary_steps >= 0 and (self.auxiliary_weight > 0 or not self.auxiliary_steps),
+                "be at least 0, and 0 without auxiliary_weight",
+            ),
+            train_gpt2=(
+                self.train_gpt2 or not (self.train_t5 or self.auxiliary_weight),
+                "be true with train_t5 or auxiliary_weight",
+            ),
         )
 
 
 class Draws(NamedTuple):
     """What chance gives a step: of each clip the latent, its noise and time, and what is dropped."""
 
-    x0: Tensor  # (batch, channels, time, mel)
+    mean: Tensor  # (batch, channels, time, mel): of the latent, without the VAE's noise
+    x0: Tensor  # the same shape
     eps: Tensor  # the same shape
     t: Tensor  # (batch,)
     dropped: Tensor  # (batch,) bool, captions
@@ -103,8 +125,8 @@ class Draws(NamedTuple):
 
     def of(self, rows: slice) -> "Draws":
         """Those of some clips."""
-        x0, eps, t, dropped, clap_dropped, offset = self
-        return Draws(x0[rows], eps[rows], t[rows], dropped[rows], clap_dropped[rows], offset)
+        mean, x0, eps, t, dropped, clap_dropped, offset = self
+        return Draws(mean[rows], x0[rows], eps[rows], t[rows], dropped[rows], clap_dropped[rows], offset)
 
 
 class LDMStage(Stage[LDMRecipe]):
@@ -138,6 +160,8 @@ class LDMStage(Stage[LDMRecipe]):
             tokenizers.get("t5_tokenizer"),
             self.words(),
         )
+        self.phoneme_ids = PhonemeIds(checkpoint) if self.speaks else None
+        self.kept = KeptRows()  # of a model that speaks, while GPT-2 does not learn
         self.cache: TensorCache | None = None
         self.hashes: dict[str, str] = {}  # of the weights of networks
         if recipe.cache_gb:
@@ -162,12 +186,40 @@ class LDMStage(Stage[LDMRecipe]):
             return recipe
         return replace(recipe, unconditional=checkpoint.unconditional, clap_dropout=0.0)
 
+    @property
+    def speaks(self) -> bool:
+        """Whether the model has a phoneme encoder in T5's place."""
+        return "phonemes" in self.initial.configs
+
+    @property
+    def _continuing(self) -> tuple[str, ...]:
+        """GPT-2 and what it alone reads."""
+        used = GPT2 in self.initial.configs["unet"].roles
+        return (("projection", "gpt2") if used else ()) + (("phonemes",) if self.speaks else ())
+
+    @property
+    def _reads_t5(self) -> bool:
+        return bool({GPT2, T5} & self.initial.configs["unet"].roles) and not self.speaks
+
+    def make_helpers(self) -> dict[str, nn.Module]:
+        """Builds the layer that predicts latents from GPT-2's vectors, if the recipe asks for its error."""
+        configs = self.initial.configs
+        if not self.recipe.auxiliary_weight:
+            return {}
+        if GPT2 not in configs["unet"].roles:
+            allowed = f"be 0 for {self.initial.source}, which has no GPT-2"
+            raise ArgumentError("auxiliary_weight", self.recipe.auxiliary_weight, allowed)
+        mel = configs["hifigan"].mels // self.downsampling
+        return {"head": FrameHead(configs["gpt2"].dim, configs["vae"].latent_channels, mel)}
+
+    def require_captions(self, captions: Sequence[str]) -> None:
+        require_spoken(captions, self.speaks, self.initial.source)
+
     def trainable(self) -> tuple[str, ...]:
-        roles = self.initial.configs["unet"].roles
         return (
             "unet",
-            *(("projection", "gpt2") if GPT2 in roles else ()),
-            *(("t5",) if {GPT2, T5} & roles and self.recipe.train_t5 else ()),
+            *(self._continuing if self.recipe.train_gpt2 else ()),
+            *(("t5",) if self._reads_t5 and self.recipe.train_t5 else ()),
         )
 
     def frozen(self) -> tuple[str, ...]:
@@ -175,7 +227,8 @@ class LDMStage(Stage[LDMRecipe]):
         return (
             "vae",
             *(("clap_text",) if config.film_dim or GPT2 in config.roles else ()),
-            *(("t5",) if {GPT2, T5} & config.roles and not self.recipe.train_t5 else ()),
+            *(("t5",) if self._reads_t5 and not self.recipe.train_t5 else ()),
+            *(() if self.recipe.train_gpt2 else self._continuing),
         )
 
     def dtype_of(self, name: str) -> torch.dtype:
@@ -233,22 +286,27 @@ class LDMStage(Stage[LDMRecipe]):
         self, clips: Tensor, captions: list[str], generator: torch.Generator
     ) -> dict[str, Tensor]:
         draws = self.draw(clips, generator)
-        losses = []
+        metrics: dict[str, Tensor] = {}
 
         def parts() -> Iterator[Tensor]:
             for rows in self.parts(len(clips)):
-                loss = self.loss(captions[rows], draws.of(rows)) * (len(captions[rows]) / len(clips))
-                losses.append(loss.detach())
+                share = len(captions[rows]) / len(clips)
+                errors = self.errors(captions[rows], draws.of(rows))
+                loss = share * torch.stack([weight * error for weight, error in errors.values()]).sum()
+                found = {"loss": loss}
+                if self.helpers:
+                    found |= {name: share * error for name, (_, error) in errors.items()}
+                for name, value in found.items():
+                    metrics[name] = metrics.get(name, 0.0) + value.detach()
                 yield loss
 
         grad_norm = self.optimizer.step(parts(), self.done)
-        return {"loss": torch.stack(losses).sum(), "grad_norm": grad_norm}
+        return metrics | {"grad_norm": grad_norm}
 
     def draw(self, clips: Tensor, generator: torch.Generator) -> Draws:
         """Draws what a step needs for clips (batch, 2, channels, time, mel)."""
         recipe = self.recipe
-        mean, std = clips.unbind(dim=1)
-        x0 = mean + std * self.randn_like(std, generator)  # (batch, channels, time, mel)
+        mean, x0 = self.latents(clips, generator)
         eps = self.randn_like(x0, generator)
         whole, rows = self.whole_batch(clips), self.ranks.rows
         t = rows(torch.randint(self.schedule.steps, (whole,), generator=generator))
@@ -259,28 +317,49 @@ class LDMStage(Stage[LDMRecipe]):
         clap_dropped = torch.zeros(len(clips), dtype=torch.bool)
         if recipe.clap_dropout:
             clap_dropped = rows(torch.rand(whole, generator=generator) < recipe.clap_dropout)
-        return Draws(x0, eps, t, dropped, clap_dropped, offset)
+        return Draws(mean, x0, eps, t, dropped, clap_dropped, offset)
+
+    def latents(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns the means of clips (batch, 2, channels, time, mel), and what the denoiser learns."""
+        mean, std = clips.unbind(dim=1)
+        sample = mean + std * self.randn_like(std, generator)
+        return mean, sample if self.recipe.latent_noise else mean
 
     def loss(self, captions: list[str], draws: Draws) -> Tensor:
         """Computes the loss of a batch, with gradients into the networks that are trained."""
-        x0, eps, t, dropped, clap_dropped, offset = draws
+        return torch.stack([weight * error for weight, error in self.errors(captions, draws).values()]).sum()
+
+    def errors(self, captions: list[str], draws: Draws) -> dict[str, tuple[float, Tensor]]:
+        """Computes what the loss is a sum of: names to weights and errors."""
+        mean, x0, eps, t, dropped, clap_dropped, offset = draws
+        weight, errors = self.recipe.auxiliary_weight, {}
+        alone = self.done < self.recipe.auxiliary_steps
+        if alone:  # a dropped caption would teach GPT-2 nothing
+            dropped = torch.zeros_like(dropped)
+        with self.autocast():
+            cond = self.encode(captions, dropped, offset, clap_dropped)
+            if weight:
+                assert cond.gpt2_context is not None, "make_helpers requires GPT-2"
+                error = auxiliary_loss(self.helpers["head"], cond.gpt2_context, mean, dropped)
+                errors["auxiliary"] = weight, error
+        if alone:
+            return errors
         alpha_bar = self.alpha_bar[t].to(self.device)
         signal, noise = (part.sqrt().view(-1, 1, 1, 1) for part in (alpha_bar, 1 - alpha_bar))
         with self.autocast():
-            cond = self.encode(captions, dropped, offset, clap_dropped)
             predicted = self.network("unet")(
                 signal * x0 + noise * eps, t.to(self.device), **cond.tensors,
                 recompute=self.recipe.recompute,
             )  # fmt: skip
-        return noise_loss(predicted.float(), eps, alpha_bar, self.recipe.min_snr)
+        errors["noise"] = 1.0, noise_loss(predicted.float(), eps, alpha_bar, self.recipe.min_snr)
+        return errors
 
     @torch.no_grad()
     def validation_step(
         self, clips: Tensor, captions: list[str], generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Computes the error of the predicted noise, unweighted, over all times and in each part of them."""
-        mean, std = clips.unbind(dim=1)
-        x0 = mean + std * self.randn_like(std, generator)  # (batch, channels, time, mel)
+        _, x0 = self.latents(clips, generator)
         with self.autocast():
             cond = self.encode(captions, torch.zeros(len(clips), dtype=torch.bool))
         edges = [round(part * self.schedule.steps / VALIDATION_TIMES) for part in range(VALIDATION_TIMES + 1)]
@@ -324,11 +403,14 @@ class LDMStage(Stage[LDMRecipe]):
         for caption, drop, drop_clap in zip(captions, dropped.tolist(), without_clap.tolist(), strict=True):
             encoders.warn_if_cut(caption)
             length = encoders.length(caption)
-            length += 0 if offset is None else (offset - length) % LENGTH_STEP
+            length += 0 if offset is None or self.speaks else (offset - length) % LENGTH_STEP
             if drop:
                 rows.append(negative_row(encoders, "", length, self.recipe.unconditional))
             else:
-                rows.append(Row(caption, "" if drop_clap else caption, length))
+                spoken = self.phoneme_ids(caption) if self.phoneme_ids else ()
+                rows.append(Row(caption, "" if drop_clap else caption, length, phonemes=spoken))
+        if self.speaks and not self.recipe.train_gpt2:
+            return Conditioning.cat(self.kept(self.networks, encoders, rows))
         return Conditioning.cat(encode_rows(self.networks, encoders, rows))
 
     def words(self) -> tuple[Word, ...]:
@@ -337,6 +419,7 @@ class LDMStage(Stage[LDMRecipe]):
 
     def samples(self, model: AudioLDM2, wave: Tensor, captions: list[str]) -> Iterator[Sample]:
         """Yields a generated sound for each caption, always from the same noise."""
-        result = model.generate(captions, audio_length_in_s=self.recipe.seconds)
+        spoken = [self.phoneme_ids.spelled(each) for each in captions] if self.phoneme_ids else None
+        result = model.generate(captions, phonemes=spoken, audio_length_in_s=self.recipe.seconds)
         for i, caption in enumerate(captions):
             yield Sample(f"{i}-{caption}", result.audio[i, 0], result.mel[i])

@@ -1,7 +1,7 @@
 """A whole untrained model: network sizes, vocabularies trained on the captions, initial weights."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,13 @@ from audioldm2.models.clap_audio import ClapAudioConfig
 from audioldm2.models.clap_text import ClapTextConfig
 from audioldm2.models.gpt2 import GPT2Config
 from audioldm2.models.hifigan import HiFiGANConfig
+from audioldm2.models.phonemes import PhonemesConfig
 from audioldm2.models.projection import ProjectionConfig
 from audioldm2.models.t5 import T5Config
 from audioldm2.models.unet import GPT2, SELF, T5, UNetConfig
 from audioldm2.models.vae import VAEConfig
 from audioldm2.sampling.schedule import NoiseSchedule
+from audioldm2.training.speech import phoneme_symbols
 from audioldm2.training.weight_init import initialize
 
 # A model of 12 MB in float16 that a CPU can train. 16 kHz and 64 mel bands as published; latents are
@@ -55,20 +57,44 @@ SMALL: dict[str, Any] = {
     # small network is many times the signal, and sampling would start in a wrong direction.
     "schedule": NoiseSchedule(beta_end=0.014266, steps=800),
 }  # fmt: skip
+# The same for a model that speaks 1.92 s: a phoneme encoder in T5's place, and a vector of GPT-2 for each
+# latent frame of 80 ms, so that attention need only learn which frame a vector belongs to.
+SMALL_SPEECH: dict[str, Any] = {name: config for name, config in SMALL.items() if name != "t5"} | {
+    "phonemes": PhonemesConfig(dim=96, depth=3, heads=2, ff_dim=256),
+    "projection": ProjectionConfig(clap_dim=96, t5_dim=96, gpt2_dim=128, positions=48),
+    "gpt2": GPT2Config(dim=128, depth=3, heads=4, max_positions=80, new_vectors=24),
+    "unet": UNetConfig(
+        latent_channels=16, channels=(48, 64, 72), heads=(2, 2, 2), layers=1, norm_groups=8,
+        transformers=((GPT2,), (GPT2,), (SELF, GPT2)), gpt2_dim=128,
+    ),
+}  # fmt: skip
 PUBLISHED: dict[str, Any] = {
     name: config() for name, (_, config) in NETWORKS.items() if name not in OPTIONAL
 } | {
     "clap_mel": CLAP_MEL,
     "schedule": NoiseSchedule(),
 }
+# Upstream's speech model: 512 vectors of GPT-2, which alone condition the denoiser.
+PUBLISHED_SPEECH: dict[str, Any] = {name: config for name, config in PUBLISHED.items() if name != "t5"} | {
+    "phonemes": PhonemesConfig(),
+    "projection": ProjectionConfig(t5_dim=192, positions=310),
+    "gpt2": GPT2Config(new_vectors=512),
+    "unet": UNetConfig(transformers=((), (SELF, GPT2), (SELF, GPT2), (SELF, GPT2))),
+}
 NOT_NETWORKS = ("clap_mel", "schedule")  # entries of the sizes that configure no network
-SIZES = {"small": SMALL, "published": PUBLISHED}
+SIZES = {
+    "small": SMALL,
+    "published": PUBLISHED,
+    "small-speech": SMALL_SPEECH,
+    "published-speech": PUBLISHED_SPEECH,
+}
 
 MAX_CLAP_VOCABULARY, MAX_T5_VOCABULARY = 1000, 500  # of vocabularies trained here
 
 
 def configs_from(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Reads network sizes from a JSON object; networks and fields that are not given are as in SMALL.
+    """Reads network sizes from a JSON object; networks and fields that are not given are as in SMALL, or as
+    in SMALL_SPEECH where the object has the network "phonemes".
 
     Args:
         values: {network: {field: value}}.
@@ -81,12 +107,13 @@ def configs_from(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         ValueError: a network is unknown.
         WeightsError: a field is unknown or its value not allowed.
     """
-    unknown = [name for name in values if name not in SMALL]
+    base = SMALL_SPEECH if "phonemes" in values else SMALL
+    unknown = [name for name in values if name not in base]
     if unknown:
-        raise ValueError(f"{where} has {some(unknown)}; the networks are {', '.join(SMALL)}.")
+        raise ValueError(f"{where} has {some(unknown)}; the networks are {', '.join(base)}.")
     return {
         name: validate.build(type(config), values.get(name, {}), f"'{name}' in {where}", default=config)
-        for name, config in SMALL.items()
+        for name, config in base.items()
     }
 
 
@@ -96,7 +123,8 @@ def from_scratch(
     """Makes a checkpoint of untrained networks, with vocabularies trained on captions.
 
     Args:
-        configs: of every network and of NOT_NETWORKS. Vocabulary sizes are replaced by the trained ones.
+        configs: of every network and of NOT_NETWORKS. Vocabulary sizes are replaced by the trained ones, and
+            that of phonemes by the number of symbols that the captions contain.
         captions: what the vocabularies are trained on.
         folder: an existing folder for the tokenizers' files.
         seed: of the initial weights.
@@ -105,15 +133,18 @@ def from_scratch(
         ValueError: there are too few captions to train a vocabulary.
         WeightsError: a config cannot be built, or the configs do not fit each other.
     """
-    train_vocabularies(captions, folder)
-    sizes = {
-        name: kind.from_folder(folder / name).splitter.get_vocab_size()
-        for name, kind in storage.TOKENIZERS.items()
+    needed = {
+        name: kind for name, kind in storage.TOKENIZERS.items() if storage.TEXT_ENCODERS[name] in configs
     }
+    train_vocabularies(captions, folder, needed)
+    sizes = {name: kind.from_folder(folder / name).splitter.get_vocab_size() for name, kind in needed.items()}
     networks = {name: config for name, config in configs.items() if name not in NOT_NETWORKS} | {
         storage.TEXT_ENCODERS[name]: replace(configs[storage.TEXT_ENCODERS[name]], vocabulary=size)
         for name, size in sizes.items()
     }
+    symbols = phoneme_symbols(captions, "the new model") if "phonemes" in configs else None
+    if symbols is not None:
+        networks["phonemes"] = replace(configs["phonemes"], vocabulary=len(symbols))
     checkpoint = storage.Checkpoint(
         configs=networks,
         states={name: partial(_initial_state, name, config, seed) for name, config in networks.items()},
@@ -121,6 +152,7 @@ def from_scratch(
         clap_mel=asdict(configs["clap_mel"]),
         tokenizers={name: folder / name for name in sizes},
         source="trained from scratch",
+        symbols=symbols,
     )
     storage.check(checkpoint, "the given sizes")
     return checkpoint
@@ -130,12 +162,15 @@ def _initial_state(name: str, config: Any, seed: int) -> dict[str, Tensor]:
     return initialize(name, config, seed).state_dict()
 
 
-def train_vocabularies(captions: Sequence[str], folder: Path) -> None:
+def train_vocabularies(
+    captions: Sequence[str], folder: Path, needed: Collection[str] = tuple(storage.TOKENIZERS)
+) -> None:
     """Trains byte-level BPE for CLAP and SentencePiece for T5 and writes them in the published file formats.
 
     Args:
         captions: at least one of them not blank.
         folder: receives the subfolders clap_tokenizer and t5_tokenizer.
+        needed: which of the two.
 
     Raises:
         ValueError: there are no captions, or too few for SentencePiece.
@@ -151,6 +186,8 @@ def train_vocabularies(captions: Sequence[str], folder: Path) -> None:
     )
     (folder / "clap_tokenizer").mkdir()
     bpe.save_model(str(folder / "clap_tokenizer"))
+    if "t5_tokenizer" not in needed:
+        return
 
     model = io.BytesIO()
     # T5's rule normalizes Unicode with a table of 240 kB, which ASCII never needs.

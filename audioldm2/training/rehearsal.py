@@ -147,7 +147,8 @@ def _learn(stage: LDMStage, latents: Tensor, caption: str, clips: int) -> None:
 def _loss(stage: LDMStage, latents: Tensor, caption: str, clips: int) -> Tensor:
     x0 = torch.zeros(clips, *latents.shape[2:])
     dropped = torch.tensor([False] * clips)
-    draws = Draws(x0, x0.clone(), torch.zeros(clips, dtype=torch.long), dropped, dropped, 0)
+    t = torch.zeros(clips, dtype=torch.long)
+    draws = Draws(x0, x0.clone(), x0.clone(), t, dropped, dropped, 0)
     return stage.loss([caption] * clips, draws)
 
 

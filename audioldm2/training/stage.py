@@ -91,7 +91,11 @@ class Stage(Generic[SomeRecipe]):
         )
         self.trained: dict[str, Any] = {name: self.make_trainable(name) for name in self.trainable()}
         self.ema = {name: EMA(network, recipe.ema) for name, network in self.trained.items() if recipe.ema}
-        self.optimizer = Optimizer(self.trained.values(), recipe)
+        with forked_rng(torch.device("cpu"), "weights of helpers", seed):
+            self.helpers: dict[str, Any] = {
+                name: helper.to(device) for name, helper in self.make_helpers().items()
+            }
+        self.optimizer = self.make_optimizer()
         with forked_rng(torch.device("cpu"), "weights of an adversary", seed):
             adversary = self.make_adversary()
         self.adversary: Any = None if adversary is None else adversary.to(device)
@@ -122,7 +126,7 @@ class Stage(Generic[SomeRecipe]):
                 )
             shard(self.trained["unet"], self.device)
             self.ema = {name: EMA(self.trained[name], self.recipe.ema) for name in self.ema}
-            self.optimizer = Optimizer(self.trained.values(), self.recipe)
+            self.optimizer = self.make_optimizer()
         self.optimizer.ranks = ranks
         if self.adversary_optimizer is not None:
             self.adversary_optimizer.ranks = ranks
@@ -161,6 +165,10 @@ class Stage(Generic[SomeRecipe]):
     def make_adversary(self) -> nn.Module | None:
         """Builds the discriminator, if the stage has one; it is trained but not part of the model."""
         return None
+
+    def make_helpers(self) -> dict[str, nn.Module]:
+        """Builds what is trained with the networks by their loss but is not part of the model."""
+        return {}
 
     def least_samples(self) -> int:
         """Counts the samples of the shortest clip that every part of a step accepts: here, a latent frame."""
@@ -283,6 +291,10 @@ class Stage(Generic[SomeRecipe]):
                 stack.callback(network.train)
             yield
 
+    def make_optimizer(self) -> Optimizer:
+        """Returns an optimizer of all that the stage's own loss trains."""
+        return Optimizer([*self.trained.values(), *self.helpers.values()], self.recipe)
+
     def network(self, name: str) -> Any:
         """Returns a network of this stage, loaded."""
         with self.networks.running(name) as network:
@@ -356,6 +368,7 @@ class Stage(Generic[SomeRecipe]):
         return self._whole or {
             "done": self.done,
             "networks": {name: network.state_dict() for name, network in self.trained.items()},
+            "helpers": {name: helper.state_dict() for name, helper in self.helpers.items()},
             "ema": {name: ema.state for name, ema in self.ema.items()},
             "optimizer": self.optimizer.state_dict(),
             "adversary": self.adversary and self.adversary.state_dict(),
@@ -371,6 +384,8 @@ class Stage(Generic[SomeRecipe]):
             network.load_state_dict(
                 {key: sharded_as(x, own[key]) if key in own else x for key, x in weights.items()}
             )
+        for name, helper in self.helpers.items():
+            helper.load_state_dict(state["helpers"][name])
         for name, ema in self.ema.items():
             for key, tensor in ema.state.items():
                 tensor.copy_(sharded_as(state["ema"][name][key], tensor))

@@ -1,9 +1,9 @@
 """Caption tables: which sounds a data set has, with which captions, from any table that people have.
 
 `table_files` reads their rows, folders.py finds the tables of a folder. Columns are found by name, in either
-case: AUDIO_COLUMNS, CAPTION_COLUMNS, "caption_1", "caption_2" and so on (Clotho), and "split". Without a
-column of sounds, files are found by the ids of AudioCaps. Rows of the same sound are one item with several
-captions.
+case: AUDIO_COLUMNS, CAPTION_COLUMNS, "caption_1", "caption_2" and so on (Clotho), "split", and of speech
+"transcription" or "phonemes". Without a column of sounds, files are found by the ids of AudioCaps. Rows of
+the same sound are one item with several captions.
 """
 
 import re
@@ -15,9 +15,11 @@ from typing import Any
 from audioldm2.audio import find_sounds
 from audioldm2.errors import ArgumentError, some
 from audioldm2.table_files import folded, is_text, read_rows
+from audioldm2.training.spoken import Spoken
 
 AUDIO_COLUMNS = ("file", "file_name", "filename", "audio", "wav", "path")
 CAPTION_COLUMNS = ("caption", "text", "captions")
+SPOKEN_COLUMNS = ("transcription", "phonemes")
 NUMBERED_CAPTION = re.compile(r"caption[ _]?\d+")
 # AudioCaps names sounds by one of these columns: the prefix that people's downloads put before the id.
 ID_COLUMNS = (("youtube_id", ""), ("youtube_id", "Y"), ("audiocap_id", ""))
@@ -38,6 +40,13 @@ class Item:
     file: Path
     captions: tuple[str, ...]
     split: str = TRAIN  # or VALIDATION, or LEFT_OUT
+    transcription: str = ""  # of speech: the words, or
+    phonemes: str = ""  # the same in IPA, or both
+
+    def __post_init__(self) -> None:
+        if self.transcription or self.phonemes:
+            spoken = (Spoken(each, self.transcription, self.phonemes) for each in self.captions)
+            object.__setattr__(self, "captions", tuple(spoken))
 
     @property
     def caption(self) -> str:
@@ -61,6 +70,7 @@ class _Found:
     ids: list[tuple[str, str]]
     captions: list[str]
     split: str | None
+    spoken: list[str]  # of SPOKEN_COLUMNS
 
 
 def read_table(table: Path, columns: Columns | None = None, captioned: bool = True) -> list[Item]:
@@ -81,6 +91,7 @@ def read_table(table: Path, columns: Columns | None = None, captioned: bool = Tr
     files = _Files(table.parent)
     captions: dict[Path, list[str]] = {}
     splits: dict[Path, str] = {}
+    spoken: dict[Path, dict[str, str]] = {}
     found: _Found | None = None
     for where, row in read_rows(table, EXAMPLE):
         if found is None:
@@ -91,9 +102,12 @@ def read_table(table: Path, columns: Columns | None = None, captioned: bool = Tr
         split = _split_of(row, found, f"{table}, {where}")
         if splits.setdefault(file, split) != split:
             raise ValueError(f"{table}, {where}: '{file.name}' is in the splits {splits[file]} and {split}.")
+        says = _spoken_of(row, found, f"{table}, {where}")
+        if spoken.setdefault(file, says) != says:
+            raise ValueError(f"{table}, {where}: '{file.name}' says {says} here, and {spoken[file]} above.")
     if not captions:
         raise ValueError(f"{table} lists no sounds.")
-    return [Item(file, tuple(texts), splits[file]) for file, texts in captions.items()]
+    return [Item(file, tuple(texts), splits[file], **spoken[file]) for file, texts in captions.items()]
 
 
 # Columns ----------------------------------------------------------------------------------------------------
@@ -117,7 +131,8 @@ def _find_columns(table: Path, present: list[str], columns: Columns, captioned: 
         raise ValueError(
             f"{table} has no column of captions; {have}. Name theirs with --caption-column, or '{usual}'."
         )
-    return _Found(audio, ids, captions, "split" if "split" in present else None)
+    spoken = [name for name in SPOKEN_COLUMNS if name in present] if captioned else []
+    return _Found(audio, ids, captions, "split" if "split" in present else None, spoken)
 
 
 def _column(
@@ -162,6 +177,18 @@ def _captions_of(row: Mapping[str, Any], found: _Found, where: str) -> list[str]
     if found.captions and not texts:
         raise ValueError(f"{where}: {some(found.captions)} has to be a non-empty text.")
     return texts
+
+
+def _spoken_of(row: Mapping[str, Any], found: _Found, where: str) -> dict[str, str]:
+    says = {}
+    for name in found.spoken:
+        value = row.get(name)
+        if value is not None and not is_text(value):
+            raise ValueError(f"{where}: '{name}' has to be a text.")
+        says[name] = (value or "").strip()
+    if says and not any(says.values()):
+        raise ValueError(f"{where}: {some(found.spoken)} has to be a non-empty text.")
+    return says
 
 
 def _split_of(row: Mapping[str, Any], found: _Found, where: str) -> str:

@@ -38,7 +38,7 @@ def initialize(name: str, config: Any, seed: int = 0) -> nn.Module:
 
 
 def _pytorch_defaults(network: nn.Module) -> None:
-    """The VAE of Rombach et al. 2022 starts like this; the phoneme encoder is not trained here."""
+    """The VAE of Rombach et al. 2022 starts like this."""
 
 
 def _transformer(network: Any) -> None:
@@ -61,6 +61,14 @@ def _clap(network: Any) -> None:
     for module in (network.proj_in, network.proj_out):
         _preserve_variance(module.weight, fan_in=module.in_features)
     nn.init.constant_(network.logit_scale, CONTRASTIVE_SCALE)
+
+
+def _phonemes(network: Any) -> None:
+    """As in VITS (arXiv 2106.06103): the embedding times sqrt(dim) has unit variance."""
+    nn.init.normal_(network.embedding.weight, std=network.embedding.embedding_dim**-0.5)
+    for block in network.blocks:
+        for distances in (block.attn.distance_key, block.attn.distance_value):
+            nn.init.normal_(distances, std=distances.shape[1] ** -0.5)
 
 
 def _gpt2(network: Any) -> None:
@@ -154,6 +162,7 @@ INITIALIZERS: dict[str, Callable[[nn.Module], None]] = {
     "clap_text": _clap,
     "t5": _t5,
     "projection": _projection,
+    "phonemes": _phonemes,
     "gpt2": _gpt2,
     "unet": _unet,
     "hifigan": _hifigan,

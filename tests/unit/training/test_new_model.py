@@ -14,7 +14,7 @@ def test_sizes_override_those_of_small():
 
 
 def test_rejects_unknown_networks_and_values():
-    with pytest.raises(ValueError, match=r"sizes\.json has 'phonemes'; the networks are"):
-        configs_from({"phonemes": {}}, "sizes.json")
+    with pytest.raises(ValueError, match=r"sizes\.json has 'speech'; the networks are"):
+        configs_from({"speech": {}}, "sizes.json")
     with pytest.raises(WeightsError, match=r"depth of 'unet' in sizes\.json is 'two'"):
         configs_from({"unet": {"depth": "two"}}, "sizes.json")
