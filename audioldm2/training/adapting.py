@@ -15,7 +15,6 @@ class AdaptingStage(LDMStage):
     """A stage that trains an adapter for the model called `base`, of which nothing else changes."""
 
     adapts = True
-    noun: ClassVar[str]  # what the adapter is called in a sentence
     flag: ClassVar[str]  # of `audioldm2 generate`, with which it is used
 
     def metadata(self) -> dict[str, str]:
@@ -42,7 +41,11 @@ class AdaptingStage(LDMStage):
         """Loads the adapter that was saved into a model."""
         raise NotImplementedError
 
+    def noun(self) -> str:
+        """What the adapter is called in a sentence."""
+        raise NotImplementedError
+
     def outcome(self, folder: Path) -> str:
         """Says what the run has made, and how to use it."""
         path = folder / self.product
-        return f"{path} is {self.noun}; use it with --model {self.base} {self.flag} {path}"
+        return f"{path} is {self.noun()}; use it with --model {self.base} {self.flag} {path}"

@@ -63,7 +63,7 @@ class LoRAStage(AdaptingStage):
 
     name = "lora"
     product = "adapter"
-    noun, flag = "the adapter", "--lora"
+    flag = "--lora"
     recipe: LoRARecipe
     recipes: ClassVar = {
         "published": LoRARecipe(),
@@ -116,6 +116,9 @@ class LoRAStage(AdaptingStage):
             self.adapter(), folder / self.product, self.initial.configs, dtype=dtype, force=True,
             durable=True, notes=self.notes(),
         )  # fmt: skip
+
+    def noun(self) -> str:
+        return "the adapter"
 
     def load_into(self, model: AudioLDM2, folder: Path) -> None:
         model.load_lora(folder)

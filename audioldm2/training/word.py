@@ -66,7 +66,7 @@ class WordStage(AdaptingStage):
 
     name = "word"
     product = "word"
-    noun, flag = "the word", "--word"
+    flag = "--word"
     recipe: WordRecipe
     recipes: ClassVar = {
         "published": WordRecipe(),
@@ -117,6 +117,9 @@ class WordStage(AdaptingStage):
         state = self.ema["t5"].state if self.ema else self.trained["t5"].state_dict()
         word = self.word(state["vectors"])
         words.write(word, folder / self.product, force=True, durable=True, notes=self.notes())
+
+    def noun(self) -> str:
+        return f"the word {self.recipe.word}"
 
     def load_into(self, model: AudioLDM2, folder: Path) -> None:
         model.load_word(folder)
