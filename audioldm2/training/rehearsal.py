@@ -22,7 +22,7 @@ from audioldm2.models import expected_shapes
 from audioldm2.prompt.encode import Row
 from audioldm2.training.ldm import Draws, LDMRecipe, LDMStage
 
-SCALAR = torch.ops.aten._local_scalar_dense.default
+SCALAR, NONZERO = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         if func is SCALAR and args[0].dtype == torch.bool and getattr(args[0], "constant", None) is None:
             return True  # `Conditioning` asks whether each row has a token; there is no data to read
+        if func is NONZERO:  # GPT-2 asks which columns hold a real token: all of them
+            return torch.arange(args[0].numel()).unsqueeze(1)
         result = func(*args, **(kwargs or {}))
         for each in tree_leaves(result):
             if isinstance(each, Tensor):
