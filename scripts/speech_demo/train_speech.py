@@ -63,7 +63,7 @@ RUNS: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "denoiser": (
         ("text",), "ldm",
         {
-            "batch": 24, "steps": 3400, "optimizer": "muon", "learning_rate": 1.5e-3, "warmup": 100,
+            "batch": 24, "steps": 4000, "optimizer": "muon", "learning_rate": 1.5e-3, "warmup": 100,
             "ema": 0.998, "pool": 6960, "train_t5": False, "train_gpt2": False, "latent_noise": False,
             "unconditional": "trained",
         },
@@ -71,8 +71,9 @@ RUNS: dict[str, tuple[tuple[str, ...], str, dict[str, Any]]] = {
     "vocoder": (
         ("vae",), "vocoder",
         {
-            "like": "finetune", "batch": 8, "window": 0.4, "pool": 1024, "steps": 2500, "ema": 0.99,
-            "learning_rate": 5e-4, "schedule": "cosine", "warmup": 50, "stft_weights": [0.4, 0.3, 0.3],
+            "like": "finetune", "batch": 8, "window": 0.4, "pool": 256, "steps": 1200, "optimizer": "muon",
+            "learning_rate": 4e-4, "schedule": "cosine", "warmup": 20, "ema": 0.99,
+            "stft_weights": [0.33, 0.33, 0.33],
         },
     ),
 }  # fmt: skip
