@@ -235,7 +235,8 @@ def _add_tokenizers(original: storage.Checkpoint, folder: Path | None) -> None:
         given = f"{folder} holds {some(sorted(original.tokenizers)) or 'no tokenizer'}"
         raise ArgumentError("--tokenizers", folder, f"hold {wanted}, as 'cvssp/audioldm2' does", given=given)
     with suppress(WeightsError):
-        original.tokenizers = {name: hub.published_tokenizers()[name] for name in needed}
+        published = hub.published_tokenizers()
+        original.tokenizers = {name: published[name] for name in needed if name in published}
 
 
 def require_converter() -> None:

@@ -233,7 +233,8 @@ def test_original_is_exported_directly(tmp_path, tokenizers, kind):
     unet, info = CLASSES["unet"].from_pretrained(tmp_path / "out" / "unet", output_loading_info=True)
     assert not any(info.values())
     back = convert.read_diffusers(tmp_path / "out")
-    assert back.configs == originals.make(kind).configs
+    kept = {name: config for name, config in originals.make(kind).configs.items() if name != "audiomae"}
+    assert back.configs == kept
     heads = [block.attentions[0].transformer_blocks[0].attn1.heads for block in unet.down_blocks[1:]]
     assert heads == list(originals.make(kind).configs["unet"].heads[1:])
     for name, state in states_of(back).items():

@@ -15,6 +15,7 @@ from audioldm2 import convert
 from audioldm2.adapters import lora, reading, writing
 from audioldm2.adapters.adapter import Adapter, additions
 from audioldm2.models import build_on_meta
+from audioldm2.models.gpt2 import Past
 from tests.support import reference
 from tests.support.adapters import random_adapter
 
@@ -122,7 +123,9 @@ def test_adapter_of_gpt2(tmp_path: Path):
     with torch.no_grad():
         model = peft.PeftModel.from_pretrained(theirs, tmp_path / "x" / "language_model")
         expected = model(inputs_embeds=x, output_hidden_states=True).hidden_states[-1]
-        found, _ = additions([adapter])["gpt2"](ours)(x, torch.ones(2, 7, dtype=torch.bool))
+        adapted = additions([adapter])["gpt2"](ours)
+        past = [Past(7) for _ in ours.blocks]
+        found = adapted(x, torch.arange(7), torch.ones(2, 7, dtype=torch.bool), past)
         with model.disable_adapter():
             unchanged = model(inputs_embeds=x, output_hidden_states=True).hidden_states[-1]
     assert distance(found, expected) < TOLERANCE < 0.02 < distance(found, unchanged)
