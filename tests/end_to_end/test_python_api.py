@@ -56,8 +56,8 @@ def test_calls_of_the_public_api(here):
 
 def test_public_names():
     assert set(audioldm2.__all__) == {
-        "SAMPLERS", "AudioLDM2", "Conditioning", "NoiseSchedule", "Result", "TruncationWarning",
-        "WeightsError", "load",
+        "SAMPLERS", "AudioLDM2", "Conditioning", "NoiseSchedule", "Result", "Speech", "TruncationWarning",
+        "WeightsError", "load", "speak",
     }  # fmt: skip
     assert all(hasattr(audioldm2, name) for name in audioldm2.__all__)
 
