@@ -5,7 +5,7 @@ record is written first and the sound last, so that the two together are whole w
 A sound with other settings, or without a record, is neither kept nor replaced unless the user says which.
 
 Settings are all that the record holds but what the hardware decides: device, dtype and kernels change a sound
-by rounding alone. Checkpoints are told apart by a digest of their weights, not by their names.
+by rounding alone. A digest of the weights tells checkpoints apart; names do not.
 """
 
 import hashlib
