@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
         offload=given.offload,
         low_memory=given.low_memory,
     )
-    offered = models.Models([given.model, hub.DEMO, *models.PUBLISHED], load)
+    offered = models.Models([given.model, *models.IN_PACKAGE, *models.PUBLISHED], load)
     explain = partial(in_words, parser=parser(), out_of_memory=OUT_OF_MEMORY)
     with server.files() as folder:
         shared = page.Server(offered, limits, folder, explain)

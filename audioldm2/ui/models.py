@@ -12,6 +12,7 @@ from audioldm2.pipeline import AudioLDM2
 from audioldm2.sampling.schedule import NoiseSchedule
 from audioldm2.sound_shape import SoundShape
 
+IN_PACKAGE = {hub.DEMO: "knows simple sounds", hub.SPEECH_DEMO: "says digits and 100 words in three voices"}
 # Hub id -> what it is and the GB to fetch, by the number of its weights in float32 and its tokenizers.
 PUBLISHED = {
     "cvssp/audioldm2": ("sound effects and music", 4.5),
@@ -31,8 +32,8 @@ class Known:
 
 def cost(name: str) -> str:
     """What a model costs whoever chooses it: its size, and its licence."""
-    if name == hub.DEMO:
-        return "Comes with the package: 12 MB, nothing to fetch. It knows simple sounds. MIT licence."
+    if name in IN_PACKAGE:
+        return f"Comes with the package: 12 MB, nothing to fetch. It {IN_PACKAGE[name]}. MIT licence."
     if name in PUBLISHED:
         content, size = PUBLISHED[name]
         return f"{content.capitalize()}. About {size:g} GB to fetch, once. Licence: {licence_of(name)}"

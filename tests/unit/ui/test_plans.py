@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+import audioldm2
 from audioldm2.audio import write_wav
 from audioldm2.edit_options import EditOptions
 from audioldm2.errors import ArgumentError
@@ -19,6 +19,7 @@ from audioldm2.ui.worker import Job
 
 SHAPE = SoundShape(sample_rate=16000, hop=160, downsampling=4, latent_channels=8, mels=64)
 KNOWN = Known(SHAPE, NoiseSchedule(), speaks=False)
+SPEAKER = replace(KNOWN, speaks=True)
 LIMITS = Limits(seconds=20, steps=100, candidates=4)
 
 
@@ -94,10 +95,14 @@ def test_options_of_an_edit_need_a_source(tone):
 def test_speech_needs_words_and_a_model_that_speaks():
     assert refused(SPEAK) == "Words is empty; it has to say what is spoken."
     assert refused(SPEAK, transcription="hello") == "Model does not speak; it has to be one that speaks."
-    speaks = replace(KNOWN, speaks=True)
-    made = plan(SPEAK, {"prompt": "a calm woman", "transcription": "hello"}, speaks, LIMITS)
-    asked = {}
-    model = SimpleNamespace(generate=lambda prompt, **named: asked.update(named, prompt=prompt))
-    made.run(model, Job(lambda job: None))
-    said = asked.get("transcription") or asked["options"].transcription
-    assert (asked["prompt"], said) == ("a calm woman", "hello")
+    made = plan(SPEAK, {"prompt": "a woman says", "transcription": "one"}, SPEAKER, LIMITS)
+    assert (made.prompt, made.options.transcription) == ("a woman says", "one")
+
+
+def test_words_are_spoken_by_the_model_in_the_box():
+    values = {"prompt": "a woman says", "transcription": "one two three", "num_inference_steps": 1}
+    model = audioldm2.load("demo-speech", device="cpu")
+    result = plan(SPEAK, values, replace(SPEAKER, sound=model.sound), LIMITS).run(
+        model, Job(lambda job: None)
+    )
+    assert result.audio.shape == (1, 1, 30720) and result.record()["transcription"] == "one two three"
