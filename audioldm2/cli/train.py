@@ -131,7 +131,7 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     add("--on-full-disk", choices=ON_FULL_DISK, default="wait",
         help="wait for space with all steps in memory, or stop with the last save (default: %(default)s)")
     add("--tensorboard", action="store_true",
-        help="write curves to RUN/tensorboard too; needs pip install 'audioldm2[tensorboard]'")
+        help="write curves to RUN/tensorboard too; needs pip install tensorboard")
     add = made.add_argument_group("old sounds, validation").add_argument
     add("--mix", type=nonempty, metavar="FOLDER[:SHARE]",
         help="old sounds and captions, which make up a share of the clips, so that the model keeps what it "

@@ -113,5 +113,5 @@ def require_gradio() -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f"the page needs Gradio ({error}); run: pip install 'gradio>=6', or pip install 'audioldm2[ui]'"
+            f"the page needs Gradio ({error}); run: pip install 'gradio>=6,<7'"
         ) from None

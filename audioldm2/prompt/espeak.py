@@ -4,7 +4,7 @@ The library is found and initialised at the first use. It may be, in this order:
 
 1. the file that the environment variable PHONEMIZER_ESPEAK_LIBRARY names, as for the package phonemizer;
 2. the system's libespeak-ng;
-3. the one in the package espeakng_loader (`pip install "audioldm2[speech]"`);
+3. the one in the package espeakng_loader (`pip install espeakng-loader`, or the extra "speech");
 4. the system's libespeak, which espeak-ng continues.
 
 espeak-ng is under the GPL-3. Nothing of it is part of this package.
@@ -40,7 +40,7 @@ UTF8, IPA = 1, 2
 _FLAG = re.compile(r"\([a-z-]+\)")  # where espeak changes the language: "(fr)"
 
 INSTALL = (
-    'Install it with pip install "audioldm2[speech]" on Linux (x86-64), macOS (Apple silicon) and Windows; '
+    "Install it with pip install espeakng-loader on Linux (x86-64), macOS (Apple silicon) and Windows; "
     "with apt install libespeak-ng1 or dnf install espeak-ng on other Linux machines; with brew install "
     "espeak-ng on other Macs. Phonemes (phonemes=, --phonemes) need no espeak."
 )

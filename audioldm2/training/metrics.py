@@ -89,4 +89,4 @@ class TensorBoard:
 def require_tensorboard() -> None:
     """Raises ValueError if the package `tensorboard` is not installed."""
     if find_spec("tensorboard") is None:
-        raise ValueError("--tensorboard needs a package: pip install 'audioldm2[tensorboard]'.")
+        raise ValueError("--tensorboard needs a package: pip install tensorboard.")

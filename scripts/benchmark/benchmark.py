@@ -286,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.size = options.size or (None if options.model else "base")
         check_flags(options)
         if options.plot and find_spec("matplotlib") is None:
-            progress("matplotlib is not installed, so there is no plot: pip install 'audioldm2[plot]'")
+            progress("matplotlib is not installed, so there is no plot: pip install matplotlib")
             options.plot = None
         with TemporaryDirectory(prefix="benchmark-") as scratch:
             found = benchmark(options, Path(scratch), progress)

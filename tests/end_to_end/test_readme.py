@@ -116,6 +116,14 @@ def test_commands_of_generation_run(tmp_path, monkeypatch, tiny_folder):
     assert Path("rain.wav.json").exists() and len(list(Path("sounds").glob("*.wav"))) == 2
 
 
+def test_nothing_recommends_the_other_package_of_this_name():
+    """PyPI's audioldm2 is another project, so extras are installed from the clone or by their own names."""
+    for folder in ("audioldm2", "convert", "scripts", "."):
+        for path in (ROOT / folder).glob("*" if folder == "." else "**/*"):
+            if path.suffix in {".py", ".md"}:
+                assert not re.search(r"pip install \S?audioldm2", path.read_text(encoding="utf-8")), path
+
+
 def test_file_guide_names_every_package_and_module():
     guide = block("File guide")
     for name in PACKAGES:

@@ -1,4 +1,4 @@
-"""Judges from other packages, for who has them: `pip install "audioldm2[judges]"`.
+"""Judges from other packages, for who has them: `pip install -e ".[judges]"` in the clone.
 
 CLAP ranks the candidates of the models that it judges; these judges had no part in making the sounds. Each
 file has one: a class with the name of its figure and a method that returns a number for a sound and its

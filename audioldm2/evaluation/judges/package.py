@@ -11,5 +11,5 @@ def import_judge(module: str, judge: str, package: str) -> Any:
     except ImportError as error:
         raise ValueError(
             f"the judge {judge} needs the package {package}, which cannot be imported ({error}); install it "
-            f"with pip install {package}, or all judges with pip install 'audioldm2[judges]'."
+            f"with pip install {package}, or all judges with pip install -e '.[judges]' in the clone."
         ) from error

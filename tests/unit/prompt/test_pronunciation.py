@@ -168,7 +168,7 @@ def test_without_espeak_the_error_says_what_to_install(no_espeak: None):
         pronounce("hello")
     for words in (
         "needs espeak-ng",
-        'pip install "audioldm2[speech]"',
+        "pip install espeakng-loader",
         "apt",
         "brew",
         "Windows",
