@@ -26,7 +26,7 @@ def test_bad_arguments_get_a_sentence(run, arguments, words):
 def test_without_gradio_the_sentence_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     outcome = run("ui")
-    assert_refused(outcome, "the page needs Gradio", "pip install 'gradio>=6'")
+    assert_refused(outcome, "the page needs Gradio", "pip install 'gradio>=6,<7'")
 
 
 def test_help_says_that_the_page_is_local_unless_asked(run):
