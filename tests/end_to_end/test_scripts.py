@@ -17,6 +17,7 @@ LIBRARIES = {
     *(f"gpu_checks/{name}.py" for name in ("beside", "context", "networks", "requests")),
     *(f"demo_world/{name}.py" for name in ("captions", "families", "model_checks", "new_sounds", "registry")),
     *(f"demo_world/{name}.py" for name in ("sound_measures", "synthesis", "wordings")),
+    *(f"speech_demo/{name}.py" for name in ("judges", "vocabulary")),
 }
 COMMANDS = sorted({path.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.rglob("*.py")} - LIBRARIES)
 
