@@ -112,6 +112,4 @@ def require_gradio() -> None:
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise ValueError(
-            f"the page needs Gradio ({error}); run: pip install 'gradio>=6,<7'"
-        ) from None
+        raise ValueError(f"the page needs Gradio ({error}); run: pip install 'gradio>=6,<7'") from None

@@ -70,5 +70,5 @@ def test_tensorboard_gets_curves_and_hides_those_of_lost_steps(tmp_path: Path, m
 
 def test_missing_tensorboard_is_a_sentence(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'audioldm2\[tensorboard\]'"):
+    with pytest.raises(ValueError, match="pip install tensorboard"):
         TensorBoard(tmp_path, 0)
