@@ -135,7 +135,7 @@ class ListRun:
         self.announce(batch)
         try:
             result = self.generate(batch.places)
-        except Exception as error:
+        except Exception as error:  # `fail` notes it, or raises it
             if len(batch.places) > 1 and not _ends_the_run(error):
                 for place in batch.missing:
                     self.make(Batch([place], [place]))
@@ -169,7 +169,7 @@ class ListRun:
         job, more = self.sounds.jobs[place], self.sounds.also(self.sounds.lines[place])
         try:
             write(result, job, with_record=self.sounds.with_record, front_end=self.front_end, for_list=more)
-        except Exception as error:
+        except Exception as error:  # `fail` notes it, or raises it
             self.fail([place], error)
             return
         self.rows[place] = self.row(place, MADE, result.record())

@@ -1,4 +1,7 @@
-"""How a training run begins and resumes: the recipe that suits the model, the data, the folder."""
+"""How a training run begins and resumes: the recipe that suits the model, the data, the folder.
+
+The file is a little long because beginning and resuming check the same settings, and are read side by side.
+"""
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
