@@ -10,6 +10,8 @@ import pytest
 # Tiny networks gain nothing by a second thread, and threads that wait for each other on a busy machine cost a
 # hundredfold. NumPy reads the variable when it is imported, and so do the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A hundred processes that tests start read our sources compiled, as those of users do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import torch
 
@@ -23,6 +25,14 @@ os.environ["AUDIOLDM2_CACHE"] = CACHE.name
 
 
 UNIT = Path(__file__).parent / "unit"
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which unit tests do not need
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Tests that share a fixture stay with one worker; an idle one takes half of what another has left."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

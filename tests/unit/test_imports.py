@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -205,20 +204,17 @@ import audioldm2
 found = list(touched)
 slow = [name for name in ("huggingface_hub", "matplotlib", "audioldm2.convert") if name in sys.modules]
 print(json.dumps({"seconds": seconds, "touched": found, "same": state() == before, "slow": slow,
-                  "allowed": [sys.prefix, sys.base_prefix, sys.pycache_prefix, audioldm2.__path__[0]]}))
+                  "allowed": [sys.prefix, sys.base_prefix, sys.pycache_prefix or sys.prefix,
+                              audioldm2.__path__[0]]}))
 """
 
 
 @pytest.fixture(scope="module")
-def imports(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What five fresh interpreters saw; the quickest counts. The first compiles the sources, as pip does."""
+def imports() -> list[dict]:
+    """What three fresh interpreters saw; the quickest counts. The first compiles the sources, as pip does."""
     found = []
-    env = os.environ | {"PYTHONPYCACHEPREFIX": str(tmp_path_factory.mktemp("bytecode"))}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)
-    for _ in range(5):
-        run = subprocess.run(
-            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT, env=env
-        )
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT)
         assert run.returncode == 0, run.stderr
         assert run.stderr == "", "importing the package says something"
         found.append(json.loads(run.stdout))
