@@ -59,7 +59,8 @@ def test_sigint_while_the_second_sound_is_generated(folder, tiny_folder):
     # Many steps: on a busy machine this process may read the line a second late.
     # A shell's background jobs ignore the signal, and their children inherit that.
     default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    given = "--prompts", "prompts.txt", "--model", tiny_folder, "--steps", "150", "--quiet"
+    length = "--duration", "4", "--steps", "150"
+    given = "--prompts", "prompts.txt", "--model", tiny_folder, *length, "--quiet"
     with process(*given, **default) as made:
         assert made.stdout.readline() == "rain.wav\n"
         made.send_signal(signal.SIGINT)

@@ -2,8 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ import audioldm2
 from audioldm2.prompt.tokenizers import T5Tokenizer
 from scripts import compare_with_reference, make_reference_checkpoint
 
-SCRIPT = Path(compare_with_reference.__file__)
 SHORT = ["--duration", "0.3", "--steps", "3"]
 TEXT_NETWORKS = ("CLAP text", "T5", "projection", "GPT-2")
 STAGES = {
@@ -48,11 +45,9 @@ def test_every_parameter_is_random_and_every_stage_of_ordinary_size(folder):
     assert 0.05 < result.audio.std() < 0.4 and result.audio.abs().mean() < 0.4
 
 
-@pytest.mark.slow
-def test_ddim_from_the_command_line(folder):
-    done = subprocess.run([sys.executable, SCRIPT, folder, *SHORT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = decibels(done.stdout)
+def test_ddim(folder, capsys):
+    assert compare_with_reference.main([str(folder), *SHORT]) == 0
+    table = decibels(capsys.readouterr().out)
     assert table.keys() == STAGES
     assert min(table.values()) >= 60
 

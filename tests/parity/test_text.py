@@ -273,7 +273,7 @@ def stride(request: pytest.FixtureRequest) -> int:
 
     Characters are read by the plain vocabulary or by tokenizer.json; other files are about special tokens.
     """
-    return 1 if request.node.callspec.params["pair"][3] in ALL_CHARACTERS else 7
+    return 1 if request.node.callspec.params["pair"][3] in ALL_CHARACTERS else 29
 
 
 def assert_equal(pair: tuple, text: str) -> None:

@@ -41,8 +41,8 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "clap": {"seconds": 0.8, "noise": 0.7, "train_text": True},
 }  # fmt: skip
-SHARED = {"batch": 4, "steps": 3, "warmup": 0, "learning_rate": 1e-4, "ema": 0.0, "pool": 0}
-INTERVALS = loop.Intervals(save=10, sample=0, validate=3)
+SHARED = {"batch": 2, "steps": 2, "warmup": 0, "learning_rate": 1e-4, "ema": 0.0, "pool": 0}
+INTERVALS = loop.Intervals(save=10, sample=0, validate=2)
 
 
 class Sounds:
@@ -141,7 +141,7 @@ def faults(model: Path, home: Path) -> None:
 
     def on_second(ranks: Ranks, name: str, data: Sounds) -> None:
         try:
-            train("ldm", model, home / name, ranks, data=data if ranks.rank == 1 else None)
+            train("ldm", model, home / name, ranks, data=data if ranks.rank == 1 else None, steps=3)
         except Exception as error:
             (home / f"{name}-{ranks.rank}.txt").write_text(f"{type(error).__name__}: {error}")
             raise

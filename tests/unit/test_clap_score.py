@@ -83,7 +83,7 @@ def test_best_first_of_any_scores(scores):
 
 @pytest.mark.slow
 @given(st.data())
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 def test_candidates_are_ranked_within_their_prompt(tiny_model, data):
     prompts = data.draw(st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3))
     candidates = data.draw(st.integers(2, 4))
@@ -107,6 +107,7 @@ def test_candidates_are_ranked_within_their_prompt(tiny_model, data):
     assert_aligned(tiny_model, result, prompts)
 
 
+@pytest.mark.slow
 def test_candidates_are_ranked_by_clap(tiny_model):
     prompts = PROMPTS[:3]
     result = generate(tiny_model, prompts, num_waveforms_per_prompt=4, seed=[0, 10, 20])
@@ -150,7 +151,7 @@ def by_windows(model: AudioLDM2, text: str, audio: Tensor, sample_rate: int) -> 
     return clap_score.embed_texts(model.networks, model.clap_tokenizer, [text])[0] @ sound
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sample_rate, seconds, windows", [(16000, 10.24, 2), (16000, 20.0, 2), (4000, 25.3, 3)]
 )
@@ -191,6 +192,7 @@ def arguments(model: AudioLDM2) -> tuple:
     return model.networks, model.clap_tokenizer, model.clap_mel
 
 
+@pytest.mark.slow
 def test_numpy_arrays_and_lists_score_like_tensors(tiny_model):
     sounds = 0.2 * torch.randn(3, 16_000)
     expected = clap_score.score(*arguments(tiny_model), "a dog", sounds, 16_000)

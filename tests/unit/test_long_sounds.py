@@ -77,6 +77,7 @@ def test_timeline_of_one_prompt_in_windows_is_the_prompt_in_windows(tiny_model):
     assert_equal(generate(tiny_model, [("a dog", 0, 1.2)], **WINDOWS), generate(tiny_model, **WINDOWS))
 
 
+@pytest.mark.slow
 def test_stages_alone_do_what_generate_does(tiny_model):
     noise = torch.randn(tiny_model.sound.latents(2, FRAMES))
     for how in (WINDOWS, WINDOWS | {"loop": True}, {"loop": True}):
@@ -102,6 +103,7 @@ def test_sound_in_windows_is_the_same_in_any_batch_bit_for_bit(tiny_model, sampl
         assert torch.equal(together.audio[row], expected.audio[0])
 
 
+@pytest.mark.slow
 def test_timeline_is_the_same_in_any_batch_bit_for_bit(tiny_model):
     others = [[("Birds sing & people cheer!", 0, 1.2)], TIMELINE, [("hum", 0, 0.3), ("", 0.3, 1.2)]]
     together = generate(tiny_model, others, seed=[1, 2, 3], **WINDOWS)
@@ -110,6 +112,7 @@ def test_timeline_is_the_same_in_any_batch_bit_for_bit(tiny_model):
         assert torch.equal(together.audio[row], alone.audio[0])
 
 
+@pytest.mark.slow
 def test_candidates_of_a_timeline_are_the_sounds_of_the_next_seeds(tiny_model):
     result = generate(tiny_model, TIMELINE, seed=5, num_waveforms_per_prompt=3, **WINDOWS)
     assert sorted(result.seeds[0]) == [5, 6, 7]
@@ -209,7 +212,7 @@ def rows(model: AudioLDM2, seconds: float, **arguments) -> tuple[int, int]:
     return sum(count for count, _ in calls), max(count for count, _ in calls)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.5])
 def test_cost_is_linear_in_memory_that_does_not_grow(tiny_model, loop, guidance_scale, monkeypatch):
@@ -223,6 +226,7 @@ def test_cost_is_linear_in_memory_that_does_not_grow(tiny_model, loop, guidance_
     assert rows(tiny_model, 4.8, **arguments)[1] < most_of_four
 
 
+@pytest.mark.slow
 def test_only_prompts_in_a_window_are_computed(tiny_model):
     """Ten prompts, one after the other: a window has one or two of them."""
     timeline = [(f"hum {i}", i, i + 1) for i in range(10)]
@@ -258,6 +262,7 @@ def test_given_sound_is_remade_in_windows(tiny_model):
     assert not torch.equal(found.latents[:, :, 10:20], whole.latents[:, :, 10:20])
 
 
+@pytest.mark.slow
 def test_rank_of_a_timeline_is_the_mean_score_of_its_parts(tiny_model):
     result = generate(tiny_model, TIMELINE, num_waveforms_per_prompt=2, **WINDOWS)
     for audio, score in zip(result.audio[0], result.scores[0], strict=True):
@@ -269,6 +274,7 @@ def test_rank_of_a_timeline_is_the_mean_score_of_its_parts(tiny_model):
     assert result.scores[0, 0] >= result.scores[0, 1]
 
 
+@pytest.mark.slow
 def test_record_has_the_timeline_and_the_windows(tiny_model):
     result = generate(tiny_model, [TIMELINE, [("hum", 0, 1.2)]], loop=True, **WINDOWS)
     record = json.loads(json.dumps(result.record(), allow_nan=False))

@@ -62,9 +62,11 @@ def test_seeds_decide_the_noise_of_the_steps_too(tiny_model, sampling):
     assert (sounds[0] - sounds[2]).norm() > 0.01 * sounds[0].norm()
 
 
-@pytest.mark.exhaustive
-@SAMPLINGS
-@pytest.mark.parametrize("size", [3, 1, 2, 4, 5])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sampling", "size"),
+    [*((DETERMINISTIC, size) for size in (3, 1, 2, 4, 5)), *((each, 3) for each in STOCHASTIC)],
+)
 def test_sound_is_independent_of_its_batch(tiny_model, sampling, size):
     """Of any size, in any order, with one seed a prompt or one for all."""
     places = random.Random(size).sample(range(5), size)
@@ -78,7 +80,7 @@ def test_sound_is_independent_of_its_batch(tiny_model, sampling, size):
         assert_same_sound(for_all.audio[row], alone(tiny_model, prompt, 7, **sampling))
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @SAMPLINGS
 def test_candidate_i_is_the_sound_of_seed_plus_i(tiny_model, sampling):
     prompts = PROMPTS[:2]
@@ -92,7 +94,7 @@ def test_candidate_i_is_the_sound_of_seed_plus_i(tiny_model, sampling):
             assert_same_sound(sound, by_seed(most, prompt)[seed])
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @SAMPLINGS
 def test_sound_is_independent_of_slices(tiny_model, sampling, monkeypatch):
     """More sounds than fit into memory are denoised a few at a time."""
@@ -105,6 +107,7 @@ def test_sound_is_independent_of_slices(tiny_model, sampling, monkeypatch):
             assert_same_sound(sound, by_seed(expected, prompt)[seed])
 
 
+@pytest.mark.slow
 def test_random_seed_is_recorded(tiny_model):
     drawn = [generate(tiny_model, PROMPTS[0], seed=None, num_waveforms_per_prompt=2) for _ in range(2)]
     assert set(drawn[0].seeds[0]).isdisjoint(drawn[1].seeds[0])
@@ -154,6 +157,7 @@ def test_noise_has_one_cpu_generator_per_sound(tiny_model, seeds, candidates):
         assert generator.initial_seed() == expected
 
 
+@pytest.mark.slow
 def test_starting_noise_is_what_the_seed_draws_first(tiny_model, monkeypatch):
     """The same noise as `latents=torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`."""
     shape = tiny_model.sound.latents(1, FRAMES)

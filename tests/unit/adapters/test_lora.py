@@ -131,6 +131,7 @@ def test_cached_keys_and_values_are_adapted(unet: UNet):
         assert torch.equal(predict(unet, cached=True), predict(unet))
 
 
+@pytest.mark.slow
 def test_adapted_layers_compile_whole(unet: UNet):
     unet = with_adapters(unet, random_adapter({"unet": unet.config}, "all"))
     block, size = unet.middle.layer, unet.config.channels[-1]

@@ -51,7 +51,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("residence", RESIDENCES, ids=["device", "offload", "disk"])
 def test_adapters_come_and_go_between_requests(residence: dict, tiny_folder: Path, files):
     model = audioldm2.load(tiny_folder, device="cpu", **residence)
@@ -133,7 +133,7 @@ def test_threads_get_the_sounds_of_the_adapters_they_began_with(model: AudioLDM2
     assert len(results) == 8
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["converted", "diffusers"])
 def test_merged_model_computes_the_same(layout: str, model: AudioLDM2, files, tmp_path: Path):
     model.load_lora(files["oud"], 0.7)

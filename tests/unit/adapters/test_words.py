@@ -113,6 +113,7 @@ def test_order_of_loading_does_not_matter(model: AudioLDM2, files):
     assert same(row(model.encode_prompt("an <oud> and a <zorp>"), 0), first)
 
 
+@pytest.mark.slow
 def test_clap_reads_what_the_word_is_like(model: AudioLDM2, files):
     wave = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))
     expected = model.score("a loud a bell", wave)
@@ -135,6 +136,7 @@ def test_record_names_the_words_of_the_request(model: AudioLDM2, files):
     assert record == model.describe()["words"] and len(record[0]["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_threads_get_the_sounds_of_the_words_they_began_with(model: AudioLDM2, files):
     expected = {0: model.generate("a <zorp>", **SETTINGS).latents}
     model.load_word(files["zorp"])

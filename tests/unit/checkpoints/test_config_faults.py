@@ -285,6 +285,7 @@ def test_missing_front_end_fields_take_reference_defaults(diffusers: Path):
     assert hearing == replace(CLAP_MEL, f_min=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "most"), [("tokenizer", 512), ("tokenizer_2", 128)])
 def test_token_limit_is_the_smaller_of_file_and_published(diffusers: Path, folder: str, most: int):
     file = diffusers / folder / "tokenizer_config.json"

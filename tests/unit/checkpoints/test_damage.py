@@ -109,7 +109,7 @@ def test_damaged_bin_loads_or_raises_weights_error(diffusers: Path, zipped: bool
 ODD = [None, True, "x", -1, 0, 3, 0.5, 1e308, 10**30, [], [1], [0, -3], [[1]], {"a": 1}]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("name", checkpoints.networks())
 def test_odd_values_of_config_fields_load_or_raise_weights_error(converted: Path, name: str):
     path = converted / "config.json"

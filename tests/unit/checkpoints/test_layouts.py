@@ -36,6 +36,7 @@ def test_layouts_have_equal_weights(diffusers: Path, converted: Path, states):
     assert_same_states(loaded_states(converted), states)
 
 
+@pytest.mark.slow
 def test_layouts_generate_equal_sounds(diffusers: Path, converted: Path):
     one, other = (
         audioldm2.load(folder, device="cpu").generate(

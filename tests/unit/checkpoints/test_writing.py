@@ -238,6 +238,7 @@ def test_missing_parent_is_reported_before_reading(converted: Path, tmp_path: Pa
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["converted", "diffusers"])
 def test_saving_replaces_models_only(tiny_folder, tmp_path, layout):
     """A folder of something else stays as it is, with `force` too."""

@@ -36,6 +36,7 @@ def write_prompts() -> None:
     Path("prompts.csv").write_text("prompt,family,category\na dog barks,dog,one\nrain,rain,two\nmusic,,two\n")
 
 
+@pytest.mark.slow
 def test_judges_a_model(run, tiny_folder):
     write_prompts()
     write_sounds("reference", 4)
@@ -66,6 +67,7 @@ def test_judges_a_model(run, tiny_folder):
     assert set(found["seconds"]) >= {"generating", "judging the sounds", "figures and intervals"}
 
 
+@pytest.mark.slow
 def test_same_command_goes_on_where_it_stopped(run, tiny_folder, monkeypatch):
     write_prompts()
     words = ("evaluate", "--model", tiny_folder, "--prompts", "prompts.csv", "--out", "out", *QUICK)
@@ -110,6 +112,7 @@ def assert_refused_after(outcome, *words: str) -> None:
     assert_refused((code, out, err.splitlines(keepends=True)[-1]), *words)
 
 
+@pytest.mark.slow
 def test_builtin_prompts_have_a_score_for_each_category(run, tiny_folder, monkeypatch):
     def write_all(model, jobs, *_, **__) -> list:
         for job in jobs:
@@ -125,6 +128,7 @@ def test_builtin_prompts_have_a_score_for_each_category(run, tiny_folder, monkey
     assert "| retrieval, top 1 | 0.01 |" in out  # equal sounds are found by chance
 
 
+@pytest.mark.slow
 def test_judges_a_folder(run, tiny_folder):
     write_sounds("sounds")
     write_sounds("reference", 4)

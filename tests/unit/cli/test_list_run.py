@@ -13,6 +13,7 @@ from audioldm2.cli import list_plan, list_run
 from audioldm2.cli.prompt_lists import Line
 from audioldm2.options import GenerationOptions
 from tests.support.command_line import CODE, assert_refused, names, posix, without_stages
+from tests.support.list_ranks import LINES
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -82,6 +83,7 @@ def test_sound_killed_before_it_was_written_is_made(make, monkeypatch):
     assert make()[CODE] == 0 and [row["status"] for row in rows()] == ["made"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "setting"),
     [
@@ -221,14 +223,14 @@ def killed(tiny_folder, tmp_path_factory) -> Path:
 
 @posix
 @pytest.mark.slow
-def test_list_of_200_lines_survives_a_killed_process(killed):
+def test_list_of_80_lines_survives_a_killed_process(killed):
     assert json.loads((killed / "outcome.json").read_text()) == {
         "one": [0], "killed": [2, -9], "again": [0, 0, 0], "nothing left": [0, 0],
     }  # fmt: skip
     one, many = (
         {path.name: path.read_bytes() for path in (killed / each).glob("*.wav")} for each in ("one", "many")
     )
-    assert len(one) == 200 and len(set(one.values())) == 200
+    assert len(one) == LINES and len(set(one.values())) == LINES
     assert many == one  # bit for bit
     assert not list(killed.rglob(".audioldm2-*"))
 
@@ -240,7 +242,7 @@ def test_each_line_is_made_once(killed):
     made = [line for rank in (0, 1) for line in (killed / f"killed-{rank}.out").read_text().splitlines()]
     again = [line for rank in (0, 1, 2) for line in (killed / f"again-{rank}.out").read_text().splitlines()]
     assert len(made) == len(set(made)) and {Path(each).name for each in made} <= set(left)
-    assert len(again) == len(set(again)) == 200 - len(left) + 3  # three were cut off
+    assert len(again) == len(set(again)) == LINES - len(left) + 3  # three were cut off
     assert (killed / "killed-1.out").read_text() and (killed / "killed-0.out").read_text()  # they shared
 
 
@@ -251,10 +253,10 @@ def test_first_process_says_what_is_missing(killed):
     assert "Traceback" not in said and "another process of this run has ended" in said
     assert "start the same command again for the" in said.splitlines()[-1]
     assert (killed / "again-1.err").read_text() == "" and "failed" in (killed / "again-0.err").read_text()
-    assert "0 made, 200 skipped, 0 failed" in (killed / "nothing-0.err").read_text()
+    assert f"0 made, {LINES} skipped, 0 failed" in (killed / "nothing-0.err").read_text()
     assert [json.loads(line)["status"] for line in (killed / "many" / "list.manifest.jsonl").open()] == [
         "skipped"
-    ] * 200
+    ] * LINES
 
 
 def test_ranks_alone_take_every_number():

@@ -30,6 +30,7 @@ def test_sounds_of_one_stem_have_a_record_each(sound, folder):
         assert (record["file"], record["prompt"]) == (name, prompt)
 
 
+@pytest.mark.slow
 def test_own_record_and_picture_are_replaced(sound):
     for seed in ("1", "2"):
         assert sound("dog", "-o", "a.wav", "--plot", "--seed", seed)[CODE] == 0

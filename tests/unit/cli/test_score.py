@@ -32,6 +32,7 @@ def write_broken() -> None:
     soundfile.write("empty.wav", np.zeros(0, dtype=np.float32), 16_000)
 
 
+@pytest.mark.slow
 def test_ranks_sounds_of_any_rate_best_first(score, tiny_model):
     sounds = {}
     for name, rate, seconds in (("a.wav", 16_000, 1), ("b.flac", 44_100, 2), ("c.ogg", 48_000, 11)):

@@ -50,6 +50,7 @@ def test_stages_one_after_another(home: Path, capsys):
     assert written.networks.configs["vae"].scaling_factor != 1.0  # measured by the first stage, and kept
 
 
+@pytest.mark.slow
 def test_resume_with_more_steps(home: Path, capsys, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(home)
     words = ["--stage", "clap", "--data", "sounds", "--out", tmp_path / "run", "--model", "sizes.json"]

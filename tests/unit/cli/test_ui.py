@@ -34,6 +34,7 @@ def test_help_says_that_the_page_is_local_unless_asked(run):
     assert code == 0 and "default: 127.0.0.1" in out and "--share" in out
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_gets_a_sentence(run, tiny_folder):
     pytest.importorskip("gradio", reason="the page needs Gradio")
     import socket

@@ -58,6 +58,7 @@ def test_sound_with_a_word(run: Path, tiny_folder: Path, tmp_path: Path, capsys)
     assert record["word"] == "<zorp>" and record["base_model"] == str(tiny_folder)
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(run: Path, sounds: Path, tiny_folder: Path, tmp_path: Path, capsys):
     a_bell = ["a bell", "-o", tmp_path / "a.wav"]
     assert "nowhere cannot be found; it has to be a word" in error(capsys, *a_bell, "--word", "nowhere")

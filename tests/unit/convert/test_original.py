@@ -22,7 +22,7 @@ from tests.support.originals import convert_file, table_error, table_of
 KINDS = tuple(originals.CONFIGS)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_are_mapped_to_our_networks(folder, kind):
     """CLAP and T5 come from the copy nearest to the top, the UNet from its weights, not their average."""

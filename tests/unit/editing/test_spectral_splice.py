@@ -166,6 +166,7 @@ def test_time_and_frequency_together(tiny_model):
     assert band_decibels(error, own, EDGE + CROSSOVER_HZ, 8000) > -20
 
 
+@pytest.mark.slow
 def test_batch_of_several_and_candidates(tiny_model):
     result = edit(
         tiny_model,

@@ -43,6 +43,7 @@ def test_the_same_prompt_and_scale_keep_the_latent(tiny_model, way: dict, skip: 
         assert (found - z).norm() <= 1e-5 * z.norm()  # 100 dB
 
 
+@pytest.mark.slow
 def test_direct_edit_keeps_the_latent_for_each_equal_prompt_of_a_batch(tiny_model):
     scales = dict(guidance_scale=3.0, source_guidance_scale=3.0, guidance_rescale=0.3)
     prompts = ["a much longer text", "a dog", "a dog"]
@@ -52,7 +53,7 @@ def test_direct_edit_keeps_the_latent_for_each_equal_prompt_of_a_batch(tiny_mode
     assert all(torch.equal(row, z) for row in found.latents[2:])
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS[:2], ids=["direct", "ddpm"])
 def test_prompts_scales_and_skipped_steps_matter(tiny_model, way: dict):
     base = edit(tiny_model, **way).latents
@@ -65,7 +66,7 @@ def test_prompts_scales_and_skipped_steps_matter(tiny_model, way: dict):
         assert (edit(tiny_model, **way | change).latents - base).norm() > 1e-6 * base.norm(), change
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @EACH_WAY
 def test_length_and_level_are_the_sounds(tiny_model, way: dict):
     for samples in (CELL - 1, 4163):
@@ -112,7 +113,7 @@ def test_edit_is_its_stages(tiny_model, sampler: str):
 # Seeds, batches, threads, callbacks.
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @EACH_WAY
 def test_edited_sound_is_independent_of_its_batch(tiny_model, way: dict, monkeypatch):
     prompts, seeds = ["a cat", "low hum", ""], [5, 60, 700]
@@ -136,6 +137,7 @@ def test_seeds_decide_the_edit(tiny_model, way: dict):
     assert not torch.equal(first.audio, other.audio)
 
 
+@pytest.mark.slow
 def test_candidates_are_ranked_and_have_the_next_seeds(tiny_model):
     result = edit(tiny_model, seed=5, num_waveforms_per_prompt=3)
     assert sorted(result.seeds[0]) == [5, 6, 7]
@@ -274,6 +276,7 @@ def test_inversion_refuses_what_does_not_fit(tiny_model):
         assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_skip_counts_steps_without_rounding_errors():
     for steps in range(1, 101):
         for skipped in range(steps):

@@ -160,6 +160,7 @@ LAYERS = [
 ]
 
 
+@pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize(("name", "method", "file"), LAYERS)
 def test_edit_of_a_shared_layer_acts(name: str, method: str, file: str, dtype: str, models, as_written):
@@ -271,9 +272,20 @@ def denoised(models) -> Callable[[str], tuple[audioldm2.Conditioning, Tensor, Te
     return compute
 
 
-@DTYPES
-@pytest.mark.parametrize("change", ["hook", "patched forward", "replaced", "parametrised", "weight written"])
-@pytest.mark.parametrize("role", ["query", "key", "value", "out", "value_and_gate", "proj_in", "time_proj"])
+CHANGES = ("hook", "patched forward", "replaced", "parametrised", "weight written")
+ROLES = ("query", "key", "value", "out", "value_and_gate", "proj_in", "time_proj")
+
+
+@pytest.mark.parametrize(
+    ("change", "role", "dtype"),
+    [
+        *((change, role, "float32") for change in CHANGES for role in ROLES),
+        *(  # each change and each role, in turn
+            pytest.param(CHANGES[place % len(CHANGES)], role, "bfloat16", marks=pytest.mark.slow)
+            for place, role in enumerate(ROLES)
+        ),
+    ],
+)
 def test_change_of_a_loaded_layer_acts(change: str, role: str, dtype: str, models, denoised):
     model, (cond, z, before) = rebuilt(models[dtype], "unet"), denoised(dtype)
     with model.networks.running("unet") as unet, torch.no_grad():

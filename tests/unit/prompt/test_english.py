@@ -91,6 +91,7 @@ def test_every_abbreviation_needs_its_dot():
         assert clean(f"a {short} b") == f"a {short} b"
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_a_clean_text_is_printable_ascii_and_cleaning_it_changes_nothing(text: str):

@@ -114,6 +114,7 @@ def test_a_word_beyond_the_buffers_of_espeak_is_an_error():
         pronounce("b " + "a" * (espeak.LONGEST_WORD + 1))
 
 
+@pytest.mark.slow
 @needs_espeak
 @settings(max_examples=300, deadline=None)
 @given(

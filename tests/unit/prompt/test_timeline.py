@@ -79,6 +79,7 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ANYTHING, max_size=3))
 def test_anything_is_read_or_refused_by_name(prompt: list):

@@ -284,7 +284,7 @@ PROMPTS = st.lists(
 ).map("".join)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(text=PROMPTS)
 def test_any_text_is_encoded_or_rejected(tokenizer: ClapTokenizer | T5Tokenizer, text: str):
@@ -298,6 +298,7 @@ def test_any_text_is_encoded_or_rejected(tokenizer: ClapTokenizer | T5Tokenizer,
     assert ids == tokenizer.encode(text)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(text=st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=8).map("".join))
 def test_truncated_part_is_the_end_of_the_text(

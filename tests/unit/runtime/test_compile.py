@@ -21,7 +21,10 @@ SHALLOW = {  # one of each kind of layer: tracing takes as long as there are lay
     "gpt2": dict(depth=1, new_vectors=4),
     "vae": dict(channels=(8, 8, 8), layers=1),
     "hifigan": dict(
-        channels=32, upsample_rates=(10, 16), upsample_kernels=(20, 32), branch_kernels=(3,),
+        channels=32,
+        upsample_rates=(10, 16),
+        upsample_kernels=(20, 32),
+        branch_kernels=(3,),
         branch_dilations=((1,),),
     ),
 }

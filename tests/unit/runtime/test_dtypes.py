@@ -89,6 +89,7 @@ def test_rejects_other_dtypes(asked):
         dtypes.require_dtype(asked)
 
 
+@pytest.mark.slow
 def test_model_of_two_dtypes_generates_and_its_record_says_why(monkeypatch, tiny_folder):
     exact = audioldm2.load(tiny_folder, device="cpu", dtype="float32")
     monkeypatch.setattr(dtypes, "compare_on_cpu", lambda threads: FASTER)

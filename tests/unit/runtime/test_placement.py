@@ -11,6 +11,7 @@ from audioldm2.runtime import placement
 REQUEST = dict(audio_length_in_s=0.5, num_inference_steps=2, num_waveforms_per_prompt=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [dict(offload=True), dict(low_memory=True)])
 def test_every_residence_makes_the_same_sound(tiny_folder, tiny_model, where):
     model = audioldm2.load(tiny_folder, device="cpu", **where)

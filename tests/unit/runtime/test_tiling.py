@@ -56,6 +56,7 @@ def vocoder_configs(draw) -> HiFiGANConfig:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(config=vocoder_configs(), time=st.integers(1, 60), frames=st.integers(1, 70), batch=st.integers(1, 2))
 def test_vocoder_in_windows_equals_the_whole(config, time, frames, batch):
@@ -174,6 +175,7 @@ def test_statistics_survive_large_means():
     torch.testing.assert_close(norm(x, vae_module.Statistics()), norm(x), rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_dtype_is_kept(dtype):
     network, z = vae(dtype=dtype), uneven_latents(1, 20, dtype)
@@ -186,6 +188,7 @@ def test_dtype_is_kept(dtype):
     torch.testing.assert_close(wave, vocoder(mel[:, 0, :, :3]), rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [20, 130])
 def test_row_is_the_same_in_any_batch(time: int):
     network, z = vae(), uneven_latents(3, time)
@@ -257,6 +260,7 @@ def test_digests_hold_every_frame_once(digest: int):
         assert torch.equal(torch.cat(digests, dim=2).sort(dim=2).values, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 def test_any_length_has_the_right_shape(levels: int):
     network = vae(levels)
@@ -276,6 +280,7 @@ def test_defaults_at_the_published_lengths(time: int):
     assert mel.isfinite().all()
 
 
+@pytest.mark.slow
 def test_memory_of_the_last_levels_does_not_grow_with_the_sound():
     """The largest input of any convolution of the levels, in values, beyond the length decoded at once."""
     network, largest = vae(), 0

@@ -216,9 +216,9 @@ def test_resampling_costs_as_many_times(name: str) -> None:
 def test_resampled_cells_follow_the_distribution_of_the_data(name: str) -> None:
     """Takes are first order, and stochastic ones add noise twice, so it takes many steps to show."""
     steps = 900 if name in STOCHASTIC else 200
-    z = 3 * torch.randn(1, 2, 100, 100, generator=seeded(1))
-    remake = torch.zeros(1, 1, 100, 100, dtype=torch.bool)
-    remake[:, :, 50:] = True
+    z = 3 * torch.randn(1, 2, 60, 60, generator=seeded(1))
+    remake = torch.zeros(1, 1, 60, 60, dtype=torch.bool)
+    remake[:, :, 30:] = True
     noise = torch.randn(z.shape, generator=seeded(2))
     found = repaint(
         gaussian(), z, noise, walk_of(name, steps=steps), remake=remake, resample_times=2,

@@ -16,6 +16,7 @@ def test_decibels_compare_powers():
     assert decibels(exact, exact) > 200 and math.isfinite(decibels(exact, exact))
 
 
+@pytest.mark.slow
 def test_every_network_has_a_row(tiny_folder, capsys):
     assert main(["--model", str(tiny_folder), "--device", "cpu", "--seconds", "0.64", "--runs", "1"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()

@@ -80,6 +80,7 @@ def test_amplitudes_are_interpolated_between_frame_centres():
     torch.testing.assert_close(steady[:160], steady[-160:])
 
 
+@pytest.mark.slow
 def test_other_front_ends():
     wide = MelSettings(48_000, n_fft=2048, hop=480, mels=256, f_min=20.0, f_max=24_000.0)
     noise = 0.1 * torch.randn(1, 48_000, generator=torch.Generator().manual_seed(0))

@@ -55,8 +55,7 @@ def loaded(stage: LDMStage) -> set[str]:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("unconditional", ["trained", "reference"])
-@pytest.mark.parametrize("name", ["ldm", "lora"])
+@pytest.mark.parametrize(("name", "unconditional"), [("ldm", "trained"), ("lora", "reference")])
 def test_losses_are_those_without_a_cache(
     name: str, unconditional: str, random_weights: Checkpoint, tmp_path: Path, place: Path
 ):
@@ -69,6 +68,7 @@ def test_losses_are_those_without_a_cache(
     assert len(list(place.glob("*.safetensors"))) == 3 + 2 * (len(CAPTIONS) + 1)
 
 
+@pytest.mark.slow
 def test_second_run_computes_nothing(random_weights: Checkpoint, tmp_path: Path, place: Path, monkeypatch):
     losses(stage_of("ldm", random_weights, **SHORT, cache_gb=1.0))
     stage = stage_of("ldm", random_weights, **SHORT, cache_gb=1.0)
@@ -78,6 +78,7 @@ def test_second_run_computes_nothing(random_weights: Checkpoint, tmp_path: Path,
     losses(stage)
 
 
+@pytest.mark.slow
 def test_trained_t5_is_not_kept(random_weights: Checkpoint, tmp_path: Path, place: Path):
     values = SHORT | {"train_t5": True}
     plain = losses(stage_of("ldm", random_weights, **values))
@@ -86,6 +87,7 @@ def test_trained_t5_is_not_kept(random_weights: Checkpoint, tmp_path: Path, plac
     assert "t5" in loaded(stage) and "clap_text" not in loaded(stage)
 
 
+@pytest.mark.slow
 def test_keys_follow_clip_weights_and_precision(random_weights: Checkpoint, place: Path):
     def entries(stage: LDMStage, wave: Tensor) -> set[str]:
         before = {path.name for path in place.glob("*")}
@@ -130,6 +132,7 @@ def test_fixed_crops_repeat(tmp_path: Path):
     assert {key_of(wave) for wave in waves} == clips(0, 20)
 
 
+@pytest.mark.slow
 def test_full_cache_keeps_what_it_has_and_training_goes_on(
     random_weights: Checkpoint, tmp_path: Path, place: Path
 ):
@@ -140,6 +143,7 @@ def test_full_cache_keeps_what_it_has_and_training_goes_on(
     assert sum(path.stat().st_size for path in place.glob("*")) < 20_000
 
 
+@pytest.mark.slow
 def test_full_disk_does_not_end_the_run(random_weights: Checkpoint, tmp_path: Path, place: Path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -175,6 +179,7 @@ def test_entry_that_disappears_during_the_run_is_computed_again(
     assert "vae" in loaded(stage)
 
 
+@pytest.mark.slow
 def test_ranks_divide_the_filling(random_weights: Checkpoint, place: Path, monkeypatch):
     """Each of two computes its part; a vote says whether the cache is complete on both."""
     computed, votes, answer = [], [], {"any": False}

@@ -22,6 +22,7 @@ def toy(checkpoint: storage.Checkpoint, steps: int = 8) -> Toy:
     return Toy(checkpoint, type(recipe)(steps=steps, batch=1, ema=0.9), torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(STAGES))
 def test_validation_repeats_and_changes_nothing(name: str, random_weights: storage.Checkpoint):
     stage = stage_of(name, random_weights, seconds=SHORT[name], ema=0.5)
@@ -37,6 +38,7 @@ def test_validation_repeats_and_changes_nothing(name: str, random_weights: stora
     assert all(network.training for network in stage.trained.values())
 
 
+@pytest.mark.slow
 def test_validation_judges_the_averaged_weights(random_weights: storage.Checkpoint):
     stage = stage_of("ldm", random_weights, seconds=0.32, ema=0.999, learning_rate=0.1)
     wave, captions = clips(2, 0.32)
@@ -50,6 +52,7 @@ def test_validation_judges_the_averaged_weights(random_weights: storage.Checkpoi
     assert validate(stage, batches) != averaged
 
 
+@pytest.mark.slow
 def test_ldm_validation_has_a_loss_for_each_part_of_the_schedule(random_weights: storage.Checkpoint):
     stage = stage_of("ldm", random_weights, seconds=0.32)
     wave, captions = clips(2, 0.32)
@@ -64,6 +67,7 @@ def losses_in_turn(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None
     monkeypatch.setattr("audioldm2.training.judging.validate", lambda *_: {"loss": next(left)})
 
 
+@pytest.mark.slow
 def test_best_and_last_models_are_kept(initial: storage.Checkpoint, tmp_path: Path, monkeypatch):
     losses_in_turn(monkeypatch, [3.0, 1.0, 2.0, 4.0])
     judging, intervals = Judging(keep_best=2, keep_last=3), loop.Intervals(save=2, sample=0, validate=2)

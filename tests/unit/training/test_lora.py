@@ -60,6 +60,7 @@ def test_run_saves_the_adapter_and_not_the_model(tiny_folder: Path, random_weigh
         assert low.B.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_checkpoint_has_the_adapter_in_its_weights(random_weights: Checkpoint):
     stage = stage_of("lora", random_weights)
     stage.step(*clips(2, 0.32))
@@ -69,7 +70,7 @@ def test_checkpoint_has_the_adapter_in_its_weights(random_weights: Checkpoint):
     assert torch.equal(state["conv_in.weight"], base["conv_in.weight"])
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_resumed_run_equals_an_uninterrupted_one(ema: float, random_weights: Checkpoint, tmp_path: Path):
     def stage() -> LoRAStage:

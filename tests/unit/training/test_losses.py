@@ -127,6 +127,7 @@ def size(module: nn.Module) -> int:
     return sum(conv.weight.numel() + (conv.bias is not None and conv.bias.numel()) for conv in convs)
 
 
+@pytest.mark.slow
 def test_discriminators_have_the_published_sizes():
     full = WaveDiscriminators()
     assert (size(full.periods), size(full.scales)) == (41_092_165, 29_610_627)

@@ -62,6 +62,7 @@ def test_step_changes_trained_parameters_only(
     assert all(torch.equal(stored[each][key], before[each][key]) for each in trained for key in before[each])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae", "vocoder"])
 def test_discriminator_starts_at_its_step_and_learns(name: str, initial: Checkpoint):
     stage = stage_of(name, initial)
@@ -94,6 +95,7 @@ def test_checkpoint_holds_averaged_weights(random_weights: Checkpoint):
     assert stage.checkpoint().states["vae"] is random_weights.states["vae"]
 
 
+@pytest.mark.slow
 def test_state_of_version_0_1_loads(random_weights: Checkpoint):
     stage, resumed = (stage_of("ldm", random_weights) for _ in range(2))
     stage.step(*clips(2))

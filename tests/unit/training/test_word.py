@@ -62,7 +62,7 @@ def test_word_begins_as_what_it_is_like(random_weights: Checkpoint):
     assert (vectors[0] - mean).std() < 0.2 * table.std()
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_resumed_run_equals_an_uninterrupted_one(ema: float, random_weights: Checkpoint, tmp_path: Path):
     def stage() -> WordStage:

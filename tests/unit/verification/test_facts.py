@@ -17,6 +17,7 @@ def file(facts, tmp_path):
     return tmp_path / "facts.json"
 
 
+@pytest.mark.slow
 def test_facts_are_read_as_they_were_written(facts, file):
     found = facts_module.read(file)
     assert found == replace(facts, parameters={}, folders={}, original=None)

@@ -61,7 +61,7 @@ def test_right_copy_passes_every_check(right, facts):
     assert found["slices"].figures["distance"]["trained"]["lms 3"] < 1e-5
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_right_copy_in_another_layout_has_the_same_tensors_and_sounds(right, facts, layout):
     found = findings(right / layout, facts, *FILES_ONLY, "slices")
@@ -71,7 +71,7 @@ def test_right_copy_in_another_layout_has_the_same_tensors_and_sounds(right, fac
     assert sum(each["rounded"] for each in found["tensors"].figures.values()) == 0
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_rounded_copy_is_recognised(copy, facts, dtype):
     found = findings(rewrite(copy, dtype), facts, "tensors", "contents")
@@ -83,6 +83,7 @@ def test_rounded_copy_is_recognised(copy, facts, dtype):
 # Wrong ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @layouts
 def test_swapped_norms_are_named_with_both_places(copy, facts, layout):
     change_unet(copy, layout, swap(*norm_keys(layout)))
@@ -94,6 +95,7 @@ def test_swapped_norms_are_named_with_both_places(copy, facts, layout):
     }
 
 
+@pytest.mark.slow
 def test_swapped_norms_are_found_by_the_recorded_sounds_alone(copy, facts):
     """As in a published checkpoint, of which no fingerprints are known."""
     change_converted(copy, "unet", swap(*norm_keys("converted")))
@@ -123,6 +125,7 @@ def test_wrong_heads_are_named_with_the_right_ones(copy, facts):
     )
 
 
+@pytest.mark.slow
 def test_network_of_another_model_is_named(copy, facts):
     shutil.copy(other_weights(copy) / "unet.safetensors", copy / "converted")
     found = findings(copy / "converted", facts, *FILES_ONLY)
@@ -131,6 +134,7 @@ def test_network_of_another_model_is_named(copy, facts):
     assert problem.startswith("'unet' is of another model or another revision")
 
 
+@pytest.mark.slow
 def test_another_revision_is_called_one(copy, facts):
     found = findings(other_weights(copy), facts, *FILES_ONLY)
     assert failures(found) == ["tensors"]
@@ -201,6 +205,7 @@ def test_matrix_that_was_never_filled_is_named(copy):
     )
 
 
+@pytest.mark.slow
 def test_overflow_in_half_precision_names_network_and_dtype(copy):
     key = "decoder.conv_in.weight"
     change_converted(copy, "vae", lambda state: {key: 1e6 * state[key]})
