@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,7 @@ MAY_IMPORT = {
 }
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Ours by name: "weights", "models.unet", "" for the package itself, "convert", "convert.keymap", ..."""
     found = {}

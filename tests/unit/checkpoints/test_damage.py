@@ -56,11 +56,11 @@ def attempt(folder: Path, waveforms: int = 2) -> bool:
 @pytest.mark.parametrize(
     ("layout", "file", "times"),
     [
-        ("converted", "config.json", 120),
+        ("converted", "config.json", 60),
         ("diffusers", "model_index.json", 25),
-        ("diffusers", "unet/config.json", 40),
-        ("diffusers", "text_encoder/config.json", 40),
-        ("diffusers", "vocoder/config.json", 40),
+        ("diffusers", "unet/config.json", 20),
+        ("diffusers", "text_encoder/config.json", 20),
+        ("diffusers", "vocoder/config.json", 20),
         ("diffusers", SCHEDULER, 25),
         ("diffusers", HEARING, 25),
     ],
