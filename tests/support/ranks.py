@@ -127,7 +127,7 @@ def compare(model: Path, home: Path) -> None:
 
 
 def resume(model: Path, home: Path) -> None:
-    """A run of four steps by one process, by two that shard, and by one again; and one by a single process."""
+    """A run of four steps by one process, two that shard, and one again; and a run by a single process."""
     whole = partial(train, "ldm", model, steps=4)
     assert run(1, partial(whole, home / "whole")) == [0]
     for number, (count, steps, sharded) in enumerate(((1, 1, False), (2, 2, True), (1, 1, False))):
