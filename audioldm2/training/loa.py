@@ -5,7 +5,7 @@ predicts each from those before it (teacher forcing). The projection learns with
 so. In use GPT-2 reads its own vectors; validation measures that error too, beside the one of a constant
 prediction.
 
-Source: AudioLDM 2 (arXiv 2308.05734), section III-C. The L1 loss, the teacher forcing and the learning rate are
+Source: AudioLDM 2 (arXiv 2308.05734), section III-C. The L1 loss, teacher forcing and learning rate are
 those of `Sequence2AudioMAE` in audioldm_train/modules/audiomae/sequence_gen/sequence_input.py of
 haoheliu/AudioLDM-training-finetuning.
 """
