@@ -14,7 +14,7 @@ from torch import Tensor
 
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
 from audioldm2.editing.input_sound import log_mels
-from audioldm2.errors import ArgumentError, require_texts
+from audioldm2.errors import ArgumentError, require_texts, require_whole
 from audioldm2.models.unet import GPT2
 from audioldm2.options import for_each, negatives, require_one, require_unconditional
 from audioldm2.prompt.conditioning import Conditioning
@@ -247,6 +247,17 @@ class EncodingStages:
         self._require_audiomae()
         rate = self.sample_rate if sample_rate is None else sample_rate
         return language_of_audio.hear(self.networks, wave, rate)
+
+    def vectors_heard(self, heard: int | None = None) -> int:
+        """How many of GPT-2's vectors a sound prompt replaces: so many, or by default all of them.
+
+        Raises:
+            ArgumentError: there are fewer.
+            ValueError: the model has no AudioMAE.
+        """
+        self._require_audiomae()
+        vectors = self.networks.configs["gpt2"].new_vectors
+        return vectors if heard is None else require_whole("heard", heard, 0, vectors)
 
     def _require_audiomae(self) -> None:
         """Raise ValueError, which says what to do, for a model that cannot read a sound as a prompt."""
