@@ -1,8 +1,7 @@
-"""`generate` with a sound as the prompt: what the denoiser reads, and what is refused before a network runs."""
+"""`generate` with a sound as the prompt: what the denoiser reads, ranking, the record, and mistakes."""
 
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from audioldm2 import AudioLDM2, Result, clap_score
 from audioldm2.audio import SAMPLE_RATE, write_wav
 from audioldm2.errors import ArgumentError
 from audioldm2.prompt.conditioning import Conditioning
-from tests.support.hearing import SAMPLES
+from tests.support.hearing import SAMPLES, add_audiomae
+from tests.support.speaking import write_speech_model
 
 REQUEST = dict(audio_length_in_s=0.5, num_inference_steps=2)
 PROMPTS = ["a dog barks", "rain on the roof, again and again"]
@@ -173,6 +173,15 @@ def test_sound_counts_with_other_options(hearing: AudioLDM2, what: str):
     assert torch.equal(one.audio[0, 0, kept], noise(8_000, seed=5)[kept])
 
 
+def test_speech_model_hears_a_voice_and_speaks_the_words(tiny_folder: Path, tmp_path, encoded):
+    folder = add_audiomae(write_speech_model(tmp_path / "speech", tiny_folder), tmp_path / "hearing")
+    model = audioldm2.load(folder, device="cpu")
+    words = dict(transcription="one two", num_inference_steps=1)
+    model.generate(audio_prompt=noise(), **words)
+    model.generate("", **words)
+    assert torch.equal(encoded[0].gpt2_context, model.hear(noise()))
+    assert torch.equal(encoded[0].text_context, encoded[1].text_context)  # phonemes
+
 
 # Ranking ----------------------------------------------------------------------------------------------------
 
@@ -259,8 +268,14 @@ def test_record_names_the_sound_of_each_prompt(hearing: AudioLDM2, file: Path):
 # Mistakes ---------------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no prompt at all": (dict(prompt=None, audio_prompt=None), "prompt is None; it has to be .*, unless there is an audio_prompt"),
-    "heard alone": (dict(audio_prompt=None, heard=3), "heard is 3; it has to be left out without audio_prompt"),
+    "no prompt at all": (
+        dict(prompt=None, audio_prompt=None),
+        "prompt is None; it has to be .*, unless there is an audio_prompt",
+    ),
+    "heard alone": (
+        dict(audio_prompt=None, heard=3),
+        "heard is 3; it has to be left out without audio_prompt",
+    ),
     "a rate alone": (
         dict(audio_prompt=None, audio_prompt_sample_rate=9),
         "audio_prompt_sample_rate is 9; it has to be left out without audio_prompt",
@@ -308,20 +323,20 @@ def test_bad_file_is_named_before_any_network_runs(hearing: AudioLDM2, tmp_path,
     for name, words in (("silent.wav", "silent.wav is silent"), ("", "is a folder; it has to be a sound")):
         with pytest.raises(ArgumentError, match=words):
             hearing.generate(audio_prompt=[tmp_path / name])
-    with pytest.raises(FileNotFoundError, match="none.wav"):
+    with pytest.raises(FileNotFoundError, match=r"none\.wav"):
         hearing.generate("rain", audio_prompt=tmp_path / "none.wav")
 
 
 def test_longer_sound_is_cut_with_a_warning_that_names_it(hearing: AudioLDM2, tmp_path):
     write_wav(tmp_path / "long.wav", noise(2 * SAMPLES), SAMPLE_RATE)
-    with pytest.warns(audioldm2.TruncationWarning, match=r"long\.wav lasts 2\.56 s; AudioMAE reads its first"):
+    with pytest.warns(audioldm2.TruncationWarning, match=r"long\.wav lasts 2\.56 s; AudioMAE reads its"):
         generate(hearing, audio_prompt=tmp_path / "long.wav")
 
 
 def test_model_without_audiomae_says_how_to_add_it(tiny_model: AudioLDM2, monkeypatch):
     monkeypatch.setattr(tiny_model.networks, "running", lambda name: pytest.fail(f"{name} ran"))
     for heard in (None, 0, 8):
-        with pytest.raises(ValueError, match="has no AudioMAE, which .* OUT --audiomae"):
+        with pytest.raises(ValueError, match=r"has no AudioMAE, which .* OUT --audiomae"):
             tiny_model.generate("rain", audio_prompt=noise(), heard=heard)
 
 
