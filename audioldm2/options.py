@@ -237,8 +237,8 @@ class GenerationOptions(SamplingOptions):
     )  # fmt: skip
     heard: int | None = option(
         None, option_rules.heard,
-        "how many of the vectors that GPT-2 would write come from the sound prompt, each 1.28 s of it in the "
-        "published models; GPT-2 continues them (default: all)",
+        "how many of the vectors that GPT-2 would write come from the sound prompt, one for each 1.28 s in "
+        "the published models, 20 ms in those that speak; GPT-2 adds the others (default: all)",
         flag="--heard", metavar="N",
     )  # fmt: skip
     unconditional: str | None = option(

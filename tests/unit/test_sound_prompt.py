@@ -18,7 +18,7 @@ from audioldm2.prompt.conditioning import Conditioning
 from tests.support.hearing import SAMPLES, add_audiomae
 from tests.support.speaking import write_speech_model
 
-REQUEST = dict(audio_length_in_s=0.5, num_inference_steps=2)
+REQUEST = dict(audio_length_in_s=0.25, num_inference_steps=1)
 PROMPTS = ["a dog barks", "rain on the roof, again and again"]
 CLOSE = 1e-4  # relative: batches of other sizes are added up in another order
 
@@ -164,9 +164,9 @@ FROM_A_SOUND: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("what", FROM_A_SOUND)
 def test_sound_counts_with_other_options(hearing: AudioLDM2, what: str):
+    options = dict(num_inference_steps=2) | FROM_A_SOUND[what]
     one, again, other = (
-        generate(hearing, PROMPTS[0], audio_prompt=noise(seed=seed), **FROM_A_SOUND[what])
-        for seed in (1, 1, 2)
+        generate(hearing, PROMPTS[0], audio_prompt=noise(seed=seed), **options) for seed in (1, 1, 2)
     )
     assert torch.equal(one.audio, again.audio) and distance(other.audio, one.audio) > 1e-4
     kept = slice(0, 1_200) if what == "a remade part" else slice(0)
@@ -176,11 +176,16 @@ def test_sound_counts_with_other_options(hearing: AudioLDM2, what: str):
 def test_speech_model_hears_a_voice_and_speaks_the_words(tiny_folder: Path, tmp_path, encoded):
     folder = add_audiomae(write_speech_model(tmp_path / "speech", tiny_folder), tmp_path / "hearing")
     model = audioldm2.load(folder, device="cpu")
-    words = dict(transcription="one two", num_inference_steps=1)
-    model.generate(audio_prompt=noise(), **words)
-    model.generate("", **words)
-    assert torch.equal(encoded[0].gpt2_context, model.hear(noise()))
-    assert torch.equal(encoded[0].text_context, encoded[1].text_context)  # phonemes
+    sound, words = noise(), dict(num_inference_steps=1, audio_length_in_s=0.25)
+    model.generate(audio_prompt=sound, heard=3, transcription="one two", **words)
+    model.generate(audio_prompt=sound, heard=3, transcription="seven", **words)
+    assert torch.equal(encoded[0].gpt2_context[:, :3], model.hear(sound)[:, :3])
+    assert distance(encoded[1].gpt2_context[:, 3:], encoded[0].gpt2_context[:, 3:]) > 1e-3
+    for heard in (None, 8):
+        with pytest.raises(
+            ArgumentError, match=r"heard is 8, all vectors of GPT-2; .* from 0 to 7: a speech"
+        ):
+            model.generate(audio_prompt=sound, heard=heard, transcription="one two", **words)
 
 
 # Ranking ----------------------------------------------------------------------------------------------------
@@ -257,7 +262,7 @@ def test_record_names_the_sound_of_each_prompt(hearing: AudioLDM2, file: Path):
     assert first["heard"] == second["heard"] == 2
     assert first["audio_prompt"]["file"] == "noise.wav" and second["audio_prompt"]["file"] is None
     assert [each["audio_prompt"]["seconds"] for each in (first, second)] == [0.64, 0.6]
-    given = generate(hearing, audio=wave, prompt="", audio_length_in_s=None).record()["audio"]
+    given = generate(hearing, audio=wave, prompt="", audio_length_in_s=None, strength=0).record()["audio"]
     assert second["audio_prompt"] == given  # file, sha256, rate and seconds
     assert result.of_prompt(1).record()["audio_prompt"] == second["audio_prompt"]
     assert generate(hearing, audio_prompt=wave).record()["heard"] == 8
