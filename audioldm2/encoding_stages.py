@@ -97,6 +97,11 @@ class EncodingStages:
         """Whether it is a speech model, which speaks a transcription in the voice that a prompt describes."""
         return self.phoneme_tokenizer is not None
 
+    @property
+    def hears(self) -> bool:
+        """Whether it has an AudioMAE, and so takes a sound as a prompt."""
+        return "audiomae" in self.networks.configs
+
     @inference
     def encode_audio(self, wave: Any, sample_rate: int | None = None) -> Tensor:
         """Encode sounds as latents: what `decode` and `vocode` turn into sounds again.
@@ -268,7 +273,7 @@ class EncodingStages:
     def _require_audiomae(self) -> None:
         """Raise ValueError, which says what to do, for a model that cannot read a sound as a prompt."""
         name, configs = self.source or "this model", self.networks.configs
-        if "audiomae" in configs:
+        if self.hears:
             return
         if "gpt2" not in configs:
             raise ValueError(f"{name} has no GPT-2, so a sound cannot take the place of GPT-2's vectors.")
