@@ -75,8 +75,8 @@ def test_all_heard_are_the_vectors_of_the_sound_bit_for_bit(hearing: AudioLDM2, 
     assert torch.equal(encoded[0].gpt2_context, loa)
     assert torch.equal(generate(hearing, PROMPTS[0], audio_prompt=str(file), heard=8).audio, all_heard.audio)
     generate(hearing, PROMPTS[0], audio_prompt=file, heard=3)
-    expected = hearing.encode_prompt(PROMPTS[0], loa=loa, heard=3)
-    assert torch.equal(encoded[-1].gpt2_context, expected.gpt2_context)
+    three_heard = encoded[-1].gpt2_context
+    assert torch.equal(three_heard, hearing.encode_prompt(PROMPTS[0], loa=loa, heard=3).gpt2_context)
 
 
 def test_sound_and_text_both_change_the_result(hearing: AudioLDM2):
