@@ -237,7 +237,7 @@ class AudioLDM2(Adaptable, Stages):
                 self.networks, tokenizer, self.clap_mel, read, of_texts, rate
             )
         if heard and alike:
-            sounds = [each.wave for each in heard for _ in range(request.candidates)]
+            sounds = [each.normalized for each in heard for _ in range(request.candidates)]
             like = [sound for sound, count in zip(sounds, counts, strict=True) for _ in range(count)]
             scores[alike] = clap_score.score_likeness(
                 self.networks,

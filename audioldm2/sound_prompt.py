@@ -1,12 +1,4 @@
-"""A sound as the prompt: read, checked and brought to what AudioMAE reads. No network runs here.
-
-Source: AudioLDM 2 (arXiv 2308.05734), section III-B. For the level and length of sounds: `read_wav_file` in
-audioldm_train/utilities/data/dataset.py of haoheliu/AudioLDM-training-finetuning.
-
-AudioMAE reads a sound as the denoiser's training prepared it: at 16 kHz, without its mean, at a peak of 0.5,
-with silence behind it up to the length that AudioMAE reads (10.24 s in the published models). Of a longer
-sound upstream takes a stretch at random; here it is the first one, with a warning.
-"""
+"""A sound as the prompt: read, checked and cut to what AudioMAE reads. No network runs here."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from audioldm2.audio import PEAK, SAMPLE_RATE, SILENCE, audiomae_fbank, mean_and_peak, read
+from audioldm2.audio import PEAK, SAMPLE_RATE, SILENCE, mean_and_peak, read
 from audioldm2.audio.fbank import HOP
 from audioldm2.editing.input_sound import InputSound
 from audioldm2.errors import ArgumentError
@@ -30,7 +21,7 @@ from audioldm2.prompt.encode import TruncationWarning
 class SoundPrompt:
     """A sound at AudioMAE's rate, 16 kHz."""
 
-    wave: Tensor  # float32 (samples,) on the CPU
+    wave: Tensor  # float32 (samples,) on the CPU, as loud as it was given
     label: str  # what messages call it
     record: dict[str, Any]  # of the sound as it was given, as plain values for JSON
 
@@ -41,7 +32,7 @@ class SoundPrompt:
         return cls(sound.wave, label, sound.record())
 
     def cut(self, config: AudioMAEConfig) -> "SoundPrompt":
-        """The first stretch, which AudioMAE reads, at the level of training.
+        """The first stretch, which AudioMAE reads.
 
         Raises:
             ArgumentError: it is silent.
@@ -57,17 +48,16 @@ class SoundPrompt:
                 TruncationWarning,
                 stacklevel=2,
             )
-        mean, peak = mean_and_peak(wave)
-        if not peak > SILENCE:
+        if not mean_and_peak(wave)[1] > SILENCE:
             allowed = f"be louder than -120 dB in its first {seconds:g} s, which AudioMAE reads"
             raise ArgumentError(self.label, wave, allowed, given="begins with silence")
-        return replace(self, wave=(wave - mean) * (PEAK / peak))
+        return replace(self, wave=wave)
 
-    def fbank(self, config: AudioMAEConfig) -> Tensor:
-        """The spectrogram of a sound that was cut: (1, frames, mels)."""
-        padded = torch.zeros(1, config.frames * HOP, device="cpu", dtype=torch.float32)
-        padded[0, : len(self.wave)] = self.wave
-        return audiomae_fbank(padded, config.frames, config.mels)
+    @property
+    def normalized(self) -> Tensor:
+        """The wave at the level of the model's own sounds: without its mean, at a peak of 0.5."""
+        mean, peak = mean_and_peak(self.wave)
+        return (self.wave - mean) * (PEAK / peak)
 
 
 def texts_beside(options: GenerationOptions) -> list[str]:

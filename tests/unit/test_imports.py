@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "prompt": {"models", "runtime"},
     "clap_score": {"audio", "models", "prompt", "runtime"},
     "sound_prompt": {"audio", "editing", "models", "options", "prompt"},
-    "language_of_audio": {"audio", "runtime", "sound_prompt"},
+    "language_of_audio": {"audio", "models", "runtime", "sound_prompt"},
     "evaluation": {
         *("audio", "clap_score", "options", "pipeline", "prompt", "runtime", "table_files", "training"),
     },
