@@ -213,9 +213,8 @@ def test_parts_of_a_timeline_without_a_text_are_ranked_by_the_sound(hearing: Aud
     )
     for score, wave in zip(found.scores[0], found.audio[0], strict=True):
         text = hearing.score("rain", wave[:6_400])
-        vectors = clap_score.embed_sounds(
-            hearing.networks, hearing.clap_mel, [wave[6_400:], found.request.sound_prompts[0].normalized], 16_000
-        )
+        pair = [wave[6_400:], found.request.sound_prompts[0].normalized]
+        vectors = clap_score.embed_sounds(hearing.networks, hearing.clap_mel, pair, 16_000)
         torch.testing.assert_close(score, (text[0] + vectors[0] @ vectors[1]) / 2, atol=1e-5, rtol=0)
 
 
