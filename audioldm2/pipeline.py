@@ -237,7 +237,8 @@ class AudioLDM2(Adaptable, Stages):
                 self.networks, tokenizer, self.clap_mel, read, of_texts, rate
             )
         if heard and alike:
-            sounds = [each.normalized for each in heard for _ in range(request.candidates)]
+            levelled = {each: each.normalized for each in dict.fromkeys(heard)}
+            sounds = [levelled[each] for each in heard for _ in range(request.candidates)]
             like = [sound for sound, count in zip(sounds, counts, strict=True) for _ in range(count)]
             scores[alike] = clap_score.score_likeness(
                 self.networks,

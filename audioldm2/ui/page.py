@@ -65,7 +65,7 @@ class Server:
         except ArgumentError as error:
             return {form.field_of(error) or "prompt": form.sentence(error)}
         except OSError as error:
-            name = "audio_prompt" if error.filename == values.get("audio_prompt") else "audio"
+            name = "audio_prompt" if str(error.filename) == values.get("audio_prompt") else "audio"
             return {name: "Your sound is no longer on the server; upload it again."}
         return {}
 

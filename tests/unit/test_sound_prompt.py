@@ -12,9 +12,11 @@ from torch import Tensor
 
 import audioldm2
 from audioldm2 import AudioLDM2, Result, clap_score
+from audioldm2.adapters import writing
 from audioldm2.audio import SAMPLE_RATE, write_wav
 from audioldm2.errors import ArgumentError
 from audioldm2.prompt.conditioning import Conditioning
+from tests.support.adapters import random_adapter
 from tests.support.hearing import SAMPLES, add_audiomae
 from tests.support.speaking import write_speech_model
 
@@ -191,12 +193,17 @@ def test_speech_model_hears_a_voice_and_speaks_the_words(tiny_folder: Path, tmp_
 # Ranking ----------------------------------------------------------------------------------------------------
 
 
-def test_candidates_without_a_text_are_ranked_by_likeness_to_the_sound(hearing: AudioLDM2):
-    sounds = [noise(seed=1), noise(8_000, seed=2)]
-    found = generate(
-        hearing, ["", PROMPTS[0], ""], audio_prompt=[sounds[0], sounds[0], sounds[1]],
-        num_waveforms_per_prompt=3,
-    )  # fmt: skip
+def test_candidates_without_a_text_are_ranked_by_likeness_to_the_sound(hearing: AudioLDM2, monkeypatch):
+    sounds, embed, embedded = [noise(seed=1), noise(8_000, seed=2)], clap_score.embed_sounds, []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            clap_score, "embed_sounds", lambda *given: embedded.append(len(given[2])) or embed(*given)
+        )
+        found = generate(
+            hearing, ["", PROMPTS[0], ""], audio_prompt=[sounds[0], sounds[0], sounds[1]],
+            num_waveforms_per_prompt=3,
+        )  # fmt: skip
+    assert embedded == [3, 2, 6]  # those with a text; the two sounds, once each; those without a text
     for row, sound in ((0, sounds[0]), (2, sounds[1])):
         vectors = clap_score.embed_sounds(hearing.networks, hearing.clap_mel, [*found.audio[row]], 16_000)
         level = 0.5 * (sound - sound.mean()) / (sound - sound.mean()).abs().max()
@@ -233,6 +240,16 @@ def test_every_residence_gives_the_same_sound(hearing_folder: Path, hearing: Aud
     expected = generate(hearing, PROMPTS[0], audio_prompt=noise()).audio
     assert distance(generate(model, PROMPTS[0], audio_prompt=noise()).audio, expected) < CLOSE
     assert not model.networks._users["audiomae"]
+
+
+def test_model_with_an_adapter_hears_the_same(hearing_folder: Path, hearing: AudioLDM2, tmp_path, encoded):
+    configs = hearing.networks.configs
+    writing.write(random_adapter(configs), tmp_path / "oud", configs)
+    model = audioldm2.load(hearing_folder, device="cpu")
+    model.load_lora(tmp_path / "oud")
+    adapted, plain = (generate(each, PROMPTS[0], audio_prompt=noise()).audio for each in (model, hearing))
+    assert torch.equal(encoded[0].gpt2_context, encoded[1].gpt2_context)
+    assert distance(adapted, plain) > 1e-3
 
 
 def test_threads_hear_different_sounds_on_one_model(hearing_folder: Path, hearing: AudioLDM2):
