@@ -78,10 +78,6 @@ class LoRAStage(AdaptingStage):
     def trainable(self) -> tuple[str, ...]:
         return tuple(name for name in lora.NETWORKS if name in self.recipe.adapted)
 
-    def frozen(self) -> tuple[str, ...]:
-        used = (*super().trainable(), *super().frozen())
-        return tuple(name for name in used if name not in self.trainable())
-
     def dtype_of(self, name: str) -> torch.dtype:
         """Of the weights below the adapters too, which are float32 themselves."""
         return torch.bfloat16 if self.recipe.frozen_bf16 else torch.float32
