@@ -103,8 +103,13 @@ UNETS = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", UNETS)
-@pytest.mark.parametrize("time, mel", [(16, 8), (13, 4), (61, 8), (25, 16)])
+@pytest.mark.parametrize(
+    "kind, time, mel",
+    [
+        *(("base", *size) for size in ((16, 8), (13, 4), (61, 8), (25, 16))),
+        *((kind, 61, 8) for kind in UNETS if kind != "base"),
+    ],
+)
 def test_unet(tmp_path, kind, time, mel):
     model = reference.unet(**UNETS[kind])
     network = ours("unet", model, tmp_path)

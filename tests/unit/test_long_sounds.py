@@ -165,8 +165,13 @@ def test_frames_of_a_timeline_follow_their_own_prompts(tiny_model):
 
 
 @pytest.mark.exhaustive
-@by_sampler
-@pytest.mark.parametrize(("window", "turn"), [(None, 1), (0.4, 4), (0.4, 17)])
+@pytest.mark.parametrize(
+    ("sampling", "window", "turn"),
+    [
+        *((SAMPLINGS[0], *how) for how in ((None, 1), (0.4, 4), (0.4, 17))),
+        *((sampling, 0.4, 17) for sampling in SAMPLINGS[1:]),
+    ],
+)
 def test_rolled_noise_gives_a_rolled_loop(tiny_model, sampling, window, turn):
     noise = torch.randn(tiny_model.sound.latents(2, FRAMES))
     arguments = dict(loop=True, window_seconds=window, seed=[4, 9], **sampling)
