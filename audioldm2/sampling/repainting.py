@@ -17,6 +17,7 @@ the sigma of every call in order.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,11 +45,11 @@ class Walk:
     def __post_init__(self) -> None:
         SAMPLERS[self.sampler].check(self.schedule, self.steps, self.eta, self.karras)
 
-    @property
+    @cached_property
     def times(self) -> list[float]:
         return times(self.sampler, self.schedule, self.steps, self.karras)
 
-    @property
+    @cached_property
     def sigmas(self) -> list[float]:
         return sigmas(self.sampler, self.schedule, self.steps, self.karras)
 
