@@ -294,7 +294,7 @@ class LDMStage(Stage[LDMRecipe]):
                 errors = self.errors(captions[rows], draws.of(rows))
                 loss = share * torch.stack([weight * error for weight, error in errors.values()]).sum()
                 found = {"loss": loss}
-                if self.helpers:
+                if len(errors) > 1 or self.helpers:
                     found |= {name: share * error for name, (_, error) in errors.items()}
                 for name, value in found.items():
                     metrics[name] = metrics.get(name, 0.0) + value.detach()
@@ -331,28 +331,42 @@ class LDMStage(Stage[LDMRecipe]):
 
     def errors(self, captions: list[str], draws: Draws) -> dict[str, tuple[float, Tensor]]:
         """Computes what the loss is a sum of: names to weights and errors."""
-        mean, x0, eps, t, dropped, clap_dropped, offset = draws
+        mean, dropped = draws.mean, draws.dropped
         weight, errors = self.recipe.auxiliary_weight, {}
         alone = self.done < self.recipe.auxiliary_steps
         if alone:  # a dropped caption would teach GPT-2 nothing
             dropped = torch.zeros_like(dropped)
         with self.autocast():
-            cond = self.encode(captions, dropped, offset, clap_dropped)
+            cond = self.encode(captions, dropped, draws.offset, draws.clap_dropped)
             if weight:
                 assert cond.gpt2_context is not None, "make_helpers requires GPT-2"
                 error = auxiliary_loss(self.helpers["head"], cond.gpt2_context, mean, dropped)
                 errors["auxiliary"] = weight, error
         if alone:
             return errors
-        alpha_bar = self.alpha_bar[t].to(self.device)
+        return errors | self.denoising_errors(captions, draws, cond)
+
+    def denoising_errors(
+        self, captions: list[str], draws: Draws, cond: Conditioning
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Computes the denoiser's part of `errors`."""
+        noisy, alpha_bar = self.noisy(draws)
+        predicted = self.predict(noisy, draws.t, cond, recompute=self.recipe.recompute)
+        return {"noise": (1.0, noise_loss(predicted, draws.eps, alpha_bar, self.recipe.min_snr))}
+
+    def noisy(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Returns the noisy latents, and alpha_bar at their times, (batch,)."""
+        alpha_bar = self.alpha_bar[draws.t].to(self.device)
         signal, noise = (part.sqrt().view(-1, 1, 1, 1) for part in (alpha_bar, 1 - alpha_bar))
+        return signal * draws.x0 + noise * draws.eps, alpha_bar
+
+    def predict(self, noisy: Tensor, t: Tensor, cond: Conditioning, *, recompute: bool = False) -> Tensor:
+        """Returns the noise that the denoiser predicts, float32."""
         with self.autocast():
-            predicted = self.network("unet")(
-                signal * x0 + noise * eps, t.to(self.device), **cond.tensors,
-                recompute=self.recipe.recompute,
-            )  # fmt: skip
-        errors["noise"] = 1.0, noise_loss(predicted.float(), eps, alpha_bar, self.recipe.min_snr)
-        return errors
+            predicted: Tensor = self.network("unet")(
+                noisy, t.to(self.device), **cond.tensors, recompute=recompute
+            )
+        return predicted.float()
 
     @torch.no_grad()
     def validation_step(
