@@ -84,10 +84,26 @@ def _fbank(sound: InputSound, config: AudioMAEConfig, label: str) -> Tensor:
             TruncationWarning,
             stacklevel=2,
         )
-    mean, peak = mean_and_peak(wave)
-    if not peak > SILENCE:
+    if not mean_and_peak(wave)[1] > SILENCE:
         allowed = f"be louder than -120 dB in its first {seconds:g} s, which AudioMAE reads"
         raise ArgumentError(label, wave, allowed, given="begins with silence")
-    padded = torch.zeros(1, samples, device="cpu", dtype=torch.float32)
-    padded[0, : len(wave)] = (wave - mean) * (PEAK / peak)
+    return spectrograms(wave[None], config)
+
+
+def spectrograms(waves: Tensor, config: AudioMAEConfig) -> Tensor:
+    """Compute what AudioMAE reads of clips, each at the level of training; a silent clip stays silent.
+
+    Args:
+        waves: float (batch, samples) at 16 kHz, one sample or more; what AudioMAE has no room for is cut off.
+        config: of AudioMAE.
+
+    Returns:
+        float32 (batch, frames, mels), on the CPU.
+    """
+    samples = config.frames * HOP
+    padded = torch.zeros(len(waves), samples, device="cpu", dtype=torch.float32)
+    for row, wave in zip(padded, waves[:, :samples].cpu(), strict=True):
+        mean, peak = mean_and_peak(wave)
+        if peak > SILENCE:
+            row[: len(wave)] = (wave - mean) * (PEAK / peak)
     return audiomae_fbank(padded, config.frames, config.mels)

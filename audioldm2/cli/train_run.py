@@ -22,6 +22,7 @@ from audioldm2.cli.streams import report
 from audioldm2.errors import ArgumentError, require_choice
 from audioldm2.training import STAGES, run_folder, sources
 from audioldm2.training.cache_filling import count_clips
+from audioldm2.training.conditioned import ConditionedRecipe
 from audioldm2.training.data import AtTrainedLevel, Captioned
 from audioldm2.training.distributed import ALONE, Ranks
 from audioldm2.training.ldm import LDMRecipe, LDMStage
@@ -128,7 +129,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def clips_of(settings: Settings, recipe: Recipe, rate: int, workers: int) -> ClipSettings:
-    captioned = STAGES[settings.stage].captioned
+    captioned = STAGES[settings.stage].reads_captions(recipe)
     return ClipSettings(
         recipe.seconds, rate, settings.seed, recipe.pad, recipe.normalize, captioned, recipe.crops, workers
     )
@@ -211,10 +212,10 @@ def begin(given: argparse.Namespace, ranks: Ranks, device: torch.device, worlds:
             settings = replace(settings, recipe=asdict(recipe))
         # This raises what is wrong before anything is written.
         stage = kind(checkpoint, recipe, device, given.seed)
-        if isinstance(recipe, LDMRecipe) and recipe.cache_gb:
+        if isinstance(recipe, ConditionedRecipe) and recipe.cache_gb:
             count_clips(data, recipe.pool, recipe.cache_gb)
-        stage.require_captions(data.captions() if kind.captioned else ())
-        if isinstance(recipe, LDMRecipe) and validation is not None:
+        stage.require_captions(data.captions() if kind.reads_captions(recipe) else ())
+        if isinstance(recipe, ConditionedRecipe) and validation is not None and kind.reads_captions(recipe):
             require_spoken(validation.captions(), "phonemes" in checkpoint.configs, checkpoint.source)
         if given.prompts and "phonemes" in checkpoint.configs:
             allowed = "be left out: samples of a model that speaks say what the data say"

@@ -124,15 +124,26 @@ class AudioMAE(nn.Module):
 
     def encode(self, fbank: Tensor) -> Tensor:
         """Vectors (batch, patches, dim) of the patches of spectrograms (batch, frames, mels)."""
+        return torch.stack(self.last_blocks(fbank)).mean(dim=0)
+
+    def last_blocks(self, fbank: Tensor, visible: Tensor | None = None) -> list[Tensor]:
+        """The normed outputs of the last blocks, as many as are averaged: each (batch, patches, dim).
+
+        fbank:   (batch, frames, mels).
+        visible: (batch, some) int, the patches that it reads; None for all. The others do not take part, as
+                 in training.
+        """
         x = self.patch_embed(fbank.unsqueeze(1))  # (batch, dim, rows, columns)
-        x = x.flatten(2).transpose(1, 2)  # (batch, patches, dim)
-        first = self.class_embedding.expand(len(x), -1, -1)  # (batch, 1, dim)
-        x = torch.cat([first, x], dim=1) + self.position_embedding  # (batch, 1 + patches, dim)
+        x = x.flatten(2).transpose(1, 2) + self.position_embedding[:, 1:]  # (batch, patches, dim)
+        if visible is not None:
+            x = x.gather(1, visible.unsqueeze(2).expand(-1, -1, x.shape[2]))  # (batch, some, dim)
+        first = self.class_embedding + self.position_embedding[:, :1]  # (1, 1, dim)
+        x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)  # (batch, 1 + patches, dim)
         after = []
         for block in self.blocks:
             x = block(x)
             after.append(x[:, 1:])  # (batch, patches, dim)
-        return torch.stack([self.norm_out(x) for x in after[-self.config.averaged :]]).mean(dim=0)
+        return [self.norm_out(x) for x in after[-self.config.averaged :]]
 
 
 def pooled(x: Tensor, config: AudioMAEConfig) -> Tensor:

@@ -123,14 +123,36 @@ class GPT2(nn.Module):
         Returns (batch, new_vectors, dim).
         """
         new_vectors = self.config.new_vectors if new_vectors is None else new_vectors
-        place = torch.arange(x.shape[1] + new_vectors - 1, device=x.device)  # positions count padding
-        kept = mask.any(dim=0).nonzero().squeeze(1)
-        position, place = place[kept], place[x.shape[1] :]
-        x, mask = x[:, kept], mask[:, kept]  # (batch, kept, dim), (batch, kept)
-        past = [Past(len(kept) + new_vectors - 1) for _ in self.blocks]
+        place = torch.arange(x.shape[1], x.shape[1] + new_vectors - 1, device=x.device)
+        x, position, mask = _without_padding(x, mask)
+        past = [Past(x.shape[1] + new_vectors - 1) for _ in self.blocks]
         generated = []
         for step in range(new_vectors):
             x = self(x, position, mask, past)[:, -1:]  # (batch, 1, dim)
             generated.append(x)
             position, mask = place[step : step + 1], F.pad(mask, (0, 1), value=True)
         return torch.cat(generated, dim=1)
+
+    def predict(self, x: Tensor, mask: Tensor, following: Tensor) -> Tensor:
+        """What `generate` would write at each place, had it written `following` before (teacher forcing).
+
+        x, mask:   as in `generate`.
+        following: (batch, new, dim), the vectors that are to be predicted.
+        Returns (batch, new, dim): the first after x alone, the last after all of `following` but its last.
+        """
+        new = following.shape[1]
+        place = torch.arange(x.shape[1], x.shape[1] + new - 1, device=x.device)
+        x, position, mask = _without_padding(x, mask)
+        x = torch.cat([x, following[:, :-1]], dim=1)  # (batch, kept + new - 1, dim)
+        past = [Past(x.shape[1]) for _ in self.blocks]
+        position, mask = torch.cat([position, place]), F.pad(mask, (0, new - 1), value=True)
+        return self(x, position, mask, past)[:, -new:]
+
+
+def _without_padding(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Drop what is padding in every row: vectors (batch, kept, dim), positions (kept,), mask (batch, kept).
+
+    Positions count padding.
+    """
+    kept = mask.any(dim=0).nonzero().squeeze(1)
+    return x[:, kept], kept, mask[:, kept]

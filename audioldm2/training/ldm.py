@@ -15,6 +15,15 @@ What a dropped caption's conditioning is, and which are dropped together, follow
 
 The saved model records the reading, and generation follows it.
 
+Where the model has AudioMAE, the denoiser can learn on the language of audio (LOA) of the very clip in place
+of GPT-2's vectors, as in the paper:
+
+- `gt_loa` is the share of clips for which it does. At 1, GPT-2 does not run and captions are not read (T5
+  reads an empty text): self-supervised training on sounds alone. Upstream trains jointly at 0.25.
+- `loa_weight` adds the L1 error of GPT-2's vectors to the loss, each predicted after the true ones before it.
+  Upstream counts it twice.
+- `rollout_gradients`: whether the denoiser's loss trains GPT-2 too, through the vectors that it generates.
+
 A model that speaks has a phoneme encoder in T5's place, which learns too. Its captions carry what is said
 (spoken.py). Its GPT-2 learns slowly from the denoiser's loss alone, so `LDMRecipe.auxiliary_weight` adds
 another: a linear layer, which is not part of the model, predicts the frames of the latent from GPT-2's
@@ -24,83 +33,79 @@ vectors. It stands in for the AudioMAE features of upstream, which GPT-2 predict
 Source: Ho et al. 2020, "DDPM" (arXiv 2006.11239), algorithm 1; Ho & Salimans 2022 (arXiv 2207.12598) for the
 dropped captions; haoheliu/AudioLDM-training-finetuning, `LatentDiffusion.get_input` and
 `CLAPAudioEmbeddingClassifierFreev2.forward`, for how upstream drops them; AudioLDM 2 (arXiv 2308.05734),
-section III. The paper first trains GPT-2 to predict AudioMAE features of the sound (`models.audiomae`); here
-GPT-2 learns from the denoiser's loss.
+section III, and `AudioMAEConditionCTPoolRandTFSeparated` and `Sequence2AudioMAE` of the same code for LOA.
 
-Traps
-- With "reference", an empty caption is padded to the length of the caption that it replaces: guidance encodes
-  a missing negative prompt that way, and GPT-2's output depends on the padding (see prompt/encode.py).
-- Generation never pads prompts. But the text networks run once per distinct length in a batch, which for
-  small networks takes half of a step. Lengths are therefore rounded up to a grid of every `LENGTH_STEP`th,
-  whose offset is drawn at each step: GPT-2 sees every position, and every caption with no padding and with a
-  little.
-
-The file is a little long because it explains how captions are dropped, in which two schools differ.
+Trap: with "reference", an empty caption is padded to the length of the caption that it replaces: guidance
+encodes a missing negative prompt that way, and GPT-2's output depends on the padding (see prompt/encode.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from audioldm2.adapters.writing import hash_of
-from audioldm2.checkpoints.storage import TOKENIZERS, Checkpoint, schedule_of
+from audioldm2.checkpoints.storage import Checkpoint, schedule_of
 from audioldm2.errors import ArgumentError
-from audioldm2.models.unet import GPT2, T5
+from audioldm2.models.unet import GPT2
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.conditioning import Conditioning
-from audioldm2.prompt.encode import UNCONDITIONAL, Row, TextEncoders, encode_rows, negative_row
-from audioldm2.prompt.words import Word
-from audioldm2.training.cache import CachedTexts, TensorCache, cached_latents, training_cache
-from audioldm2.training.cache_filling import fill
-from audioldm2.training.data import Captioned
+from audioldm2.prompt.encode import UNCONDITIONAL, Row, encode_rows, negative_row
+from audioldm2.prompt.openings import Opening
+from audioldm2.training.conditioned import LENGTH_STEP, ConditionedRecipe, ConditionedStage
+from audioldm2.training.loa import pack, predict_loa, unpack
 from audioldm2.training.losses import noise_loss
 from audioldm2.training.recipe import Recipe
-from audioldm2.training.speech import FrameHead, KeptRows, PhonemeIds, auxiliary_loss, require_spoken
-from audioldm2.training.stage import Sample, Stage
+from audioldm2.training.speech import FrameHead, KeptRows, auxiliary_loss
+from audioldm2.training.stage import Sample
 
-LENGTH_STEP = 4  # tokens between padded lengths
 VALIDATION_TIMES = 8  # parts of the schedule; each validation clip is noised to one time in each
 
 
 @dataclass(frozen=True)
-class LDMRecipe(Recipe):
+class LDMRecipe(ConditionedRecipe):
     """The defaults are upstream's, with Stable Diffusion's average of the weights."""
 
-    normalize: bool = True
     steps: int = 1_500_000
-    warmup: int = 5000
-    weight_decay: float = 0.01
     ema: float = 0.9999
     prompt_dropout: float = 0.1  # fraction of captions that are dropped
     unconditional: str = "trained"  # what stands for a dropped caption: "trained" or "reference", see above
-    clap_dropout: float = 0.1  # fraction of clips for which CLAP alone reads an empty text
-    accumulate: int = 1  # parts of a batch that are computed one after the other; the loss stays the same
     recompute: bool = (
         False  # keep only the inputs of the denoiser's layers: less memory, one more forward pass
     )
-    frozen_bf16: bool = False  # hold the weights that do not learn in bfloat16; needs bf16 or fp16
-    cache_gb: float = 0.0  # of latents and text vectors, kept on disk (cache.py); 0: none
     min_snr: float | None = None  # gamma of min-SNR weighting, such as 5; null: no weighting
-    train_t5: bool = False  # True for a T5 that was not pretrained
     train_gpt2: bool = True  # False: GPT-2 and what it reads stay, and the denoiser learns alone
     latent_noise: bool = True  # learn samples of the VAE's latents, as upstream; False: their means
+    gt_loa: float = 0.0  # share of clips whose LOA stands in place of GPT-2's vectors; 1: no captions
+    loa_weight: float = 0.0  # of GPT-2's error in predicting LOA; 0: none
+    rollout_gradients: bool = True  # the denoiser's loss trains GPT-2 through the vectors that it generates
     auxiliary_weight: float = 0.0  # of the error of latent frames predicted from GPT-2's vectors; 0: none
     auxiliary_steps: int = 0  # first steps, with this error alone: the denoiser does not run or learn yet
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        alone = self.gt_loa == 1  # the denoiser never meets GPT-2
         self.require(
             prompt_dropout=(0 <= self.prompt_dropout <= 1, "be from 0 to 1"),
-            clap_dropout=(0 <= self.clap_dropout <= 1, "be from 0 to 1"),
-            accumulate=(1 <= self.accumulate <= self.batch, "be from 1 to the batch size"),
-            frozen_bf16=(self.bf16 or self.fp16 or not self.frozen_bf16, "be false without bf16 or fp16"),
-            cache_gb=(self.cache_gb >= 0, "be at least 0"),
             unconditional=(self.unconditional in UNCONDITIONAL, f"be one of {', '.join(UNCONDITIONAL)}"),
-            auxiliary_weight=(self.auxiliary_weight >= 0, "be at least 0"),
+            gt_loa=(
+                0 <= self.gt_loa <= 1 and (not alone or self.unconditional == "trained"),
+                "be from 0 to 1, and 1 with unconditional 'trained' alone",
+            ),
+            loa_weight=(
+                self.loa_weight >= 0 and not (self.loa_weight and (alone or not self.train_gpt2)),
+                "be at least 0, and 0 where GPT-2 does not learn: with gt_loa 1, or train_gpt2 false",
+            ),
+            rollout_gradients=(
+                self.rollout_gradients or self.loa_weight > 0,
+                "be true without loa_weight, since nothing else teaches GPT-2",
+            ),
+            auxiliary_weight=(
+                self.auxiliary_weight >= 0 and not (self.auxiliary_weight and alone),
+                "be at least 0, and 0 with gt_loa 1",
+            ),
             auxiliary_steps=(
                 self.auxiliary_steps >= 0 and (self.auxiliary_weight > 0 or not self.auxiliary_steps),
                 "be at least 0, and 0 without auxiliary_weight",
@@ -112,6 +117,9 @@ class LDMRecipe(Recipe):
         )
 
 
+SomeRecipe = TypeVar("SomeRecipe", bound=LDMRecipe)
+
+
 class Draws(NamedTuple):
     """What chance gives a step: of each clip the latent, its noise and time, and what is dropped."""
 
@@ -121,19 +129,20 @@ class Draws(NamedTuple):
     t: Tensor  # (batch,)
     dropped: Tensor  # (batch,) bool, captions
     clap_dropped: Tensor  # (batch,) bool, captions for CLAP alone
-    offset: int  # of the padded lengths, see `LENGTH_STEP`
+    offset: int  # of the padded lengths, see `conditioned.LENGTH_STEP`
+    loa: Tensor | None = None  # (batch, tokens, dim), where the recipe reads it
+    heard: Tensor | None = None  # (batch,) bool: its LOA stands in place of GPT-2's vectors
 
     def of(self, rows: slice) -> "Draws":
         """Those of some clips."""
-        mean, x0, eps, t, dropped, clap_dropped, offset = self
-        return Draws(mean[rows], x0[rows], eps[rows], t[rows], dropped[rows], clap_dropped[rows], offset)
+        parts = (each[rows] if isinstance(each, Tensor) else each for each in self)
+        return Draws(*parts)  # type: ignore[arg-type]
 
 
-class LDMStage(Stage[LDMRecipe]):
+class LDMStage(ConditionedStage[LDMRecipe]):
     """Trains the denoiser and the networks that condition nothing else."""
 
     name = "ldm"
-    captioned = True
     generates = True
     recipes: ClassVar = {
         "published": LDMRecipe(),
@@ -148,28 +157,13 @@ class LDMStage(Stage[LDMRecipe]):
     def __init__(
         self, checkpoint: Checkpoint, recipe: LDMRecipe, device: torch.device, seed: int = 0
     ) -> None:
-        super().__init__(checkpoint, recipe, device, seed)
-        tokenizers: dict[str, Any] = {
-            name: kind.from_folder(checkpoint.tokenizers[name])
-            for name, kind in TOKENIZERS.items()
-            if name in checkpoint.tokenizers
-        }
-        self.encoders = TextEncoders(
-            self.networks,
-            tokenizers.get("clap_tokenizer"),
-            tokenizers.get("t5_tokenizer"),
-            self.words(),
-        )
-        self.phoneme_ids = PhonemeIds(checkpoint) if self.speaks else None
-        self.kept = KeptRows()  # of a model that speaks, while GPT-2 does not learn
-        self.cache: TensorCache | None = None
-        self.hashes: dict[str, str] = {}  # of the weights of networks
-        if recipe.cache_gb:
-            self.cache = TensorCache(training_cache(), recipe.cache_gb * 1e9)
-            texts = [name for name in ("clap_text", "t5") if name in self.frozen()]
-            self.encoders = CachedTexts(
-                self.encoders, self.cache, {name: self._settings_of(name) for name in texts}
+        if (recipe.gt_loa or recipe.loa_weight) and GPT2 not in checkpoint.configs["unet"].roles:
+            allowed = f"be 0 for {checkpoint.source}, whose denoiser reads no vectors of GPT-2"
+            raise ArgumentError(
+                "gt_loa" if recipe.gt_loa else "loa_weight", True, allowed, given="is above 0"
             )
+        super().__init__(checkpoint, recipe, device, seed)
+        self.kept = KeptRows()  # of a model that speaks, while GPT-2 does not learn
         self.schedule = schedule_of(checkpoint, checkpoint.source)
         self.alpha_bar = self.schedule.alpha_bar.float()  # (steps,)
 
@@ -186,20 +180,19 @@ class LDMStage(Stage[LDMRecipe]):
             return recipe
         return replace(recipe, unconditional=checkpoint.unconditional, clap_dropout=0.0)
 
-    @property
-    def speaks(self) -> bool:
-        """Whether the model has a phoneme encoder in T5's place."""
-        return "phonemes" in self.initial.configs
+    @classmethod
+    def reads_captions(cls, recipe: Recipe) -> bool:
+        return not isinstance(recipe, LDMRecipe) or recipe.gt_loa < 1
 
     @property
-    def _continuing(self) -> tuple[str, ...]:
-        """GPT-2 and what it alone reads."""
-        used = GPT2 in self.initial.configs["unet"].roles
-        return (("projection", "gpt2") if used else ()) + (("phonemes",) if self.speaks else ())
+    def reads_loa(self) -> bool:
+        """Whether AudioMAE reads the clips."""
+        return bool(self.recipe.gt_loa or self.recipe.loa_weight)
 
     @property
-    def _reads_t5(self) -> bool:
-        return bool({GPT2, T5} & self.initial.configs["unet"].roles) and not self.speaks
+    def only_loa(self) -> bool:
+        """Whether the denoiser never meets a caption."""
+        return self.recipe.gt_loa == 1
 
     def make_helpers(self) -> dict[str, nn.Module]:
         """Builds the layer that predicts latents from GPT-2's vectors, if the recipe asks for its error."""
@@ -212,39 +205,39 @@ class LDMStage(Stage[LDMRecipe]):
         mel = configs["hifigan"].mels // self.downsampling
         return {"head": FrameHead(configs["gpt2"].dim, configs["vae"].latent_channels, mel)}
 
-    def require_captions(self, captions: Sequence[str]) -> None:
-        require_spoken(captions, self.speaks, self.initial.source)
-
     def trainable(self) -> tuple[str, ...]:
+        if self.only_loa:
+            return ("unet",)
         return (
             "unet",
-            *(self._continuing if self.recipe.train_gpt2 else ()),
-            *(("t5",) if self._reads_t5 and self.recipe.train_t5 else ()),
+            *(self.continuing if self.recipe.train_gpt2 else ()),
+            *(("t5",) if self.reads_t5 and self.recipe.train_t5 else ()),
         )
 
     def frozen(self) -> tuple[str, ...]:
-        config = self.initial.configs["unet"]
-        return (
+        config, trainable = self.initial.configs["unet"], self.trainable()
+        used = (
+            "unet",
             "vae",
+            *(("audiomae",) if self.reads_loa else ()),
             *(("clap_text",) if config.film_dim or GPT2 in config.roles else ()),
-            *(("t5",) if self._reads_t5 and not self.recipe.train_t5 else ()),
-            *(() if self.recipe.train_gpt2 else self._continuing),
+            *(("t5",) if self.reads_t5 else ()),
+            *self.continuing,
         )
-
-    def dtype_of(self, name: str) -> torch.dtype:
-        """Of the networks that do not learn, half where the recipe says so."""
-        return torch.bfloat16 if self.recipe.frozen_bf16 and name in self.frozen() else torch.float32
+        return tuple(name for name in used if name not in trainable)
 
     @torch.no_grad()
     def prepare(self, wave: Tensor) -> Tensor:
-        """Encodes clips to means and standard deviations of latents: (batch, 2, channels, time, mel)."""
-        if self.cache is None:
-            return self.encode_clips(wave)
-        return cached_latents(self.cache, self._settings_of("vae"), wave, self.encode_clips).to(self.device)
+        """Encodes clips to means and standard deviations of latents: (batch, 2, channels, time, mel).
+
+        Where the recipe reads LOA, a row holds that too; see `loa.pack`.
+        """
+        latents = self.cached("vae", wave, self.encode_clips).to(self.device)
+        return pack(latents, self.loa(wave)) if self.reads_loa else latents
 
     @torch.no_grad()
     def encode_clips(self, wave: Tensor) -> Tensor:
-        """What `prepare` returns, computed."""
+        """Computes the latents that `prepare` returns."""
         with self.autocast():
             parts = [
                 torch.stack(self.network("vae").encode(self.mel(wave[rows].to(self.device)).unsqueeze(1)), 1)
@@ -252,61 +245,11 @@ class LDMStage(Stage[LDMRecipe]):
             ]
         return torch.cat(parts).float()
 
-    def parts(self, clips: int) -> list[slice]:
-        """Returns the rows of each part of a batch, as many parts as the recipe wants."""
-        size = -(-clips // self.recipe.accumulate)
-        return [slice(first, first + size) for first in range(0, clips, size)]
-
-    def _settings_of(self, name: str) -> tuple[object, ...]:
-        """What the output of a frozen network depends on, beside its input."""
-        if name not in self.hashes:
-            self.hashes[name] = hash_of(self.initial.states, [name])
-        shape = (self.front_end, self.downsampling) if name == "vae" else ()
-        return self.hashes[name], self.recipe.precision, self.dtype_of(name), *shape
-
-    def compute_ahead(
-        self, data: Captioned, validation: Captioned | None, report: Callable[[str], object],
-        should_stop: Callable[[], object],
-    ) -> None:  # fmt: skip
-        """Fills the cache, and frees the networks whose whole output it holds."""
-        if self.cache is None:
-            return
-        with self.autocast():
-            complete = fill(
-                cast(CachedTexts, self.encoders), self.prepare, data, validation, size=self.recipe.batch,
-                pool=self.recipe.pool, report=report, should_stop=should_stop, ranks=self.ranks,
-            )  # fmt: skip
-        if complete:
-            freed = [name for name in ("vae", "clap_text", "t5") if name in self.frozen()]
-            for name in freed:
-                self.networks.release(name)
-            report(f"cache: {self.cache.bytes / 1e9:.3g} GB; freed {', '.join(freed)}")
-
-    def training_step(
-        self, clips: Tensor, captions: list[str], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        draws = self.draw(clips, generator)
-        metrics: dict[str, Tensor] = {}
-
-        def parts() -> Iterator[Tensor]:
-            for rows in self.parts(len(clips)):
-                share = len(captions[rows]) / len(clips)
-                errors = self.errors(captions[rows], draws.of(rows))
-                loss = share * torch.stack([weight * error for weight, error in errors.values()]).sum()
-                found = {"loss": loss}
-                if len(errors) > 1 or self.helpers:
-                    found |= {name: share * error for name, (_, error) in errors.items()}
-                for name, value in found.items():
-                    metrics[name] = metrics.get(name, 0.0) + value.detach()
-                yield loss
-
-        grad_norm = self.optimizer.step(parts(), self.done)
-        return metrics | {"grad_norm": grad_norm}
-
     def draw(self, clips: Tensor, generator: torch.Generator) -> Draws:
-        """Draws what a step needs for clips (batch, 2, channels, time, mel)."""
+        """Draws what a step needs for prepared clips."""
         recipe = self.recipe
-        mean, x0 = self.latents(clips, generator)
+        latents, loa = self._parted(clips)
+        mean, x0 = self.latents(latents, generator)
         eps = self.randn_like(x0, generator)
         whole, rows = self.whole_batch(clips), self.ranks.rows
         t = rows(torch.randint(self.schedule.steps, (whole,), generator=generator))
@@ -314,14 +257,21 @@ class LDMStage(Stage[LDMRecipe]):
         dropped = torch.rand(decisions, generator=generator) < recipe.prompt_dropout
         dropped = rows(dropped.expand(whole))
         offset = int(torch.randint(LENGTH_STEP, (), generator=generator))
-        clap_dropped = torch.zeros(len(clips), dtype=torch.bool)
-        if recipe.clap_dropout:
-            clap_dropped = rows(torch.rand(whole, generator=generator) < recipe.clap_dropout)
-        return Draws(mean, x0, eps, t, dropped, clap_dropped, offset)
+        clap_dropped = self.draw_bools(clips, recipe.clap_dropout, generator)
+        heard = self.draw_bools(clips, recipe.gt_loa, generator) if self.reads_loa else None
+        return Draws(mean, x0, eps, t, dropped, clap_dropped, offset, loa, heard)
 
-    def latents(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Returns the means of clips (batch, 2, channels, time, mel), and what the denoiser learns."""
-        mean, std = clips.unbind(dim=1)
+    def _parted(self, clips: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The latents (batch, 2, channels, time, mel) and LOA of prepared clips."""
+        if not self.reads_loa:
+            return clips, None
+        configs = self.initial.configs
+        shape = (2, configs["vae"].latent_channels, -1, configs["hifigan"].mels // self.downsampling)
+        return unpack(clips, shape, (configs["gpt2"].new_vectors, configs["gpt2"].dim))
+
+    def latents(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns the means of latents (batch, 2, channels, time, mel), and what the denoiser learns."""
+        mean, std = latents.unbind(dim=1)
         sample = mean + std * self.randn_like(std, generator)
         return mean, sample if self.recipe.latent_noise else mean
 
@@ -331,19 +281,25 @@ class LDMStage(Stage[LDMRecipe]):
 
     def errors(self, captions: list[str], draws: Draws) -> dict[str, tuple[float, Tensor]]:
         """Computes what the loss is a sum of: names to weights and errors."""
-        mean, dropped = draws.mean, draws.dropped
-        weight, errors = self.recipe.auxiliary_weight, {}
-        alone = self.done < self.recipe.auxiliary_steps
+        recipe, errors = self.recipe, {}
+        dropped = draws.dropped
+        alone = self.done < recipe.auxiliary_steps
         if alone:  # a dropped caption would teach GPT-2 nothing
             dropped = torch.zeros_like(dropped)
         with self.autocast():
-            cond = self.encode(captions, dropped, draws.offset, draws.clap_dropped)
-            if weight:
+            cond = self.encode(
+                captions, dropped, draws.offset, draws.clap_dropped, loa=draws.loa, heard=draws.heard
+            )
+            if recipe.auxiliary_weight:
                 assert cond.gpt2_context is not None, "make_helpers requires GPT-2"
-                error = auxiliary_loss(self.helpers["head"], cond.gpt2_context, mean, dropped)
-                errors["auxiliary"] = weight, error
+                error = auxiliary_loss(self.helpers["head"], cond.gpt2_context, draws.mean, dropped)
+                errors["auxiliary"] = recipe.auxiliary_weight, error
+            if recipe.loa_weight:
+                errors["loa"] = recipe.loa_weight, self.loa_error(captions, draws, dropped)
         if alone:
             return errors
+        if not recipe.rollout_gradients and cond.gpt2_context is not None:
+            cond = replace(cond, gpt2_context=cond.gpt2_context.detach())
         return errors | self.denoising_errors(captions, draws, cond)
 
     def denoising_errors(
@@ -368,14 +324,27 @@ class LDMStage(Stage[LDMRecipe]):
             )
         return predicted.float()
 
+    def loa_error(self, captions: list[str], draws: Draws, dropped: Tensor) -> Tensor:
+        """Computes the L1 error of GPT-2's vectors, each after the true ones; 0 for a dropped caption."""
+        assert draws.loa is not None
+        rows = self.rows(captions, torch.zeros_like(dropped), draws.offset, draws.clap_dropped)
+        predicted = predict_loa(self.networks, self.encoders, rows, draws.loa)
+        error = (predicted.float() - draws.loa).abs().mean(dim=(1, 2))  # (batch,)
+        return (error * ~dropped.to(error.device)).mean()
+
     @torch.no_grad()
     def validation_step(
         self, clips: Tensor, captions: list[str], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Computes the error of the predicted noise, unweighted, over all times and in each part of them."""
-        _, x0 = self.latents(clips, generator)
+        """Computes the error of the predicted noise, unweighted, over all times and in each part of them.
+
+        The denoiser reads what it will read in use: GPT-2's vectors, but LOA where it learns on that alone.
+        """
+        latents, loa = self._parted(clips)
+        _, x0 = self.latents(latents, generator)
+        none = torch.zeros(len(clips), dtype=torch.bool)
         with self.autocast():
-            cond = self.encode(captions, torch.zeros(len(clips), dtype=torch.bool))
+            cond = self.encode(captions, none, loa=loa, heard=~none if self.only_loa else none)
         edges = [round(part * self.schedule.steps / VALIDATION_TIMES) for part in range(VALIDATION_TIMES + 1)]
         metrics = {}
         for first, end in pairwise(edges):
@@ -399,41 +368,54 @@ class LDMStage(Stage[LDMRecipe]):
             unconditional=recipe.unconditional,
         )  # fmt: skip
 
+    def rows(
+        self, captions: list[str], dropped: Tensor, offset: int | None = None,
+        clap_dropped: Tensor | None = None, *, loa: Tensor | None = None, heard: Tensor | None = None,
+    ) -> list[Row]:  # fmt: skip
+        """Returns what captions are encoded from; the arguments are those of `encode`."""
+        rows, no = [], torch.zeros_like(dropped)
+        captions = [""] * len(captions) if self.only_loa else captions
+        lengths = self.padded_lengths(captions, None if self.only_loa else offset)
+        flags = (dropped, no if clap_dropped is None else clap_dropped, no if heard is None else heard)
+        for place, (caption, length, drop, drop_clap, hears) in enumerate(
+            zip(captions, lengths, *(each.tolist() for each in flags), strict=True)
+        ):
+            if drop:
+                rows.append(negative_row(self.encoders, "", length, self.recipe.unconditional))
+                continue
+            opening = Opening(loa[place]) if hears and loa is not None else None
+            spoken = self.phoneme_ids(caption) if self.phoneme_ids and not self.only_loa else ()
+            text = "" if drop_clap else caption
+            rows.append(Row(caption, text, length, phonemes=spoken, opening=opening))
+        return rows
+
     def encode(
         self, captions: list[str], dropped: Tensor, offset: int | None = None,
-        clap_dropped: Tensor | None = None,
+        clap_dropped: Tensor | None = None, *, loa: Tensor | None = None, heard: Tensor | None = None,
     ) -> Conditioning:  # fmt: skip
         """Encodes captions, with gradients into the networks that are trained.
 
         Args:
             captions: one per clip.
             dropped: (batch,) bool, True where the unconditional conditioning replaces the caption's.
-            offset: pads captions to this many tokens, below LENGTH_STEP, or to a multiple of LENGTH_STEP
-                more. None: no padding, as in generation.
+            offset: of padded lengths, as in `padded_lengths`.
             clap_dropped: (batch,) bool, True where CLAP reads an empty text.
+            loa: (batch, tokens, dim) of the clips.
+            heard: (batch,) bool, True where these stand in place of GPT-2's vectors.
         """
-        encoders, rows = self.encoders, []
-        without_clap = torch.zeros_like(dropped) if clap_dropped is None else clap_dropped
-        for caption, drop, drop_clap in zip(captions, dropped.tolist(), without_clap.tolist(), strict=True):
-            encoders.warn_if_cut(caption)
-            length = encoders.length(caption)
-            length += 0 if offset is None or self.speaks else (offset - length) % LENGTH_STEP
-            if drop:
-                rows.append(negative_row(encoders, "", length, self.recipe.unconditional))
-            else:
-                spoken = self.phoneme_ids(caption) if self.phoneme_ids else ()
-                rows.append(Row(caption, "" if drop_clap else caption, length, phonemes=spoken))
-        if self.speaks and not self.recipe.train_gpt2:
-            return Conditioning.cat(self.kept(self.networks, encoders, rows))
-        return Conditioning.cat(encode_rows(self.networks, encoders, rows))
-
-    def words(self) -> tuple[Word, ...]:
-        """Returns new words that captions may contain."""
-        return ()
+        rows = self.rows(captions, dropped, offset, clap_dropped, loa=loa, heard=heard)
+        if self.speaks and not self.recipe.train_gpt2 and not self.reads_loa:
+            return Conditioning.cat(self.kept(self.networks, self.encoders, rows))
+        return Conditioning.cat(encode_rows(self.networks, self.encoders, rows))
 
     def samples(self, model: AudioLDM2, wave: Tensor, captions: list[str]) -> Iterator[Sample]:
-        """Yields a generated sound for each caption, always from the same noise."""
+        """Yields a generated sound for each caption, or like each clip, always from the same noise."""
+        if self.only_loa:
+            texts, given = [""] * len(wave), {"audio_prompt": list(wave)}
+            captions = [f"like clip {i}" for i in range(len(wave))]
+        else:
+            texts, given = captions, {}
         spoken = [self.phoneme_ids.spelled(each) for each in captions] if self.phoneme_ids else None
-        result = model.generate(captions, phonemes=spoken, audio_length_in_s=self.recipe.seconds)
+        result = model.generate(texts, phonemes=spoken, audio_length_in_s=self.recipe.seconds, **given)
         for i, caption in enumerate(captions):
             yield Sample(f"{i}-{caption}", result.audio[i, 0], result.mel[i])

@@ -93,10 +93,6 @@ class LoRAStage(AdaptingStage):
     def trainable(self) -> tuple[str, ...]:
         return tuple(name for name in lora.NETWORKS if name in self.recipe.adapted)
 
-    def frozen(self) -> tuple[str, ...]:
-        used = (*super().trainable(), *super().frozen())
-        return tuple(name for name in used if name not in self.trainable())
-
     def dtype_of(self, name: str) -> torch.dtype:
         """Of the weights below the adapters too, which are float32 themselves."""
         return torch.bfloat16 if self.recipe.frozen_bf16 else torch.float32
@@ -146,7 +142,10 @@ class LoRAStage(AdaptingStage):
         with lora.switched_off(self.network(name) for name in self.trained):
             if set(self.trained) != {"unet"}:
                 with self.autocast():
-                    cond = self.encode(captions, draws.dropped, draws.offset, draws.clap_dropped)
+                    cond = self.encode(
+                        captions, draws.dropped, draws.offset, draws.clap_dropped, loa=draws.loa,
+                        heard=draws.heard,
+                    )  # fmt: skip
             return self.predict(noisy[rows], draws.t[rows], cond[rows])
 
     def adapter(self) -> Adapter:

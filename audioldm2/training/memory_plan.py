@@ -26,6 +26,7 @@ import torch
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import ArgumentError
 from audioldm2.training.cache import SUFFIX, training_cache
+from audioldm2.training.conditioned import CACHED
 from audioldm2.training.data import Captioned, decoded_bytes, distinct
 from audioldm2.training.ldm import LDMRecipe, LDMStage
 from audioldm2.training.rehearsal import Rehearsal, rehearse
@@ -35,7 +36,6 @@ RUNTIME = {"cpu": 0.5 * GB, "cuda": 0.8 * GB}  # Python and PyTorch; on a GPU it
 # What allocators and kernels take over what is alive: gaps, copies in other layouts. On a CPU it is measured.
 LOOSE = {"cpu": 1.5, "cuda": 1.15}
 SPARE = 1.1  # of the cache, for what is estimated
-FREED = ("vae", "clap_text", "t5")  # once the cache has all that they compute, unless they learn
 
 Measure = Callable[[type[LDMStage], Checkpoint, LDMRecipe, str], Rehearsal]
 
@@ -107,7 +107,7 @@ def peak(
     batch = recipe.batch // share
     rows = ceil(batch / recipe.accumulate)
     weights = measured.weights
-    freed = set(FREED) - set(measured.trainable) if cached else set()
+    freed = set(CACHED) - set(measured.trainable) if cached else set()
     numbers = measured.learning // 4
     second_moment = 4 if recipe.optimizer == "muon" else 8  # bytes of state for each number
     # While no activations are alive: on GPUs, AdamW updates all parameters at once, with a copy of them; on

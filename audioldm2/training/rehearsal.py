@@ -150,7 +150,11 @@ def _loss(stage: LDMStage, latents: Tensor, caption: str, clips: int) -> Tensor:
     x0 = torch.zeros(clips, *latents.shape[2:])
     dropped = torch.tensor([False] * clips)
     t = torch.zeros(clips, dtype=torch.long)
-    draws = Draws(x0, x0.clone(), x0.clone(), t, dropped, dropped, 0)
+    loa = heard = None
+    if stage.reads_loa:
+        gpt2 = stage.initial.configs["gpt2"]
+        loa, heard = torch.zeros(clips, gpt2.new_vectors, gpt2.dim), ~dropped if stage.only_loa else dropped
+    draws = Draws(x0, x0.clone(), x0.clone(), t, dropped, dropped, 0, loa, heard)
     return stage.loss([caption] * clips, draws)
 
 

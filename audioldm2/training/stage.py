@@ -139,6 +139,11 @@ class Stage(Generic[SomeRecipe]):
             recipe, seconds=checkpoint.seconds, normalize=recipe.normalize and checkpoint.normalized
         )
 
+    @classmethod
+    def reads_captions(cls, recipe: Recipe) -> bool:
+        """Whether the data has to have captions."""
+        return cls.captioned
+
     # What each stage defines --------------------------------------------------------------------------------
 
     def trainable(self) -> tuple[str, ...]:

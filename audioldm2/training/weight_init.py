@@ -79,6 +79,30 @@ def _gpt2(network: Any) -> None:
             linear.weight /= math.sqrt(2 * len(network.blocks))
 
 
+def _audiomae(network: Any) -> None:
+    """As in MAE (arXiv 2111.06377): positions from sines, and patches embedded as by a linear layer."""
+    _transformer(network)
+    nn.init.xavier_uniform_(network.patch_embed.weight.flatten(1))
+    nn.init.zeros_(network.patch_embed.bias)
+    nn.init.normal_(network.class_embedding, std=0.02)
+    network.position_embedding[:, 1:] = sincos_positions(network.config.dim, network.config.grid)
+
+
+def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
+    """Returns sines and cosines of each patch's place: (patches, dim), patches numbered in time first.
+
+    Args:
+        dim: of a vector, a multiple of 4: a quarter each for sines and cosines of column, then of row.
+        grid: rows over time and columns over frequency.
+
+    Source: `get_2d_sincos_pos_embed` of facebookresearch/mae.
+    """
+    frequency = 10_000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))  # (dim/4,)
+    row, column = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
+    angles = (each.reshape(-1, 1) * frequency for each in (column, row))  # each (patches, dim/4)
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()
+
+
 def _projection(network: Any) -> None:
     """The framing vectors start random; upstream starts all four at ones, which a norm cannot tell apart."""
     _transformer(network)
@@ -163,6 +187,7 @@ INITIALIZERS: dict[str, Callable[[nn.Module], None]] = {
     "t5": _t5,
     "projection": _projection,
     "phonemes": _phonemes,
+    "audiomae": _audiomae,
     "gpt2": _gpt2,
     "unet": _unet,
     "hifigan": _hifigan,

@@ -80,10 +80,6 @@ class WordStage(AdaptingStage):
     def trainable(self) -> tuple[str, ...]:
         return ("t5",)
 
-    def frozen(self) -> tuple[str, ...]:
-        used = (*super().trainable(), *super().frozen())
-        return tuple(name for name in used if name != "t5")
-
     def make_trainable(self, name: str) -> Vectors:
         """Returns the word's vectors, as they are at first."""
         recipe = self.recipe

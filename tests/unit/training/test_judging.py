@@ -14,7 +14,16 @@ from audioldm2.training.run_folder import remove_model
 from tests.support.crashes import Noise, Toy
 from tests.support.training import Clips, clips, parameter_copies, stage_of
 
-SHORT = {"vae": 0.32, "vocoder": 0.256, "clap": 0.8, "ldm": 0.32, "lora": 0.32, "word": 0.32}
+SHORT = {
+    "audiomae": 1.28,
+    "loa": 0.32,
+    "vae": 0.32,
+    "vocoder": 0.256,
+    "clap": 0.8,
+    "ldm": 0.32,
+    "lora": 0.32,
+    "word": 0.32,
+}
 
 
 def toy(checkpoint: storage.Checkpoint, steps: int = 8) -> Toy:

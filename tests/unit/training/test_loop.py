@@ -13,7 +13,7 @@ from audioldm2.training import STAGES, Stage, loop, run_folder
 from audioldm2.training.judging import SAMPLE_CLIPS
 from audioldm2.training.recipe import override
 from tests.support.crashes import Noise, Toy
-from tests.support.training import Clips
+from tests.support.training import READ_SOUNDS, Clips, hearing
 
 QUICK = {
     "vae": {"seconds": 0.32, "adversary_start": 2, "adversary_width": 8, "ema": 0.9},
@@ -22,11 +22,14 @@ QUICK = {
         "seconds": 0.256, "additive_until": 1, "adversary_start": 2, "adversary_width": 4, "through_vae": 0.5
     },
     "clap": {"seconds": 0.8},
+    "audiomae": {"seconds": 1.28},
+    "loa": {"seconds": 0.32, "clap_dropout": 0.5, "pool": 0},
     "ldm": {"seconds": 0.32, "prompt_dropout": 0.5},
 }  # fmt: skip
 
 
 def stage_of(name: str, checkpoint: storage.Checkpoint, **values) -> Stage:
+    checkpoint = hearing(checkpoint) if name in READ_SOUNDS else checkpoint
     changes = QUICK[name] | {"batch": 2, "warmup": 0} | values
     recipe = override(STAGES[name].recipes["small"], changes, "the test's recipe")
     return STAGES[name](checkpoint, recipe, torch.device("cpu"), seed=5)

@@ -18,6 +18,8 @@ from tests.support.training import QUICK, clips, parameter_copies, stage_of
         ("vae", 2, 0.32, 40, 1e-2, "l1", 0.2),
         ("vocoder", 2, 0.256, 60, 2e-3, "mel", 0.5),
         ("clap", 6, 0.8, 40, 3e-3, "loss", 0.5),
+        ("audiomae", 4, 1.28, 60, 3e-3, "loss", 0.8),
+        ("loa", 4, 0.32, 60, 3e-3, "loss", 0.5),
         ("ldm", 4, 0.32, 120, 3e-3, "loss", 0.65),
     ],
 )
@@ -41,6 +43,9 @@ def test_stage_overfits_a_few_clips(
         ("vocoder", {"through_vae": 0.5}, {"hifigan"}, {"vae"}),
         ("clap", {}, {"clap_text", "clap_audio"}, set()),
         ("clap", {"train_text": False, "noise": 0.5}, {"clap_audio"}, {"clap_text"}),
+        ("audiomae", {}, {"audiomae"}, set()),
+        ("loa", {"train_t5": False}, {"projection", "gpt2"}, {"audiomae", "clap_text", "t5", "unet"}),
+        ("loa", {"train_t5": True}, {"projection", "gpt2", "t5"}, {"audiomae", "clap_text", "unet"}),
         ("ldm", {"train_t5": False}, {"unet", "projection", "gpt2"}, {"vae", "clap_text", "t5"}),
         ("ldm", {"train_t5": True}, {"unet", "projection", "gpt2", "t5"}, {"vae", "clap_text"}),
     ],
