@@ -44,10 +44,10 @@ RANGE = 60 / 20 * log(10)  # nepers below a sound's peak that count: 60 dB, as f
 WAYS: dict[str, tuple[dict[str, Any], float, tuple[str, ...]]] = {
     "lora": (
         {
-            "like": "small", "steps": 600, "batch": 16, "learning_rate": 3e-3, "seconds": SECONDS,
-            "pool": 960, "prior_weight": 2.0,
+            "like": "small", "steps": 500, "batch": 16, "learning_rate": 3e-3, "seconds": SECONDS,
+            "pool": 736, "prior_weight": 4.0,
         },
-        0.6667,
+        0.5,
         ("--lora", "4"),
     ),
     "finetune": ({"like": "finetune", "steps": 160, "batch": 8}, 0.5, ("--stage", "ldm")),
