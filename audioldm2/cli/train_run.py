@@ -87,7 +87,8 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
     recipe = override(base, values, f"the recipe {name or like}")
     if name is not None:
         why = f"from --config {name}"
-    return recipe, f"recipe {like}, {why}: {in_short(kind, recipe)}; --config chooses another, --show prints it all"
+    short = in_short(kind, recipe)
+    return recipe, f"recipe {like}, {why}: {short}; --config chooses another, --show prints it all"
 
 
 def fitted(
