@@ -136,6 +136,42 @@ def score_sounds(
     return scores, sorted(unusable + overflows)
 
 
+def score_likeness(
+    networks: Networks,
+    front_end: MelSettings,
+    like: Sequence[Tensor],
+    like_rate: int,
+    audio: Sequence[Tensor],
+    sample_rate: int,
+) -> Tensor:
+    """Score sounds against other sounds.
+
+    Args:
+        networks:    with "clap_audio".
+        front_end:   as for `score_sounds`.
+        like:        sounds (samples,), one for each; the same one is embedded once.
+        like_rate:   of these, Hz.
+        audio:       sounds (samples,), which are scored.
+        sample_rate: of these, Hz.
+
+    Returns:
+        The cosine of CLAP's vectors of each pair, float32 (sounds,) on the CPU, -1 to 1, NaN where a sound
+        cannot be scored.
+    """
+    different = {id(sound): sound for sound in like}
+    vectors = dict(
+        zip(different, embed_sounds(networks, front_end, list(different.values()), like_rate), strict=True)
+    )
+    wanted = torch.stack([vectors[id(sound)] for sound in like])  # (sounds, clap_dim)
+    scores = torch.full((len(audio),), torch.nan, dtype=torch.float32, device="cpu")
+    unusable = {row for row, _ in _find_unusable(audio)}
+    rows = [row for row in range(len(audio)) if row not in unusable]
+    if rows:
+        found = embed_sounds(networks, front_end, [audio[row] for row in rows], sample_rate)
+        scores[rows] = (wanted[rows] * found).sum(dim=-1)
+    return scores
+
+
 def _require_inputs(
     text: str | Sequence[str], audio: Sounds, sample_rate: int | Sequence[int]
 ) -> tuple[list[Tensor], list[int], list[str]]:

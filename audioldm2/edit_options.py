@@ -8,7 +8,13 @@ from torch import Tensor
 
 from audioldm2 import option_rules
 from audioldm2.errors import ArgumentError, require_choice, require_number
-from audioldm2.options import GenerationOptions, SamplingOptions, from_keywords, option
+from audioldm2.options import (
+    SOUND_PROMPT_OPTIONS,
+    GenerationOptions,
+    SamplingOptions,
+    from_keywords,
+    option,
+)
 from audioldm2.sampling.inversion import INVERTIBLE
 from audioldm2.sampling.repainting import Walk
 from audioldm2.sampling.schedule import NoiseSchedule
@@ -126,5 +132,6 @@ def edit_options(options: EditOptions | None, keywords: dict[str, Any]) -> EditO
 
 def refuse(name: str, value: Any) -> None:
     """Raise the ArgumentError for an option of `generate` that an edit does not have."""
-    given = "is set" if isinstance(value, Tensor) else None
-    raise ArgumentError(name, value, "be left out of an edit, which edits the whole sound", given=given)
+    given = "is set" if isinstance(value, Tensor) or name == "audio_prompt" else None
+    why = "is from a text to a text" if name in SOUND_PROMPT_OPTIONS else "edits the whole sound"
+    raise ArgumentError(name, value, f"be left out of an edit, which {why}", given=given)

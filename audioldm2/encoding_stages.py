@@ -14,8 +14,8 @@ from torch import Tensor
 
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
 from audioldm2.editing.input_sound import log_mels
-from audioldm2.errors import ArgumentError, require_texts
-from audioldm2.models.unet import GPT2
+from audioldm2.errors import ArgumentError, require_texts, require_whole
+from audioldm2.models.unet import GPT2, T5
 from audioldm2.options import for_each, negatives, require_one, require_unconditional
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.prompt.encode import encode
@@ -96,6 +96,11 @@ class EncodingStages:
     def speaks(self) -> bool:
         """Whether it is a speech model, which speaks a transcription in the voice that a prompt describes."""
         return self.phoneme_tokenizer is not None
+
+    @property
+    def hears(self) -> bool:
+        """Whether it has an AudioMAE, and so takes a sound as a prompt."""
+        return "audiomae" in self.networks.configs
 
     @inference
     def encode_audio(self, wave: Any, sample_rate: int | None = None) -> Tensor:
@@ -248,10 +253,27 @@ class EncodingStages:
         rate = self.sample_rate if sample_rate is None else sample_rate
         return language_of_audio.hear(self.networks, wave, rate)
 
+    def vectors_heard(self, heard: int | None = None) -> int:
+        """How many of GPT-2's vectors a sound prompt replaces: so many, or by default all of them.
+
+        A speech model has to write some of them: the denoiser finds the words nowhere else.
+
+        Raises:
+            ArgumentError: there are fewer, or none is left for the words.
+            ValueError: the model has no AudioMAE.
+        """
+        self._require_audiomae()
+        vectors = self.networks.configs["gpt2"].new_vectors
+        found = vectors if heard is None else require_whole("heard", heard, 0, vectors)
+        if found == vectors and self.speaks and T5 not in self.networks.configs["unet"].roles:
+            allowed = f"be from 0 to {vectors - 1}: a speech model speaks the words in the other vectors"
+            raise ArgumentError("heard", found, allowed, given=f"is {found}, all vectors of GPT-2")
+        return found
+
     def _require_audiomae(self) -> None:
         """Raise ValueError, which says what to do, for a model that cannot read a sound as a prompt."""
         name, configs = self.source or "this model", self.networks.configs
-        if "audiomae" in configs:
+        if self.hears:
             return
         if "gpt2" not in configs:
             raise ValueError(f"{name} has no GPT-2, so a sound cannot take the place of GPT-2's vectors.")

@@ -1,4 +1,4 @@
-"""The rules of the options for editing: each checks and normalises one value, and raises ArgumentError."""
+"""The rules of the options for given sounds: each checks and normalises one value; raises ArgumentError."""
 
 import os
 from pathlib import Path
@@ -29,8 +29,26 @@ def sound(name: str, value: Any) -> Path | Tensor | None:
     return wave.reshape(-1).to(torch.float32)
 
 
+def sounds(name: str, value: Any) -> Path | Tensor | list[Path | Tensor] | None:
+    """As `sound`; or a list of such sounds. A list of numbers is one sound."""
+    kinds = (str, os.PathLike, Tensor, np.ndarray)
+    if not isinstance(value, (list, tuple)) or not any(isinstance(each, kinds) for each in value):
+        return sound(name, value)
+    found = []
+    for place, each in enumerate(value):
+        one = sound(f"{name}[{place}]", each)
+        if one is None:
+            raise ArgumentError(f"{name}[{place}]", each, "be a sound file or floats (samples,)")
+        found.append(one)
+    return found
+
+
 def sample_rate(name: str, value: Any) -> int | None:
     return None if value is None else require_whole(name, value, 1, FASTEST_RATE)
+
+
+def heard(name: str, value: Any) -> int | None:
+    return None if value is None else require_whole(name, value, 0)
 
 
 def strength(name: str, value: Any) -> float | None:

@@ -35,6 +35,7 @@ from audioldm2.sampling.schedule import NoiseSchedule
 
 LARGEST_SEED = 2**63 - 1
 SPEECH_OPTIONS = ("transcription", "phonemes")  # of which a speech model requires one
+SOUND_PROMPT_OPTIONS = ("audio_prompt", "audio_prompt_sample_rate", "heard")
 OVERLAP = 0.2  # of neighbouring windows, unless asked otherwise
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -223,6 +224,22 @@ class GenerationOptions(SamplingOptions):
         None, _texts,
         "the same as phonemes (IPA, as espeak writes them), in place of a transcription",
         flag="--phonemes", metavar="IPA",
+    )  # fmt: skip
+    audio_prompt: Path | Tensor | list[Path | Tensor] | None = option(
+        None, option_rules.sounds,
+        "a sound file as the prompt, beside the text or without one: the result resembles it",
+        also="; floats (samples,) do as well. One for all prompts, or a list with one per prompt",
+        flag="--audio-prompt", metavar="FILE", parse=_path,
+    )  # fmt: skip
+    audio_prompt_sample_rate: int | None = option(
+        None, option_rules.sample_rate,
+        "of `audio_prompt` where it is not a file, Hz; by default the model's",
+    )  # fmt: skip
+    heard: int | None = option(
+        None, option_rules.heard,
+        "how many of the vectors that GPT-2 would write come from the sound prompt, one for each 1.28 s in "
+        "the published models, 20 ms in those that speak; GPT-2 adds the others (default: all)",
+        flag="--heard", metavar="N",
     )  # fmt: skip
     unconditional: str | None = option(
         None, require_unconditional,

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audioldm2 import clap_score, ops
+from audioldm2 import clap_score, language_of_audio, ops
 from audioldm2.adapters.model import Adaptable
+from audioldm2.audio import SAMPLE_RATE
 from audioldm2.denoiser import InWindows
 from audioldm2.edit_options import EditOptions, edit_options
 from audioldm2.editing.text_edit import TextEdit
@@ -28,6 +29,7 @@ from audioldm2.request import Request
 from audioldm2.result import Result
 from audioldm2.runtime import dtypes, memory
 from audioldm2.sampling.samplers import generator_noise
+from audioldm2.sound_prompt import cut
 from audioldm2.stages import OnStep, Stages
 
 
@@ -38,7 +40,7 @@ class AudioLDM2(Adaptable, Stages):
     @takes_options(GenerationOptions)
     def generate(
         self,
-        prompt: str | Sequence[Any],
+        prompt: str | Sequence[Any] | None = None,
         *,
         options: GenerationOptions | None = None,
         on_step: OnStep | None = None,
@@ -49,7 +51,8 @@ class AudioLDM2(Adaptable, Stages):
 
         Args:
             prompt: a text or a list of texts. Or a timeline, a list of (text, start, end) in seconds, which
-                is one sound; or a list of timelines that end together.
+                is one sound; or a list of timelines that end together. With a sound prompt it may be left
+                out: the text is then empty, and candidates are ranked by CLAP's cosine of the two sounds.
             options: the options below in one object; keywords replace some of them.
             on_step: called as on_step(step, t, x0) after each step; returning False stops and keeps x0.
             on_stage: called with the name of each stage as it begins. Sounds that do not fit into memory
@@ -58,7 +61,8 @@ class AudioLDM2(Adaptable, Stages):
 
         Raises:
             ArgumentError: an argument is not allowed; raised before any network runs.
-            OSError: the file of `audio` cannot be opened.
+            ValueError: the model cannot read a sound as a prompt, or cannot rank candidates.
+            OSError: the file of `audio`, or of a sound prompt, cannot be opened.
         """
         chosen = from_keywords(GenerationOptions, options, keywords)
         request = Request.resolve(prompt, chosen, self.sound, self.schedule)
@@ -67,7 +71,8 @@ class AudioLDM2(Adaptable, Stages):
             raise ArgumentError("prompt", prompt, allowed, given="is a timeline")
         spoken = self.spoken(len(request.prompts), chosen.transcription, chosen.phonemes)
         by = self.pronounced_by(request.transcriptions or ())
-        return self._sounds(replace(request, phonemes=spoken, pronounced_by=by), on_step, on_stage)
+        request = self._ready_to_hear(replace(request, phonemes=spoken, pronounced_by=by))
+        return self._sounds(request, on_step, on_stage)
 
     @inference
     @takes_options(EditOptions)
@@ -108,6 +113,14 @@ class AudioLDM2(Adaptable, Stages):
         request = Request.resolve_edit(audio, prompt, chosen, self.sound, self.schedule)
         return self._sounds(request, on_step, on_stage)
 
+    def _ready_to_hear(self, request: Request) -> Request:
+        """The request with what AudioMAE reads of its sound prompts. Raises as `generate` does."""
+        if request.sound_prompts is None:
+            return request
+        heard = self.vectors_heard(request.options.heard)
+        sounds = cut(request.sound_prompts, self.networks.configs["audiomae"])
+        return replace(request, sound_prompts=sounds, options=replace(request.options, heard=heard))
+
     def _sounds(
         self, request: Request, on_step: OnStep | None, on_stage: Callable[[str], object] | None
     ) -> Result:
@@ -143,13 +156,7 @@ class AudioLDM2(Adaptable, Stages):
         scores = None
         if request.candidates > 1:
             begin("ranking")
-            timelines = [each for each in request.spans for _ in range(request.candidates)]
-            texts, waves, counts = parts(timelines, audio, self.sample_rate)
-            texts = [for_clap(each, self.words) for each in texts]
-            scores, _ = clap_score.score_sounds(
-                self.networks, self._require_clap(), self.clap_mel, texts, waves, self.sample_rate
-            )
-            scores = torch.stack([of_parts.mean() for of_parts in scores.split(counts)])
+            scores = self._scores(request, audio)
         return Result.ranked(audio, z, mel, scores, self.sample_rate, request, self.describe())
 
     def _denoise_request(
@@ -162,8 +169,12 @@ class AudioLDM2(Adaptable, Stages):
         """The latents of a request, from noise or from the latent (1, ...) of a given sound, in slices."""
         options, edit, windows = request.options, request.edit, None
         at_once = self._sounds_at_once(request)
+        loa = None
+        if request.heard_sounds is not None:
+            begin("hearing the sound")
+            loa = language_of_audio.loa_of(self.networks, request.heard_sounds)
         begin("encoding the prompt")
-        conditioning, source = self._encode_request(request)
+        conditioning, source = self._encode_request(request, loa)
         generators = request.generators()
         noise = options.latents if options.latents is not None else self._noise(request, generators)
         if request.windows is None:
@@ -182,9 +193,10 @@ class AudioLDM2(Adaptable, Stages):
         return torch.cat(denoised)
 
     def _encode_request(
-        self, request: Request
+        self, request: Request, loa: Tensor | None
     ) -> tuple[Conditioning, tuple[Conditioning, SamplingOptions] | None]:
-        """The prompts of a request; of an edit by text also its source prompt, with how that guides.
+        """The prompts of a request with LOA of their sounds (prompts, vectors, dim), where there are any; of
+        an edit by text also its source prompt, with how that guides.
 
         These are encoded together, so that equal texts have equal tensors. The negative prompt belongs to the
         result: the source prompt is guided away from "".
@@ -194,6 +206,8 @@ class AudioLDM2(Adaptable, Stages):
         if isinstance(edit, TextEdit):
             source = edit.options.source()
             texts, against = [*texts, edit.source_prompt], [*against, ""]
+        if loa is not None:  # all texts of a timeline have the sound
+            loa = loa[[prompt for prompt, timeline in enumerate(request.spans) for _ in timeline]]
         guided = options.guided or (source is not None and source.guided)
         encoded = self.encode_prompt(
             texts,
@@ -201,8 +215,40 @@ class AudioLDM2(Adaptable, Stages):
             phonemes=request.phonemes,
             guided=guided,
             unconditional=options.unconditional,
+            loa=loa,
+            heard=None if loa is None else options.heard,
         )
         return (encoded, None) if source is None else (encoded[:-1], (encoded[-1], source))
+
+    def _scores(self, request: Request, audio: Tensor) -> Tensor:
+        """CLAP's cosine of each sound (sounds, samples) and its text, or its sound prompt where that is all
+        there is; of a timeline, the mean over its parts.
+        """
+        tokenizer, rate, heard = self._require_clap(), self.sample_rate, request.heard_sounds
+        timelines = [each for each in request.spans for _ in range(request.candidates)]
+        texts, waves, counts = parts(timelines, audio, rate)
+        alike = [row for row, text in enumerate(texts) if heard and not text.strip()]
+        others = sorted(set(range(len(texts))) - set(alike))
+        scores = torch.full((len(texts),), torch.nan, dtype=torch.float32, device="cpu")
+        if others:
+            read = [for_clap(texts[row], self.words) for row in others]
+            of_texts = [waves[row] for row in others]
+            scores[others], _ = clap_score.score_sounds(
+                self.networks, tokenizer, self.clap_mel, read, of_texts, rate
+            )
+        if heard and alike:
+            levelled = {each: each.normalized for each in dict.fromkeys(heard)}
+            sounds = [levelled[each] for each in heard for _ in range(request.candidates)]
+            like = [sound for sound, count in zip(sounds, counts, strict=True) for _ in range(count)]
+            scores[alike] = clap_score.score_likeness(
+                self.networks,
+                self.clap_mel,
+                [like[row] for row in alike],
+                SAMPLE_RATE,
+                [waves[row] for row in alike],
+                rate,
+            )
+        return torch.stack([of_parts.mean() for of_parts in scores.split(counts)])
 
     def _noise(self, request: Request, generators: list[torch.Generator]) -> Tensor:
         """What each seed draws first, whatever PyTorch's default device and dtype."""

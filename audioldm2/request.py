@@ -12,11 +12,19 @@ from audioldm2.edit_options import EditOptions
 from audioldm2.editing.edit import EDITING_OPTIONS, Edit
 from audioldm2.editing.text_edit import TextEdit
 from audioldm2.errors import ArgumentError, require_texts
-from audioldm2.options import LARGEST_SEED, SPEECH_OPTIONS, GenerationOptions, for_each, negatives
+from audioldm2.options import (
+    LARGEST_SEED,
+    SOUND_PROMPT_OPTIONS,
+    SPEECH_OPTIONS,
+    GenerationOptions,
+    for_each,
+    negatives,
+)
 from audioldm2.prompt.timeline import Span, Timeline, described, read_timelines, shares
 from audioldm2.prompt.timeline import seconds as end_of
 from audioldm2.sampling.schedule import NoiseSchedule
 from audioldm2.sampling.windows import Windows
+from audioldm2.sound_prompt import SoundPrompt, read_sound_prompts, texts_beside
 from audioldm2.sound_shape import SoundShape
 
 
@@ -35,12 +43,18 @@ class Request:
     pronounced_by: list[str] | None = None  # the same, of transcriptions: "table", or espeak with its version
     edit: Edit | TextEdit | None = None  # what happens to a given sound
     timelines: list[Timeline] | None = None  # one per sound, where those were asked for
+    sound_prompts: list[SoundPrompt] | None = None  # one per prompt, where those were given
     windows: Windows | None = None  # in which sounds are denoised; None: whole, each by one prompt
 
     @property
     def candidates(self) -> int:
         """Sounds per prompt."""
         return self.options.num_waveforms_per_prompt
+
+    @property
+    def heard_sounds(self) -> list[SoundPrompt] | None:
+        """The sound prompts; None where not one vector of theirs counts."""
+        return None if self.options.heard == 0 else self.sound_prompts
 
     def texts(self, negative: bool = False) -> list[str]:
         """The texts of all timelines, or for each of them the negative prompt of its sound."""
@@ -67,8 +81,9 @@ class Request:
 
         Raises:
             ArgumentError: the model cannot meet these options.
-            OSError: the file of `audio` cannot be opened.
+            OSError: the file of `audio`, or of a sound prompt, cannot be opened.
         """
+        prompt = texts_beside(options) if prompt is None else prompt
         timelines = read_timelines(prompt, sound.seconds(1), MAX_SECONDS)
         prompts = [described(each) for each in timelines] if timelines else require_texts("prompt", prompt)
         options.check_schedule(schedule)
@@ -97,6 +112,7 @@ class Request:
             phonemes=for_each("phonemes", options.phonemes, len(prompts)),
             edit=edit,
             timelines=timelines,
+            sound_prompts=read_sound_prompts(options, len(prompts), sound.sample_rate),
             windows=None if timelines is None and windows.whole else windows,
         )
 
@@ -140,12 +156,18 @@ class Request:
         by = self.pronounced_by[prompt] if self.pronounced_by else None
         return {"transcription": given, "phonemes": self.phonemes[prompt], "pronounced_by": by}
 
+    def sound_prompt_record(self, prompt: int) -> dict[str, Any]:
+        """The sound prompt of a prompt, for JSON; nothing without one."""
+        if self.sound_prompts is None:
+            return {}
+        return {"audio_prompt": self.sound_prompts[prompt].record, "heard": self.options.heard}
+
     def record(self) -> dict[str, Any]:
         """The options as plain values, for JSON; what was resolved replaces what was asked."""
         options = {each.name: getattr(self.options, each.name) for each in fields(self.options)}
         given = options.pop("latents") is not None
         options |= {"audio_length_in_s": self.seconds, "starting_latents_given": given}
-        for name in (*EDITING_OPTIONS, *SPEECH_OPTIONS):
+        for name in (*EDITING_OPTIONS, *SPEECH_OPTIONS, *SOUND_PROMPT_OPTIONS):
             del options[name]
         if self.windows is not None:
             options["windows"] = len(self.windows.starts)

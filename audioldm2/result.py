@@ -21,7 +21,7 @@ class Result:
 
     audio: Tensor  # float32 (prompts, waveforms, samples) on the CPU, best candidate first
     sample_rate: int  # Hz
-    scores: Tensor | None  # (prompts, waveforms), CLAP's cosine of sound and prompt; None when not ranked
+    scores: Tensor | None  # (prompts, waveforms), CLAP's cosine of sound and prompt; None: not ranked
     seeds: list[list[int]]  # (prompts, waveforms); each, with one waveform, reproduces its sound
     latents: Tensor  # (prompts * waveforms, channels, time, mel), clean, in the order of `audio`
     mel: Tensor  # (prompts * waveforms, time, mels), log-mel spectrograms, in the order of `audio`
@@ -94,6 +94,7 @@ class Result:
                 transcriptions=self.request.transcriptions and self.request.transcriptions[one],
                 phonemes=self.request.phonemes and self.request.phonemes[one],
                 pronounced_by=self.request.pronounced_by and self.request.pronounced_by[one],
+                sound_prompts=self.request.sound_prompts and self.request.sound_prompts[one],
             ),
         )
 
@@ -141,6 +142,7 @@ def settings_of(request: Request, model: dict[str, Any], sample_rate: int, promp
         **model,
         "prompt": request.prompt_record(prompt),
         **request.speech_record(prompt),
+        **request.sound_prompt_record(prompt),
         **request.record(),
         "negative_prompt": request.negative_prompts[prompt],
         "sample_rate": sample_rate,

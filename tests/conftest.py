@@ -83,3 +83,17 @@ def tiny_folder(tmp_path_factory) -> Path:
 def tiny_model(tiny_folder) -> audioldm2.AudioLDM2:
     """The model of `tiny_folder`, loaded on the CPU."""
     return audioldm2.load(tiny_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def hearing_folder(tiny_folder, tmp_path_factory) -> Path:
+    """The folder of the same model with an AudioMAE, which reads 1.28 s."""
+    from tests.support.hearing import add_audiomae
+
+    return add_audiomae(tiny_folder, tmp_path_factory.mktemp("hearing") / "model")
+
+
+@pytest.fixture(scope="session")
+def hearing(hearing_folder) -> audioldm2.AudioLDM2:
+    """The model of `hearing_folder`, loaded on the CPU."""
+    return audioldm2.load(hearing_folder, device="cpu")

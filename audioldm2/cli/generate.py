@@ -29,7 +29,7 @@ from audioldm2.cli.arguments import (
     values_of,
     whole_number,
 )
-from audioldm2.cli.output_files import plan_jobs, require_places, write
+from audioldm2.cli.output_files import plan_jobs, require_others, require_places, write
 from audioldm2.cli.speak import clips_asked, speak_job, take_transcription_file
 from audioldm2.cli.streams import one_line, print_path, print_result, report
 from audioldm2.cli.timeline import read_times, timeline
@@ -57,6 +57,7 @@ examples:
   audioldm2 "Techno music with a strong beat" --model cvssp/audioldm2 -o techno.wav
   audioldm2 "rain on a tin roof" --model ./base --negative-prompt "music" --candidates 3 -o rain.flac
   audioldm2 "a cat meows" --audio dog.wav --source "a dog barks" -o cat.wav
+  audioldm2 "far away" --audio-prompt dog.wav --model full.pth -o another.wav
   audioldm2 "A man speaks slowly" --model speech.pth --transcription "Hello, world." -o hello.wav
   audioldm2 --prompts prompts.txt -o sounds/        one prompt a line, one sound file each
   torchrun --nproc-per-node 8 -m audioldm2 --prompts prompts.csv -o sounds/      the same on eight GPUs
@@ -182,7 +183,10 @@ def run_here(arguments: Sequence[str]) -> int:
         width = max(map(len, SAMPLERS))
         print_result("\n".join(f"{name:<{width}}  {each.summary}" for name, each in SAMPLERS.items()))
         return 0
-    jobs = plan_jobs(given.prompt, given.prompts, given.output)
+    jobs = plan_jobs(given.prompt, given.prompts, given.output, given.audio_prompt)
+    require_others(
+        jobs, [given.audio, given.audio_prompt, *(job.line.audio_prompt for job in jobs if job.line)]
+    )
     require_places(jobs, with_record=given.json, with_picture=given.plot, replace=given.replace)
     later = read_times(given.at)
     if later and given.prompts is not None:
@@ -195,6 +199,8 @@ def run_here(arguments: Sequence[str]) -> int:
         options = edit_options_of(arguments)
         prompts = [job.prompt for job in jobs]
         Request.resolve_edit(given.audio, prompts, options, PUBLISHED, NoiseSchedule())
+    elif given.prompts is not None:
+        options = options_of(given)  # `run_list` resolves each line
     else:
         options = options_of(given)
         # How long the model's sounds are is not known yet: those of a timeline are long enough for now.

@@ -66,6 +66,8 @@ class SoundList:
         """Raises ArgumentError for a line that the model cannot meet."""
         self.model, self.jobs, self.lines, self.audio = model, jobs, lines, audio
         self.options = replace(options, unconditional=options.unconditional or model.unconditional)
+        if isinstance(self.options, GenerationOptions) and any(_hears(line, options) for line in lines):
+            self.options = replace(self.options, heard=model.vectors_heard(self.options.heard))
         self.with_record, self.with_picture = with_record, with_picture
         self.weights = weights_digest(model)
         self._requests = requests(lines, self.options, audio, model.sound, model.schedule)
@@ -159,7 +161,7 @@ class SoundList:
             at_once = 1 if self.model.device.type == "cpu" else AT_ONCE
         groups: dict[Any, list[int]] = {}
         for place, line in enumerate(self.lines):
-            kind = tuple(getattr(line, name) is not None for name in WORDS)
+            kind = tuple(getattr(line, name) is not None for name in (*WORDS, "audio_prompt"))
             groups.setdefault((line.duration, kind), []).append(place)
         size = max(1, at_once // self.candidates)
         batches = [places[i : i + size] for places in groups.values() for i in range(0, len(places), size)]
@@ -170,21 +172,25 @@ class SoundList:
 def requests(
     lines: Sequence[Line], options: Options, audio: Any, sound: SoundShape, schedule: NoiseSchedule
 ) -> dict[Line, Request]:
-    """A request for each length among some lines; its first prompt stands for the others.
+    """A request for each length and sound prompt among some lines; its first prompt stands for the others.
 
     Raises:
         ArgumentError: a line cannot be met; its duration is named by the line.
+        OSError: the file of a sound cannot be opened.
     """
+    if getattr(options, "heard", None) is not None and not any(_hears(line, options) for line in lines):
+        allowed = "be left out without --audio-prompt or a column audio_prompt"
+        raise ArgumentError("heard", options.heard, allowed)  # type: ignore[union-attr]
     found: dict[Line, Request] = {}
     for line in lines:
         if _of_group(line) in found:
             continue
         try:
-            own = replace(options, seed=0, **duration_of(line, options))
+            own = replace(options, seed=0, **duration_of(line, options), **sounds_of([line], options))
             found[_of_group(line)] = (
                 Request.resolve_edit(audio, line.prompt, own, sound, schedule)
                 if isinstance(own, EditOptions)
-                else Request.resolve(line.prompt, own, sound, schedule)
+                else _without_waves(Request.resolve(line.prompt, own, sound, schedule))
             )
         except ArgumentError as error:
             if line.duration is None or error.name != "audio_length_in_s":
@@ -204,6 +210,32 @@ def duration_of(line: Line, options: Options) -> dict[str, Any]:
     return {"audio_length_in_s": line.duration}
 
 
+def sounds_of(lines: Sequence[Line], options: Options) -> dict[str, Any]:
+    """The sound prompts of lines of one batch as options, where they have their own."""
+    first = lines[0]
+    if isinstance(options, EditOptions):
+        if first.audio_prompt is not None:
+            allowed = "be left out with --source: an edit is from a text to a text"
+            raise ArgumentError(f"{first.where}: audio_prompt", str(first.audio_prompt), allowed)
+        return {}
+    if first.audio_prompt is not None:
+        return {"audio_prompt": [line.audio_prompt for line in lines]}
+    return {} if _hears(first, options) else {"heard": None}
+
+
+def _hears(line: Line, options: Options) -> bool:
+    """Whether a line has a sound prompt, of its own or the command's."""
+    return line.audio_prompt is not None or getattr(options, "audio_prompt", None) is not None
+
+
+def _without_waves(request: Request) -> Request:
+    """A request without the samples of its sound prompts: those of a long list do not fit into memory."""
+    sounds = request.sound_prompts
+    if sounds is None:
+        return request
+    return replace(request, sound_prompts=[replace(each, wave=each.wave.new_empty(0)) for each in sounds])
+
+
 def weights_digest(model: AudioLDM2) -> str:
     """16 hex digits that tell checkpoints apart: SAMPLES values of each tensor, rounded to float16.
 
@@ -221,8 +253,8 @@ def weights_digest(model: AudioLDM2) -> str:
 
 
 def _of_group(line: Line) -> Line:
-    """What stands for all lines of a length."""
-    return Line("", "", "", duration=line.duration)
+    """What stands for all lines of a length and a sound prompt."""
+    return Line("", "", "", duration=line.duration, audio_prompt=line.audio_prompt)
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

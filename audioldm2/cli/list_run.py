@@ -19,7 +19,7 @@ from audioldm2.audio import MelSettings
 from audioldm2.cli import generate
 from audioldm2.cli.arguments import Parser
 from audioldm2.cli.failures import in_words, is_device_failure
-from audioldm2.cli.list_plan import WORDS, Batch, Options, SoundList, duration_of, requests
+from audioldm2.cli.list_plan import WORDS, Batch, Options, SoundList, duration_of, requests, sounds_of
 from audioldm2.cli.output_files import Job, naming, write
 from audioldm2.cli.prompt_lists import for_model, require_distinct
 from audioldm2.cli.ranks import MISTAKE
@@ -155,6 +155,7 @@ class ListRun:
             seed=[drawn_seed() if seed is None else seed for seed in seeds],
             negative_prompt=[sounds.negative_prompt(line) for line in lines],
             **duration_of(lines[0], sounds.options),
+            **sounds_of(lines, sounds.options),
         )
         prompts = [line.prompt for line in lines]
         words = {name: [getattr(line, name) for line in lines] for name in WORDS}
@@ -191,8 +192,8 @@ class ListRun:
         jobs = self.sounds.jobs
         if len(jobs) > 1 and not self.quiet:
             first, others = batch.missing[0], len(batch.missing) - 1
-            more = f" and {others} more" if others else ""
-            report(f"{first + 1} of {len(jobs)}: {self.sounds.lines[first].prompt}{more}")
+            line, more = self.sounds.lines[first], f" and {others} more" if others else ""
+            report(f"{first + 1} of {len(jobs)}: {line.prompt or line.text}{more}")
 
     # The manifest ---------------------------------------------------------------------------------------
 

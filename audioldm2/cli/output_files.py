@@ -8,14 +8,14 @@ import json
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from audioldm2.audio import SOUND_FORMATS, MelSettings
-from audioldm2.cli.prompt_lists import Line, read_lines
+from audioldm2.cli.prompt_lists import Line, read_lines, text_of
 from audioldm2.files import atomic_write, safe_name
 from audioldm2.result import Result
 from audioldm2.speaking import Speech
@@ -45,24 +45,29 @@ class Job:
 # Where sounds go --------------------------------------------------------------------------------------------
 
 
-def plan_jobs(prompt: str | None, prompts: Path | None, output: Path | None) -> list[Job]:
+def plan_jobs(
+    prompt: str | None, prompts: Path | None, output: Path | None, audio_prompt: Path | str | None = None
+) -> list[Job]:
     """The sounds to generate; nothing is written yet.
 
     Args:
         prompt: the only prompt, or None.
         prompts: a list (see `prompt_lists`), or None.
         output: a sound file; a folder; or None for the current folder.
+        audio_prompt: a sound file as the prompt, beside the text or in its place.
     """
     if prompts is not None and prompt is None:
         return _jobs_from_file(prompts, output)
-    if prompt is None or prompts is not None:
+    if prompts is not None or (prompt is None and audio_prompt is None):
         raise ValueError(
             'give either one prompt in quotes, as in audioldm2 "rain on a tin roof", '
             "or a file with one prompt a line, as in audioldm2 --prompts prompts.txt."
         )
-    if not prompt.strip():
+    prompt = prompt or ""
+    if not prompt.strip() and audio_prompt is None:
         raise ValueError("the prompt is empty; describe a sound.")
-    return [Job(prompt, _sound_path(output, prompt))]
+    name = prompt if prompt.strip() else text_of(audio_prompt)
+    return [Job(prompt, _sound_path(output, name))]
 
 
 def _sound_path(output: Path | None, prompt: str) -> Path:
@@ -124,6 +129,16 @@ def require_places(jobs: list[Job], *, with_record: bool, with_picture: bool, re
             raise ValueError(
                 f"{job.picture} exists and is not a picture by audioldm2; move it, give another name "
                 "with -o, or leave out --plot."
+            )
+
+
+def require_others(jobs: list[Job], given: Iterable[Path | None]) -> None:
+    """Raise ValueError where a sound would replace a file that is given to begin with, or as a prompt."""
+    kept = {path.resolve() for path in given if path}
+    for job in jobs:
+        if kept and job.sound.resolve() in kept:
+            raise ValueError(
+                f"{job.sound}, the file to write, is a sound that is given; name another with -o."
             )
 
 

@@ -1,7 +1,7 @@
 """Lists of sounds to generate (`--prompts`): a text file with a prompt a line, or a table.
 
     .csv .tsv .jsonl .json    the column prompt, and where wanted COLUMNS' others; an empty field, or null,
-                              means the command's own setting
+                              means the command's own setting, and beside an audio_prompt no text
     any other                 a prompt a line; for a model that speaks, "description | words"
 
 Every row is checked before anything runs. Empty lines are passed over.
@@ -17,7 +17,7 @@ from audioldm2.errors import ArgumentError, some
 from audioldm2.options import GenerationOptions
 from audioldm2.table_files import TABLES, is_text, read_rows
 
-COLUMNS = ("prompt", "transcription", "phonemes", "seed", "duration", "negative_prompt")
+COLUMNS = ("prompt", "transcription", "phonemes", "audio_prompt", "seed", "duration", "negative_prompt")
 EXAMPLE = '{"prompt": "rain on a tin roof", "seed": 3}'
 # column -> the option that it sets for its line
 OPTIONS = {"seed": "seed", "duration": "audio_length_in_s", "negative_prompt": "negative_prompt"}
@@ -33,6 +33,7 @@ class Line:
     text: str  # what names the sound's file
     transcription: str | None = None
     phonemes: str | None = None
+    audio_prompt: Path | None = None
     seed: int | None = None
     duration: float | None = None  # seconds
     negative_prompt: str | None = None
@@ -123,13 +124,26 @@ def _rows(path: Path) -> Iterator[Line]:
         for name in row:
             if name not in COLUMNS:
                 raise ValueError(_unknown(str(path) if is_csv else where, name))
-        if "prompt" not in row:
+        if not {"prompt", "audio_prompt"} & row.keys():
             raise ValueError(f"{path if is_csv else where} has no column 'prompt'.")
         values = {name: _value(name, value, where, is_csv) for name, value in row.items()}
-        prompt = values.pop("prompt")
-        if prompt is None:
-            raise ArgumentError(f"{where}: prompt", row["prompt"], "be a text that is not empty")
-        yield Line(where, prompt, prompt, **values)
+        prompt, sound = (values.pop(name, None) for name in ("prompt", "audio_prompt"))
+        if prompt is None and sound is None:
+            allowed = "be a text that is not empty, unless there is an audio_prompt"
+            raise ArgumentError(f"{where}: prompt", row.get("prompt"), allowed)
+        file = None if sound is None else _file_of(sound, path.parent)
+        yield Line(where, prompt or "", prompt or text_of(file), audio_prompt=file, **values)
+
+
+def _file_of(name: str, folder: Path) -> Path:
+    """A file named in a table: beside the table, or else in the current folder."""
+    beside = folder / name
+    return Path(name) if not beside.exists() and Path(name).exists() else beside
+
+
+def text_of(audio_prompt: Path | str | None) -> str:
+    """What names a sound that has no text: not what names its sound prompt, which it would replace."""
+    return f"like {Path(audio_prompt or '').stem}"
 
 
 def _unknown(where: str, name: str) -> str:

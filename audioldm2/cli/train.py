@@ -55,8 +55,8 @@ sounds/ holds sound files and their captions: one table, such as captions.csv wi
 caption, or captions.jsonl with lines such as {"file": "dog.wav", "caption": "a dog barks"}; or a dog.txt
 beside each dog.wav. The tables of AudioCaps, Clotho, Hugging Face's audiofolder and upstream's JSON are read
 as they are. Sounds to validate on come from a column "split", from validation.csv beside train.csv, or from
---validation. The stages vae and vocoder of a model that has vocabularies need no captions. Every sound is
-decoded once before training starts.
+--validation. The stages vae, vocoder and audiomae, and ldm with gt_loa 1, need no captions where the model
+has vocabularies. Every sound is decoded once before training starts.
 
 Ctrl-C and SIGTERM save and stop (exit codes 130 and 143), and an error saves first; --resume --out RUN
 continues, on a CPU to the bit, and repairs what a kill left. RUN/model is the current model at any time,

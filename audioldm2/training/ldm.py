@@ -37,6 +37,8 @@ section III, and `AudioMAEConditionCTPoolRandTFSeparated` and `Sequence2AudioMAE
 
 Trap: with "reference", an empty caption is padded to the length of the caption that it replaces: guidance
 encodes a missing negative prompt that way, and GPT-2's output depends on the padding (see prompt/encode.py).
+
+The file is a little long because it explains two ways of dropping captions, and what LOA changes.
 """
 
 from collections.abc import Iterator

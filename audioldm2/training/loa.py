@@ -5,9 +5,9 @@ predicts each from those before it (teacher forcing). The projection learns with
 so. In use GPT-2 reads its own vectors; validation measures that error too, beside the one of a constant
 prediction.
 
-Source: AudioLDM 2 (arXiv 2308.05734), section III-C; `Sequence2AudioMAE` in
-audioldm_train/conditional_models.py of haoheliu/AudioLDM-training-finetuning, for the L1 loss and the teacher
-forcing. Upstream trains GPT-2 alone at a learning rate of 2e-4.
+Source: AudioLDM 2 (arXiv 2308.05734), section III-C. The L1 loss, teacher forcing and learning rate are
+those of `Sequence2AudioMAE` in audioldm_train/modules/audiomae/sequence_gen/sequence_input.py of
+haoheliu/AudioLDM-training-finetuning.
 """
 
 from collections.abc import Iterator, Sequence
@@ -75,6 +75,7 @@ class LOARecipe(ConditionedRecipe):
 
     steps: int = 300_000
     learning_rate: float = 2e-4
+    warmup: int = 1000
 
 
 class Draws(NamedTuple):

@@ -47,6 +47,11 @@ def fields(form: Form) -> tuple[dict[str, Any], tuple[gr.Button, gr.Button]]:
             texts = [entries[each] for each in members if each in BESIDE_A_PROMPT and each in entries]
             made |= {each.name: component(each, form.name) for each in texts}
             made |= _grid(form, [entries[each] for each in members if each in entries and each not in made])
+    with gr.Accordion("A sound as the prompt: more like this one", open=False):
+        made["audio_prompt"] = gr.Audio(
+            label=form.label("audio_prompt"), type="filepath", sources=["upload", "microphone"]
+        )
+        made |= _grid(form, [entries["heard"]])
     with gr.Accordion("More options", open=False):
         made |= _grid(form, [each for each in form.entries if each.name not in made])
     return made, (start, stop)

@@ -28,6 +28,7 @@ class Known:
     sound: SoundShape
     schedule: NoiseSchedule
     speaks: bool
+    hears: bool = False  # reads a sound as a prompt
 
 
 def cost(name: str) -> str:
@@ -80,5 +81,6 @@ class Models:
         gc.collect()  # the old model goes before the new one comes
         model = self._load(name)
         self._loaded = name, model
-        self._known[name] = Known(model.sound, model.schedule, getattr(model, "speaks", False))
+        speaks, hears = getattr(model, "speaks", False), getattr(model, "hears", False)
+        self._known[name] = Known(model.sound, model.schedule, speaks, hears)
         return model

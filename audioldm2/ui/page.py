@@ -64,8 +64,9 @@ class Server:
             plans.plan(form, values, self.models.known(values.get("model") or ""), self.limits)
         except ArgumentError as error:
             return {form.field_of(error) or "prompt": form.sentence(error)}
-        except OSError:
-            return {"audio": "Your sound is no longer on the server; upload it again."}
+        except OSError as error:
+            name = "audio_prompt" if str(error.filename) == values.get("audio_prompt") else "audio"
+            return {name: "Your sound is no longer on the server; upload it again."}
         return {}
 
     def error(self, error: Exception, form: Form | None = None) -> gr.Error:
@@ -138,8 +139,13 @@ def _connect(
     start, stop = buttons
 
     async def make(
-        earlier: list[Sound], request: gr.Request, progress: gr.Progress = PROGRESS, **values: Any
+        earlier: list[Sound],
+        request: gr.Request,
+        progress: gr.Progress = PROGRESS,
+        audio_prompt: str | None = None,  # a parameter, so that a request of the API may leave it out
+        **values: Any,
     ) -> list[Any]:
+        values["audio_prompt"] = audio_prompt
         job = server.submit(request.session_hash, lambda job: server.make(form, values, job))
 
         def report(news: Progress) -> None:

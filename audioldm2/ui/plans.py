@@ -38,7 +38,7 @@ class Form:
         return error.sentence(error.name if name is None else self.label(name))
 
 
-COMMON = {"model": "Model", "prompt": "Prompt"}
+COMMON = {"model": "Model", "prompt": "Prompt", "audio_prompt": "Sound prompt"}
 GENERATE = Form("generate", forms.sound_entries(), COMMON)
 REMAKE = Form("remake", forms.own_sound_entries(), {**COMMON, "audio": "Your sound"})
 SPEAK = Form("speak", forms.sound_entries(), {**COMMON, "transcription": "Words"})
@@ -67,23 +67,41 @@ def plan(form: Form, values: Mapping[str, Any], known: Known, limits: Limits) ->
 
     Args:
         form: which one.
-        values: what it shows, by the names of its fields; `audio` is the path of an upload. An empty field,
-            or one that is absent, has its default.
+        values: what it shows, by the names of its fields; `audio` and `audio_prompt` are paths of uploads. An
+            empty field, or one that is absent, has its default.
         known: the model that is asked for.
         limits: those of the server.
 
     Raises:
         ArgumentError: its name is that of an option or of another field.
+        OSError: an upload cannot be opened.
     """
+    try:
+        return _plan(form, values, known, limits)
+    except ArgumentError as error:
+        uploads = {str(Path(values[name])): name for name in ("audio", "audio_prompt") if values.get(name)}
+        if error.name not in uploads:
+            raise
+        # The name of a file's error is its path on this computer, which is nobody's business.
+        raise ArgumentError(uploads[error.name], error.value, error.allowed, given=error.given) from error
+
+
+def _plan(form: Form, values: Mapping[str, Any], known: Known, limits: Limits) -> Plan:
     prompt = values.get("prompt") or ""
     limits.check_text("prompt", prompt)
-    if not prompt.strip():
+    if not prompt.strip() and not values.get("audio_prompt"):
         raise ArgumentError("prompt", prompt, "describe a sound", given="is empty")
     asked = forms.given(form.entries, values)
     for entry in form.entries:
         if entry.kind == forms.TEXT and entry.option in asked:
             limits.check_text(entry.option, asked[entry.option])
     limits.check_length(asked.get("audio_length_in_s"))  # before the library's own, which is larger
+    if values.get("audio_prompt"):
+        if not known.hears:
+            allowed = "be left out: this model has no AudioMAE, which reads it"
+            raise ArgumentError("audio_prompt", None, allowed, given="is set")
+        limits.check_file("audio_prompt", Path(values["audio_prompt"]))
+        asked["audio_prompt"] = Path(values["audio_prompt"])
     if form is SPEAK:
         return _speech(prompt, values, asked, known, limits)
     if form is not REMAKE:
@@ -93,25 +111,19 @@ def plan(form: Form, values: Mapping[str, Any], known: Known, limits: Limits) ->
     if not values.get("audio"):
         raise ArgumentError("audio", None, "be a sound file, or a recording", given="is missing")
     audio = Path(values["audio"])
-    try:
-        limits.check_file("audio", audio)
-        if asked.get("source_prompt"):
-            edit = edit_options(None, asked)
-            limits.check_options(edit)
-            request = Request.resolve_edit(audio, prompt, edit, known.sound, known.schedule)
-            limits.check_request(request)
-            return Plan(prompt, edit, audio)
-        only = {each.name for each in fields(EditOptions)} - {each.name for each in fields(GenerationOptions)}
-        for name in only & set(asked):
-            raise ArgumentError(name, asked[name], "be left out without a source, the text of an edit")
-        options = GenerationOptions(audio=audio, **asked)
-        _check(prompt, options, known, limits)
-        return Plan(prompt, options, audio)
-    except ArgumentError as error:
-        if error.name != str(audio):
-            raise
-        # The name of a file's error is its path on this computer, which is nobody's business.
-        raise ArgumentError("audio", error.value, error.allowed, given=error.given) from error
+    limits.check_file("audio", audio)
+    if asked.get("source_prompt"):
+        edit = edit_options(None, asked)
+        limits.check_options(edit)
+        request = Request.resolve_edit(audio, prompt, edit, known.sound, known.schedule)
+        limits.check_request(request)
+        return Plan(prompt, edit, audio)
+    only = {each.name for each in fields(EditOptions)} - {each.name for each in fields(GenerationOptions)}
+    for name in only & set(asked):
+        raise ArgumentError(name, asked[name], "be left out without a source, the text of an edit")
+    options = GenerationOptions(audio=audio, **asked)
+    _check(prompt, options, known, limits)
+    return Plan(prompt, options, audio)
 
 
 def _check(prompt: str, options: GenerationOptions, known: Known, limits: Limits) -> None:

@@ -32,7 +32,8 @@ class Sound:
         about = self.record
         words = [f"{about['audio_length_in_s']:g} s", f"{about['num_inference_steps']} steps"]
         words += [about["sampler"], f"guidance {about['guidance_scale']:g}", f"seed {about['seed']}"]
-        return f"{_short(str(about['prompt']))} · {' · '.join(words)}"
+        prompt = about["prompt"] or f"like {about['audio_prompt']['file']}"
+        return f"{_short(str(prompt))} · {' · '.join(words)}"
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -18,7 +18,7 @@ import soundfile
 import audioldm2
 from audioldm2.editing.edit import EDITING_OPTIONS
 from audioldm2.files import safe_name
-from audioldm2.options import GenerationOptions
+from audioldm2.options import SOUND_PROMPT_OPTIONS, SPEECH_OPTIONS, GenerationOptions
 from tests.support.command_line import (
     CODE,
     ERR,
@@ -80,9 +80,8 @@ def test_record_reproduces_its_sound(sound, tiny_model, ending):
 def test_record_has_every_option(sound):
     sound("dog", "-o", "a.wav")
     record = json.loads(Path("a.wav.json").read_text())
-    of_speech = {"transcription", "phonemes"}  # which this model does not take
-    options = {each.name for each in fields(GenerationOptions)} - {"latents", *EDITING_OPTIONS, *of_speech}
-    assert options <= set(record)
+    absent = {"latents", *EDITING_OPTIONS, *SOUND_PROMPT_OPTIONS, *SPEECH_OPTIONS}
+    assert {each.name for each in fields(GenerationOptions)} - absent <= set(record)
     assert record["starting_latents_given"] is False
 
 

@@ -13,7 +13,7 @@ import torch
 
 import audioldm2
 from audioldm2.editing.edit import EDITING_OPTIONS
-from audioldm2.options import GenerationOptions
+from audioldm2.options import SOUND_PROMPT_OPTIONS, SPEECH_OPTIONS, GenerationOptions
 
 QUICK = dict(audio_length_in_s=0.2, num_inference_steps=3)  # 20 mel frames, 5 latent frames, 3,200 samples
 
@@ -305,7 +305,7 @@ def test_record_has_every_option_as_plain_values(tiny_model):
     result = tiny_model.generate(["dog", "cat"], **settings)
     for prompt, (seed, negative) in enumerate(((5, "a"), (6, "b"))):
         record = json.loads(json.dumps(result.record(prompt), allow_nan=False))
-        absent = {"latents", *EDITING_OPTIONS, "transcription", "phonemes"}  # these two: speech alone
+        absent = {"latents", *EDITING_OPTIONS, *SOUND_PROMPT_OPTIONS, *SPEECH_OPTIONS}
         assert {each.name for each in fields(GenerationOptions)} - absent <= set(record)
         assert (record["seed"], record["negative_prompt"]) == (seed, negative)
         assert (record["audio_length_in_s"], record["num_inference_steps"]) == (0.2, 3)

@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "runtime": {"models", "ops"},
     "prompt": {"models", "runtime"},
     "clap_score": {"audio", "models", "prompt", "runtime"},
-    "language_of_audio": {"audio", "editing", "models", "prompt", "runtime"},
+    "sound_prompt": {"audio", "editing", "models", "options", "prompt"},
+    "language_of_audio": {"audio", "models", "runtime", "sound_prompt"},
     "evaluation": {
         *("audio", "clap_score", "options", "pipeline", "prompt", "runtime", "table_files", "training"),
     },
@@ -37,7 +38,10 @@ MAY_IMPORT = {
     "edit_options": {"option_rules", "options", "sampling"},
     "editing": {"audio", "edit_options", "option_rules", "options", "sampling", "sound_shape"},
     "denoiser": {"models", "options", "prompt", "sampling"},
-    "request": {"audio", "edit_options", "editing", "options", "prompt", "sampling", "sound_shape"},
+    "request": {
+        *("audio", "edit_options", "editing", "options", "prompt", "sampling"),
+        *("sound_prompt", "sound_shape"),
+    },
     "result": {"audio", "clap_score", "options", "request"},
     "adapters": {"checkpoints", "convert", "models", "ops", "prompt", "runtime"},
     "encoding_stages": {
@@ -49,8 +53,9 @@ MAY_IMPORT = {
         *("options", "prompt", "runtime", "sampling"),
     },
     "pipeline": {
-        *("adapters", "clap_score", "denoiser", "edit_options", "editing", "encoding_stages", "ops"),
-        *("options", "prompt", "request", "result", "runtime", "sampling", "stages"),
+        *("adapters", "audio", "clap_score", "denoiser", "edit_options", "editing", "encoding_stages", "ops"),
+        *("language_of_audio", "options", "prompt", "request", "result", "runtime", "sampling"),
+        *("sound_prompt", "stages"),
     },
     "speaking": {"audio", "options", "pipeline", "prompt", "result"},
     "checkpoints": {"audio", "models", "pipeline", "prompt", "runtime", "sampling", "convert"},

@@ -2,7 +2,6 @@
 
 import threading
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,19 +13,9 @@ import audioldm2
 from audioldm2.audio import audiomae_fbank
 from audioldm2.errors import ArgumentError, WeightsError
 from tests.support.checkpoints import load_error
-from tests.support.hearing import SAMPLES, add_audiomae
+from tests.support.hearing import SAMPLES
 
 REQUEST = dict(audio_length_in_s=0.5, num_inference_steps=2)
-
-
-@pytest.fixture(scope="session")
-def hearing_folder(tiny_folder, tmp_path_factory) -> Path:
-    return add_audiomae(tiny_folder, tmp_path_factory.mktemp("hearing") / "model")
-
-
-@pytest.fixture(scope="session")
-def hearing(hearing_folder) -> audioldm2.AudioLDM2:
-    return audioldm2.load(hearing_folder, device="cpu")
 
 
 def noise(samples: int = SAMPLES, seed: int = 0) -> Tensor:

@@ -154,7 +154,11 @@ def test_largest_seed_is_followed_by_zero():
     ("changes", "sentence"),
     [
         (dict(prompt=3), "prompt is 3; it has to be a text or a list of at least one text."),
-        (dict(prompt=None), "prompt is None; it has to be a text or a list of at least one text."),
+        (
+            dict(prompt=None),
+            "prompt is None; it has to be a text or a list of at least one text, unless there is an "
+            "audio_prompt.",
+        ),
         (dict(prompt=b"a"), "prompt is b'a'; it has to be a text or a list of at least one text."),
         (dict(prompt=[]), "prompt is []; it has to be a text or a list of at least one text."),
         (dict(prompt=["a", 3]), "prompt[1] is 3; it has to be a text."),

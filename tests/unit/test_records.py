@@ -59,7 +59,7 @@ def tone(tmp_path_factory) -> Path:
 def again(result: Result, call: Callable[..., Result], kind: type, **given: Any) -> Result:
     """The best sound again, from what a JSON file keeps of its record."""
     record = json.loads(json.dumps(result.record(), allow_nan=False))
-    named = {each.name for each in fields(kind)} - {"audio"}
+    named = {each.name for each in fields(kind)} - {"audio", "audio_prompt"}
     options = {name: value for name, value in record.items() if name in named}
     return call(prompt=record["prompt"], **options | dict(num_waveforms_per_prompt=1) | given)
 
@@ -84,6 +84,13 @@ def test_settings_of_a_record_make_the_same_sound_from_a_sound(tiny_model: Audio
     assert_same(
         again(result, tiny_model.generate, GenerationOptions, audio=tone, audio_length_in_s=None), result
     )
+
+
+@pytest.mark.parametrize("more", [dict(heard=3, prompt="rain"), dict(loop=True)])
+def test_settings_of_a_record_make_the_same_sound_like_a_sound(hearing: AudioLDM2, tone: Path, more: dict):
+    result = hearing.generate(audio_prompt=tone, num_inference_steps=STEPS, audio_length_in_s=0.64, **more)
+    assert result.record()["audio_prompt"]["file"] == tone.name
+    assert_same(again(result, hearing.generate, GenerationOptions, audio_prompt=tone), result)
 
 
 @pytest.mark.exhaustive

@@ -15,7 +15,7 @@ def test_every_option_with_a_flag_is_on_a_form():
     options = {each.name: each for each in (*fields(GenerationOptions), *fields(EditOptions))}
     flagged = {name for name, each in options.items() if each.metadata["flag"]}
     shown = {each.option for each in (*GENERATE.entries, *REMAKE.entries)}
-    assert flagged - shown <= {"audio", *forms.SPEECH}
+    assert flagged - shown <= {"audio", "audio_prompt", *forms.SPEECH}
 
 
 def test_a_field_has_the_help_and_the_choices_of_its_option():

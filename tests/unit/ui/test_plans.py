@@ -92,6 +92,30 @@ def test_options_of_an_edit_need_a_source(tone):
     assert refused(REMAKE, audio=str(tone), skip=0.5).startswith("Skip is 0.5; it has to be left out")
 
 
+def test_a_sound_prompt_stands_beside_a_text_or_alone(tone):
+    hearing = replace(KNOWN, hears=True)
+    for prompt in ("rain", "", None):
+        values = {"prompt": prompt, "audio_prompt": str(tone), "heard": "3"}
+        made = plan(GENERATE, values, hearing, LIMITS)
+        assert (made.prompt, made.options.audio_prompt, made.options.heard) == (prompt or "", tone, 3)
+    own = plan(REMAKE, {"audio": str(tone), "audio_prompt": str(tone)}, hearing, LIMITS)
+    assert own.options.audio == own.options.audio_prompt == tone
+
+
+def test_a_bad_sound_prompt_is_named_without_its_path(tone, tmp_path):
+    hearing, bad = replace(KNOWN, hears=True), tmp_path / "x.wav"
+    bad.write_bytes(b"no sound")
+    words = refused(GENERATE, known=hearing, audio_prompt=str(bad))
+    assert words.startswith("Sound prompt is not a sound file") and str(tmp_path) not in words
+    words = refused(GENERATE, limits=replace(LIMITS, seconds=0.5), known=hearing, audio_prompt=str(tone))
+    assert words.startswith("Sound prompt lasts 1.0 seconds; it has to last at most 0.5")
+    words = refused(GENERATE, audio_prompt=str(tone))
+    assert words == "Sound prompt is set; it has to be left out: this model has no AudioMAE, which reads it."
+    assert refused(GENERATE, heard=3) == "Heard is 3; it has to be left out without audio_prompt."
+    words = refused(REMAKE, known=hearing, audio=str(tone), audio_prompt=str(tone), source_prompt="a tone")
+    assert words.startswith("Sound prompt is set; it has to be left out of an edit")
+
+
 def test_speech_needs_words_and_a_model_that_speaks():
     assert refused(SPEAK) == "Words is empty; it has to say what is spoken."
     assert refused(SPEAK, transcription="hello") == "Model does not speak; it has to be one that speaks."
