@@ -8,7 +8,8 @@ An adapted layer holds the layer that it adapts, so several adapters on one laye
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -133,6 +134,25 @@ def add_all(adapters: Iterable[tuple[Mapping[str, LowRank], float]], network: nn
             like = weights[f"{path}.weight"]
             add(network, path, LowRank(low.A.to(like), low.B.to(like), low.scale), weight)
     return network.requires_grad_(False)
+
+
+@contextmanager
+def switched_off(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Lets networks compute what their bases compute inside the block; nobody else may run them meanwhile."""
+    layers = [
+        layer
+        for network in networks
+        for layer in network.modules()
+        if isinstance(layer, (LoRALinear, LoRAConv2d))
+    ]
+    scales = [layer.scale for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale = 0.0
+        yield
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scale = scale
 
 
 class Trained(nn.Module):

@@ -87,7 +87,8 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
     recipe = override(base, values, f"the recipe {name or like}")
     if name is not None:
         why = f"from --config {name}"
-    return recipe, f"recipe {like}, {why}: {in_short(recipe)}; --config chooses another, --show prints it all"
+    short = in_short(kind, recipe)
+    return recipe, f"recipe {like}, {why}: {short}; --config chooses another, --show prints it all"
 
 
 def fitted(
@@ -109,10 +110,12 @@ def fitted(
     return plan.recipe, [fits, *(f"  {reason}" for reason in plan.reasons)]
 
 
-def in_short(recipe: Recipe) -> str:
-    """The numbers of a recipe that matter most."""
+def in_short(kind: type[Stage], recipe: Recipe) -> str:
+    """The numbers of a stage's recipe that matter most."""
     words = f"{recipe.steps} steps of {recipe.batch} clips of {recipe.seconds:g} s, learning rate "
     words += f"{recipe.learning_rate:g} ({recipe.schedule})"
+    if kind.adapts:  # no network learns
+        return words
     learns = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name.startswith("train_")}
     return words + "".join(
         f", {name[6:].replace('t5', 'T5')} {'learns' if on else 'fixed'}" for name, on in learns.items()

@@ -107,9 +107,9 @@ class Conditioning:
         """The number of prompts."""
         return len(next(iter(self.tensors.values())))
 
-    def __getitem__(self, rows: int | slice) -> "Conditioning":
+    def __getitem__(self, rows: int | slice | list[int]) -> "Conditioning":
         """Select rows, as a batch; an index selects a batch of one."""
-        return self._map(lambda tensor: tensor[rows if isinstance(rows, slice) else [rows]])
+        return self._map(lambda tensor: tensor[rows if isinstance(rows, (slice, list)) else [rows]])
 
     def __iter__(self) -> Iterator["Conditioning"]:
         """The rows, each a batch of one."""

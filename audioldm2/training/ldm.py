@@ -302,15 +302,29 @@ class LDMStage(ConditionedStage[LDMRecipe]):
             return errors
         if not recipe.rollout_gradients and cond.gpt2_context is not None:
             cond = replace(cond, gpt2_context=cond.gpt2_context.detach())
+        return errors | self.denoising_errors(captions, draws, cond)
+
+    def denoising_errors(
+        self, captions: list[str], draws: Draws, cond: Conditioning
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Computes the denoiser's part of `errors`."""
+        noisy, alpha_bar = self.noisy(draws)
+        predicted = self.predict(noisy, draws.t, cond, recompute=self.recipe.recompute)
+        return {"noise": (1.0, noise_loss(predicted, draws.eps, alpha_bar, self.recipe.min_snr))}
+
+    def noisy(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Returns the noisy latents, and alpha_bar at their times, (batch,)."""
         alpha_bar = self.alpha_bar[draws.t].to(self.device)
         signal, noise = (part.sqrt().view(-1, 1, 1, 1) for part in (alpha_bar, 1 - alpha_bar))
+        return signal * draws.x0 + noise * draws.eps, alpha_bar
+
+    def predict(self, noisy: Tensor, t: Tensor, cond: Conditioning, *, recompute: bool = False) -> Tensor:
+        """Returns the noise that the denoiser predicts, float32."""
         with self.autocast():
-            predicted = self.network("unet")(
-                signal * draws.x0 + noise * draws.eps, draws.t.to(self.device), **cond.tensors,
-                recompute=recipe.recompute,
-            )  # fmt: skip
-        errors["noise"] = 1.0, noise_loss(predicted.float(), draws.eps, alpha_bar, recipe.min_snr)
-        return errors
+            predicted: Tensor = self.network("unet")(
+                noisy, t.to(self.device), **cond.tensors, recompute=recompute
+            )
+        return predicted.float()
 
     def loa_error(self, captions: list[str], draws: Draws, dropped: Tensor) -> Tensor:
         """Computes the L1 error of GPT-2's vectors, each after the true ones; 0 for a dropped caption."""

@@ -184,7 +184,10 @@ def contrastive_loss(
 # Diffusion --------------------------------------------------------------------------------------------------
 
 
-def noise_loss(predicted: Tensor, eps: Tensor, alpha_bar: Tensor, gamma: float | None = None) -> Tensor:
+def noise_loss(
+    predicted: Tensor, eps: Tensor, alpha_bar: Tensor, gamma: float | None = None,
+    counted: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Computes the mean squared error of the predicted noise.
 
     Args:
@@ -193,10 +196,13 @@ def noise_loss(predicted: Tensor, eps: Tensor, alpha_bar: Tensor, gamma: float |
         alpha_bar: (batch,), at each row's timestep.
         gamma: of min-SNR weighting: rows with a signal-to-noise ratio above it are weighted by gamma / SNR.
             None: all rows count alike, as in Ho et al. 2020 (arXiv 2006.11239), eq. 14.
+        counted: (batch,) bool; the error of other rows is 0. None: all rows count.
 
     Source: Hang et al. 2023 (arXiv 2303.09556), section 3.4, for networks that predict the noise.
     """
     error = (predicted - eps).square().flatten(1).mean(dim=1)  # (batch,)
     if gamma is not None:
         error = error * (gamma * (1 - alpha_bar) / alpha_bar).clamp(max=1).to(error)
+    if counted is not None:
+        error = error * counted
     return error.mean()

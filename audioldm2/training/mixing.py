@@ -7,8 +7,24 @@ from torch import Tensor
 
 from audioldm2.errors import ArgumentError
 from audioldm2.training.data import Captioned, digest_of, distinct
+from audioldm2.training.spoken import Spoken
 
 SHARE = 0.25  # of the clips, unless another is given
+
+
+class Old(str):
+    """The caption of an old sound. What reads captions alone reads it as the text that it is."""
+
+
+class OldSpoken(Spoken, Old):
+    """The caption of old speech."""
+
+
+def as_old(caption: str) -> str:
+    """Marks a caption as that of an old sound."""
+    if isinstance(caption, Spoken):
+        return OldSpoken(caption, caption.transcription, caption.phonemes)
+    return Old(caption)
 
 
 class Mixed:
@@ -16,7 +32,7 @@ class Mixed:
 
     Clip i of the run comes from the second source exactly where floor((i + 1) * share) > floor(i * share), so
     the share is exact in the long run for any batch size, and a batch depends on its step alone. Each source
-    is read in its own order, clip by clip.
+    is read in its own order, clip by clip. Captions of the second are `Old`.
 
     Args:
         new: most of the clips.
@@ -44,8 +60,8 @@ class Mixed:
         return math.ceil(max(new / (1 - self.share), old / self.share)) + 1
 
     def captions(self) -> list[str]:
-        """Returns the captions of both sources."""
-        return [*self.new.captions(), *self.old.captions()]
+        """Returns the captions of both sources, those of the second as `Old`."""
+        return [*self.new.captions(), *map(as_old, self.old.captions())]
 
     def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
         """Returns the clips of a step, float32 (size, samples), and their captions."""
@@ -59,7 +75,8 @@ class Mixed:
     def _clip(self, index: int) -> tuple[Tensor, list[str]]:
         before, after = (math.floor(i * self.share) for i in (index, index + 1))
         if after > before:
-            return self.old.batch(before, 1)
+            wave, captions = self.old.batch(before, 1)
+            return wave, [as_old(caption) for caption in captions]
         return self.new.batch(index - before, 1)
 
 

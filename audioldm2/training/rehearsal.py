@@ -112,6 +112,7 @@ def rehearse(kind: type[LDMStage], checkpoint: Checkpoint, recipe: LDMRecipe, ca
         stage = kind(replace(checkpoint, states=states), plain, torch.device("cpu"))
         latents: Tensor = stage.encode_clips(_wave(stage, 1))
         encoding = ledger.peak_of(lambda: stage.encode_clips(_wave(stage, 1)))
+        _make_gradients(stage)  # which the plan counts apart
         peaks = [ledger.peak_of(partial(_learn, stage, latents, caption, clips)) for clips in (1, 2)]
         with torch.no_grad():
             validation = ledger.peak_of(lambda: _loss(stage, latents, caption, 1))
@@ -138,11 +139,14 @@ def _wave(stage: LDMStage, clips: int) -> Tensor:
     return torch.zeros(clips, round(stage.recipe.seconds * stage.front_end.sample_rate))
 
 
-def _learn(stage: LDMStage, latents: Tensor, caption: str, clips: int) -> None:
-    """A loss and its gradient, which is added to gradients that are there already."""
+def _make_gradients(stage: LDMStage) -> None:
     for network in stage.trained.values():
         for parameter in network.parameters():
-            parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = torch.empty_like(parameter)
+
+
+def _learn(stage: LDMStage, latents: Tensor, caption: str, clips: int) -> None:
+    """A loss and its gradient, which is added to gradients that are there already."""
     _loss(stage, latents, caption, clips).backward()
 
 

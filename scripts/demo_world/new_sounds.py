@@ -83,9 +83,14 @@ def write_sounds(folder: Path, sound: NewSound, count: int) -> None:
 
 
 def write_old_sounds(folder: Path, count: int) -> None:
-    """Write sounds of the demo world, with captions.csv."""
-    found = [sample(SEED_OF_SOUNDS, place) for place in range(count)]
-    _write(folder, [(each.caption, each.audio) for each in found])
+    """Write sounds of the demo world, with captions.csv: scenes, and as many sounds of one family each."""
+    found = []
+    for place in range(count // 2):
+        scene = sample(SEED_OF_SOUNDS, place)
+        of_family, name = rng("old sound", SEED_OF_SOUNDS, place), list(FAMILIES)[place % len(FAMILIES)]
+        caption = describe(of_family, {name: {}})
+        found += [(scene.caption, scene.audio), (caption, render(of_family, {name: {}}, "", SECONDS))]
+    _write(folder, found)
 
 
 def _write(folder: Path, sounds: Sequence[tuple[str, np.ndarray]]) -> None:

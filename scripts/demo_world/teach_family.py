@@ -2,10 +2,10 @@
 
     python scripts/demo_world/teach_family.py --out runs/telephone
 
-renders telephones and old sounds, which keep those from being forgotten, into runs/telephone; trains
-runs/telephone/run with `audioldm2 train --lora`; generates sounds of all families with and without the
-adapter; and has a classifier that knows no captions name them (new_sounds.py). The figures go to
-runs/telephone/judgement.json too.
+renders telephones and old sounds into runs/telephone; trains runs/telephone/run with
+`audioldm2 train --lora`, where the targets for old sounds are the model's own predictions, so that it keeps
+them; generates sounds of all families with and without the adapter; and has a classifier that knows no
+captions name them (new_sounds.py). The figures go to runs/telephone/judgement.json too.
 """
 
 import argparse
@@ -34,10 +34,10 @@ from scripts.demo_world.new_sounds import (
 
 def train(given: argparse.Namespace) -> Path:
     """Train the adapter with the command, and return its folder."""
-    pool = max(given.batch, round(given.new / (1 - given.mix)))  # prepared once; every new sound is in it
+    pool = max(given.batch, round(given.old / given.mix))  # prepared once; every old sound is in it
     recipe = {
         "like": "small", "steps": given.steps, "batch": given.batch, "learning_rate": given.learning_rate,
-        "pool": pool, "seconds": SECONDS,
+        "prior_weight": given.prior, "pool": pool, "seconds": SECONDS,
     }  # fmt: skip
     (given.out / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
     run = given.out / "run"
@@ -55,17 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, required=True, help="a folder that does not exist yet")
     add("--rank", type=int, default=4, help="of the adapter (default: %(default)s)")
     add("--layers", default="attention", help="see audioldm2 train --help (default: %(default)s)")
-    add("--steps", type=int, default=1000, help="of training (default: %(default)s)")
+    add("--steps", type=int, default=800, help="of training (default: %(default)s)")
     add("--batch", type=int, default=16, help="sounds a step (default: %(default)s)")
     add("--learning-rate", type=float, default=3e-3, help="at the start (default: %(default)s)")
     add("--new", type=int, default=192, help="telephones to learn from (default: %(default)s)")
+    add("--old", type=int, default=736, help="old sounds, to keep them (default: %(default)s)")
+    add("--prior", type=float, default=4.0, help="prior_weight of the recipe (default: %(default)s)")
     add("--mix", type=float, default=0.6667, help="share of old sounds in a batch (default: %(default)s)")
     add("--first-seed", type=int, default=0, help="of the questions (default: %(default)s)")
     add("--questions", type=int, default=10, help="sounds of each family to judge (default: %(default)s)")
     given = made.parse_args(arguments)
 
     write_sounds(given.out / "new", TELEPHONE, given.new)
-    write_old_sounds(given.out / "old", round(given.new * given.mix / (1 - given.mix)))
+    write_old_sounds(given.out / "old", given.old)
     began = time.monotonic()
     adapter = train(given)
     minutes = (time.monotonic() - began) / 60

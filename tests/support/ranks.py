@@ -25,6 +25,7 @@ from audioldm2.checkpoints import storage
 from audioldm2.training import STAGES, judging, loop, run_folder
 from audioldm2.training.data import Captioned
 from audioldm2.training.distributed import Ranks, joined
+from audioldm2.training.mixing import as_old
 from audioldm2.training.recipe import override
 from audioldm2.training.stage import Stage
 from tests.support.crashes import fork, result
@@ -32,7 +33,7 @@ from tests.support.training import CAPTIONS, sound
 
 QUICK: dict[str, dict[str, Any]] = {
     "ldm": {"seconds": 0.32, "prompt_dropout": 0.5, "ema": 0.9, "min_snr": 5.0, "train_t5": True},
-    "lora": {"seconds": 0.32, "prompt_dropout": 0.5, "rank": 2},
+    "lora": {"seconds": 0.32, "prompt_dropout": 0.3, "rank": 2, "prior_weight": 2.0},
     "word": {"seconds": 0.32, "prompt_dropout": 0.5, "word": "<zorp>", "vectors": 2, "learning_rate": 1e-2},
     "vae": {"seconds": 0.32, "adversary_start": 1, "adversary_width": 8, "train_encoder": True},
     "vocoder": {
@@ -46,7 +47,7 @@ INTERVALS = loop.Intervals(save=10, sample=0, validate=3)
 
 
 class Sounds:
-    """Other sounds at each step; it reads whole batches, as a source without `part` does."""
+    """Other sounds at each step, a third of them old; it reads whole batches, as a source without `part`."""
 
     def __init__(
         self, seconds: float, first: int = 0, fault: Callable[[], None] | None = None, ending: str = ""
@@ -57,9 +58,9 @@ class Sounds:
         if step == 2 and self.fault is not None:
             self.fault()
         chosen = [(self.first + step * size + place) % len(CAPTIONS) for place in range(size)]
-        return torch.stack([sound(index, self.seconds) for index in chosen]), [
-            CAPTIONS[i] + self.ending for i in chosen
-        ]
+        captions = [CAPTIONS[i] + self.ending for i in chosen]
+        captions = [as_old(each) if i % 3 == 0 else each for i, each in zip(chosen, captions, strict=True)]
+        return torch.stack([sound(index, self.seconds) for index in chosen]), captions
 
     def captions(self) -> list[str]:
         return list(CAPTIONS)

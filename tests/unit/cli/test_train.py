@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import audioldm2
+from audioldm2.cli import train_run
 from audioldm2.cli.main import main
+from audioldm2.training import STAGES
 from scripts import train as train_script
 from tests.support.training import write_sizes, write_sounds
 
@@ -143,6 +145,14 @@ def test_edited_settings_are_refused(home: Path, tmp_path: Path, capsys):
     assert run("--resume", "--out", tmp_path / "run", "--steps", 3) == 2
     err = capsys.readouterr().err
     assert "run.json was edited: learning_rate is 0.5 and was 0.001" in err
+
+
+def test_sentence_about_a_recipe_names_what_learns():
+    assert train_run.in_short(STAGES["ldm"], STAGES["ldm"].recipes["finetune"]).endswith(
+        "T5 fixed, gpt2 learns"
+    )
+    for name in ("lora", "word"):
+        assert train_run.in_short(STAGES[name], STAGES[name].recipes["finetune"]).endswith("(constant)")
 
 
 def test_show_prints_the_recipe(home: Path, capsys):

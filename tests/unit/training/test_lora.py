@@ -10,8 +10,11 @@ from audioldm2.adapters import lora, reading
 from audioldm2.adapters.writing import hash_of, license_of
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.storage import Checkpoint
+from audioldm2.errors import ArgumentError
 from audioldm2.training import judging, loop, run_folder
 from audioldm2.training.lora import LoRARecipe, LoRAStage
+from audioldm2.training.mixing import as_old
+from audioldm2.training.randomness import generator
 from tests.support.training import Clips, clips, parameter_copies, stage_of
 
 SHORT = {"batch": 2, "seconds": 0.32}
@@ -97,9 +100,133 @@ def test_same_seed_gives_the_same_adapter(random_weights: Checkpoint):
     assert all(torch.equal(low.A, second[path].A) for path, low in first.items())
 
 
+# The prior: the base's own predictions on old clips ---------------------------------------------------------
+
+
+def half_old(count: int) -> tuple[torch.Tensor, list[str]]:
+    waves, captions = clips(count, 0.32)
+    return waves, [as_old(each) if place % 2 else each for place, each in enumerate(captions)]
+
+
+def all_old(count: int) -> tuple[torch.Tensor, list[str]]:
+    waves, captions = clips(count, 0.32)
+    return waves, list(map(as_old, captions))
+
+
+def with_random_matrices(stage: LoRAStage) -> LoRAStage:
+    for name, trained in stage.trained.items():
+        for key, parameter in trained.named_parameters():
+            torch.nn.init.normal_(parameter, 0, 0.1, generator=generator(f"{name} {key}"))
+    return stage
+
+
+def gradients(stage: LoRAStage) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": parameter.grad.clone()
+        for name, trained in stage.trained.items()
+        for key, parameter in trained.named_parameters()
+        if parameter.grad is not None  # those of GPT-2 have none where all captions are dropped
+    }
+
+
+def test_without_a_prior_old_clips_are_learnt_like_new_ones(random_weights: Checkpoint):
+    marked, plain = (stage_of("lora", random_weights, prompt_dropout=0.3) for _ in range(2))
+    for _ in range(2):
+        assert marked.step(*half_old(4)) == plain.step(*clips(4, 0.32))
+    theirs = plain.trained["unet"].state_dict()
+    for key, matrix in marked.trained["unet"].state_dict().items():
+        assert torch.equal(matrix, theirs[key])
+
+
+@pytest.mark.parametrize("adapted", [("unet",), ("gpt2", "unet")])
+@pytest.mark.parametrize("unconditional", ["trained", "reference"])
+def test_untrained_adapter_is_at_the_prior(
+    adapted: tuple[str, ...], unconditional: str, random_weights: Checkpoint
+):
+    values = {"adapted": adapted, "unconditional": unconditional, "prompt_dropout": 0.3, "prior_weight": 2.0}
+    stage = stage_of("lora", random_weights, **values)
+    metrics = stage.step(*all_old(3))
+    assert metrics["loss"] == metrics["prior"] == metrics["noise"] == metrics["grad_norm"] == 0
+    assert not any(gradient.any() for gradient in gradients(stage).values())
+    assert with_random_matrices(stage).step(*all_old(3))["prior"] > 0
+
+
+def test_dropped_captions_are_at_the_prior(random_weights: Checkpoint):
+    stage = stage_of("lora", random_weights, prompt_dropout=1.0, prior_weight=1.0)
+    assert stage.step(*clips(2, 0.32))["loss"] == 0
+
+
+@pytest.mark.parametrize("adapted", [("unet",), ("gpt2", "unet")])
+def test_prior_is_the_error_against_the_base(adapted: tuple[str, ...], random_weights: Checkpoint):
+    """The parts of the loss, computed with a model that has no adapter."""
+    made = stage_of("lora", random_weights, prior_weight=3.0, min_snr=5.0, adapted=adapted)
+    stage, without = with_random_matrices(made), stage_of("lora", random_weights)
+    waves, captions = half_old(4)
+    draws = stage.draw(stage.prepare(waves), generator("draws"))
+    draws = draws._replace(dropped=torch.zeros(4, dtype=torch.bool))
+    errors = stage.errors(captions, draws)
+    noisy, alpha_bar = stage.noisy(draws)
+    with torch.no_grad():
+        ours, base = (
+            each.predict(noisy, draws.t, each.encode(captions, draws.dropped, draws.offset))
+            for each in (stage, without)
+        )
+    weight = (5 * (1 - alpha_bar) / alpha_bar).clamp(max=1)
+    of_noise, of_prior = (
+        weight * (ours - target).square().mean(dim=(1, 2, 3)) for target in (draws.eps, base)
+    )
+    expected = {"noise": (1.0, of_noise[[0, 2]].sum() / 4), "prior": (3.0, of_prior[[1, 3]].sum() / 4)}
+    assert errors.keys() == expected.keys()
+    for name, (factor, error) in expected.items():
+        assert errors[name][0] == factor
+        torch.testing.assert_close(errors[name][1].detach(), error, rtol=1e-4, atol=1e-7)
+
+
+def test_prior_leaves_the_base_and_the_scales_alone(random_weights: Checkpoint):
+    stage = with_random_matrices(stage_of("lora", random_weights, prior_weight=1.0, alpha=4.0))
+    before = parameter_copies({"unet": stage.network("unet")})["unet"]
+    learnt = {id(each) for each in stage.trained["unet"].parameters()}
+    stage.step(*half_old(2))
+    for key, parameter in stage.network("unet").named_parameters():
+        assert torch.equal(parameter, before[key]) == (id(parameter) not in learnt), key
+    layers = [each for each in stage.network("unet").modules() if isinstance(each, lora.LoRALinear)]
+    assert {each.scale for each in layers} == {2.0}
+
+
+def test_error_in_the_base_restores_the_adapter(random_weights: Checkpoint):
+    stage = stage_of("lora", random_weights)
+    with pytest.raises(ZeroDivisionError), lora.switched_off([stage.network("unet")]):
+        raise ZeroDivisionError
+    layers = [each for each in stage.network("unet").modules() if isinstance(each, lora.LoRALinear)]
+    assert {each.scale for each in layers} == {1.0}
+
+
+@pytest.mark.parametrize("more", [{"accumulate": 3}, {"recompute": True}])
+def test_prior_in_less_memory(more: dict, random_weights: Checkpoint):
+    values = {"prior_weight": 2.0, "prompt_dropout": 0.3, "learning_rate": 1e-5, "adapted": ("unet", "gpt2")}
+    whole, other = (
+        with_random_matrices(stage_of("lora", random_weights, **values | each)) for each in ({}, more)
+    )
+    expected, found = (stage.step(*half_old(5)) for stage in (whole, other))
+    assert found == pytest.approx(expected, rel=1e-4) and expected["prior"] > 0 < expected["noise"]
+    theirs = gradients(whole)
+    for key, gradient in gradients(other).items():
+        torch.testing.assert_close(gradient, theirs[key], rtol=1e-3, atol=1e-6)
+
+
+def test_prior_needs_old_clips(random_weights: Checkpoint):
+    stage = stage_of("lora", random_weights, prior_weight=1.0)
+    stage.require_captions(half_old(2)[1])
+    with pytest.raises(
+        ArgumentError, match=r"prior_weight is 1\.0; it has to be 0 without old clips, .*--mix"
+    ):
+        stage.require_captions(clips(2, 0.32)[1])
+
+
 @pytest.mark.parametrize(
     "values, words",
     [
+        ({"prior_weight": -1.0}, "prior_weight is -1.0; it has to be at least 0"),
         ({"rank": 0}, "rank is 0; it has to be from 1 to 1024"),
         ({"layers": "norms"}, "layers is 'norms'; it has to be one of attention, attention"),
         ({"adapted": ("vae",)}, r"adapted is \('vae',\); it has to name some of unet, gpt2, projection"),

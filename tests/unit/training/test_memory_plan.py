@@ -134,16 +134,17 @@ def test_decoded_sounds_of_mixed_folders_count(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_rehearsal_counts_what_a_real_step_holds(initial: Checkpoint):
-    stage = stage_of("lora", initial, seconds=0.32)
+@pytest.mark.parametrize("kind", [LoRAStage, LDMStage])
+def test_rehearsal_counts_what_a_real_step_holds(kind: type[LDMStage], initial: Checkpoint):
+    stage = stage_of(kind.name, initial, seconds=0.32, ema=0.0)
     latents = stage.encode_clips(torch.zeros(1, 5120))
     with Ledger() as ledger:
         learn = partial(rehearsal._learn, stage, latents, "a dog barks")
         learn(1)  # the first step also makes gradients, which the plan counts apart
         real = [ledger.peak_of(partial(learn, clips)) for clips in (1, 2)]
-    found = rehearse(LoRAStage, initial, stage.recipe, "a dog barks")
+    found = rehearse(kind, initial, stage.recipe, "a dog barks")
     assert [found.step.of(clips) for clips in (1, 2)] == pytest.approx(real, rel=0.05)
-    parameters = sum(each.numel() for each in stage.trained["unet"].parameters())
+    parameters = sum(each.numel() for network in stage.trained.values() for each in network.parameters())
     assert found.learning == 4 * parameters and found.latent == latents.nbytes
     unet = sum(each.nbytes for each in stage.network("unet").parameters())
     assert found.weights["unet"] == unet and set(found.weights) == {*stage.trainable(), *stage.frozen()}

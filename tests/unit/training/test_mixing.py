@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from audioldm2.errors import ArgumentError
-from audioldm2.training.mixing import Mixed, parse_mix
+from audioldm2.training.mixing import Mixed, Old, as_old, parse_mix
+from audioldm2.training.spoken import Spoken
 
 
 class Counted:
@@ -31,6 +32,18 @@ def test_share_is_exact_and_both_sources_are_read_in_order():
     assert [caption for _, captions in batches for caption in captions] == [f"{int(x)}" for x in wave]
     assert torch.equal(mixed.batch(7, 4)[0], batches[7][0])
     assert mixed.captions() == ["1", "-1"]
+
+
+def test_captions_of_old_clips_are_marked():
+    mixed = Mixed(Counted(1), Counted(-1), 0.3)
+    captions = mixed.batch(0, 10)[1] + mixed.captions()
+    assert all(isinstance(each, Old) == each.startswith("-") for each in captions)
+    voice = as_old(Spoken("a voice", "one", "wʌn"))
+    assert isinstance(voice, Old) and (voice, voice.transcription, voice.phonemes) == (
+        "a voice",
+        "one",
+        "wʌn",
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 2.5])
