@@ -29,7 +29,7 @@ from audioldm2.training.mixing import as_old
 from audioldm2.training.recipe import override
 from audioldm2.training.stage import Stage
 from tests.support.crashes import fork, result
-from tests.support.training import CAPTIONS, sound
+from tests.support.training import CAPTIONS, READ_SOUNDS, hearing, sound
 
 QUICK: dict[str, dict[str, Any]] = {
     "ldm": {"seconds": 0.32, "prompt_dropout": 0.5, "ema": 0.9, "min_snr": 5.0, "train_t5": True},
@@ -40,6 +40,8 @@ QUICK: dict[str, dict[str, Any]] = {
         "seconds": 0.32, "window": 0.256, "through_vae": 0.3, "adversary_start": 1, "adversary_width": 4,
         "adversary_scales": 1, "additive_weight": 1.0, "learning_rate": 2e-5,
     },
+    "audiomae": {"seconds": 0.64},
+    "loa": {"seconds": 0.32, "clap_dropout": 0.5, "train_t5": True},
     "clap": {"seconds": 0.8, "noise": 0.7, "train_text": True},
 }  # fmt: skip
 SHARED = {"batch": 4, "steps": 3, "warmup": 0, "learning_rate": 1e-4, "ema": 0.0, "pool": 0}
@@ -69,7 +71,9 @@ class Sounds:
 def stage_of(name: str, model: Path, ranks: Ranks, *, sharded: bool = False, **values: Any) -> Stage:
     kind = STAGES[name]
     recipe = override(kind.recipes["finetune"], SHARED | QUICK[name] | values, "the test's recipe")
-    stage = kind(storage.read(model), recipe, torch.device("cpu"), seed=3)
+    checkpoint = storage.read(model)
+    checkpoint = hearing(checkpoint) if name in READ_SOUNDS or values.get("gt_loa") else checkpoint
+    stage = kind(checkpoint, recipe, torch.device("cpu"), seed=3)
     stage.base = str(model)
     stage.join(ranks, sharded=sharded)
     return stage
