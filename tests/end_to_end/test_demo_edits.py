@@ -5,8 +5,6 @@ Measured with a high bell of the demo world for each seed, 0 to 9 (an octave low
     edit                       10 of 10    0.89    0.65
     audio-to-audio, 0.96                   0.89    0.47
     audio-to-audio, 1.0                    0.80    0.57
-
-The tests take the first five.
 """
 
 from functools import cache
@@ -21,7 +19,7 @@ from tests.support.demo_world import make
 
 pytestmark = pytest.mark.slow
 SOURCE, TARGET = "a high bell", "a low bell"
-SEEDS = range(5)
+SEEDS = range(10)
 RATE = 16_000
 
 
@@ -68,7 +66,7 @@ def score(sounds: list[np.ndarray]) -> float:
 
 def test_high_bells_become_low_ones_and_keep_their_envelope():
     passed = (octaves_lower(edited()) >= 1) & (envelope_correlations(edited()) >= 0.8)
-    assert passed.sum() >= 4, (octaves_lower(edited()), envelope_correlations(edited()))
+    assert passed.sum() >= 8, (octaves_lower(edited()), envelope_correlations(edited()))
 
 
 def test_audio_to_audio_keeps_less_of_the_sound_or_fits_the_text_less():
