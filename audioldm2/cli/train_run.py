@@ -71,7 +71,10 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
     if is_new(given.model):
         usual, why = ("published" if given.model == "published" else "small"), "for a new model"
     else:
-        usual, why = "finetune", f"because {given.model} is a trained model"
+        assert checkpoint is not None
+        usual, why = kind.usual_recipe(checkpoint), f"because {given.model} is a trained model"
+        if usual != "finetune":
+            why = f"for a network that {given.model} lacks"
     if name is not None and name not in kind.recipes and not Path(name).is_file():
         names = ", ".join(kind.recipes)
         raise ArgumentError("config", name, f"be one of {names}, or a JSON file with fields of a recipe")
@@ -79,7 +82,7 @@ def read_recipe(given: argparse.Namespace, checkpoint: Checkpoint | None) -> tup
     like = values.pop("like", usual) if name not in kind.recipes else name
     if like not in kind.recipes:
         raise ValueError(f"'like' in {name} is {like!r}; it has to be one of {', '.join(kind.recipes)}.")
-    base = kind.recipe_for(checkpoint) if like == "finetune" and checkpoint else kind.recipes[like]
+    base = kind.recipe_for(checkpoint) if like == usual and checkpoint else kind.recipes[like]
     flags = {flag: getattr(given, flag) for flag in ("steps", "batch", "seconds")}
     flags |= {"rank": given.lora, "layers": given.lora_layers, "cache_gb": given.cache, "crops": given.crops}
     flags |= {"word": given.new_word, "like": given.like, "vectors": given.vectors}
@@ -114,11 +117,12 @@ def in_short(kind: type[Stage], recipe: Recipe) -> str:
     """The numbers of a stage's recipe that matter most."""
     words = f"{recipe.steps} steps of {recipe.batch} clips of {recipe.seconds:g} s, learning rate "
     words += f"{recipe.learning_rate:g} ({recipe.schedule})"
-    if kind.adapts:  # no network learns
+    if kind.adapts or getattr(recipe, "gt_loa", 0) == 1:  # none of these networks learns
         return words
     learns = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name.startswith("train_")}
     return words + "".join(
-        f", {name[6:].replace('t5', 'T5')} {'learns' if on else 'fixed'}" for name, on in learns.items()
+        f", {name[6:].replace('t5', 'T5').replace('gpt2', 'GPT-2')} {'learns' if on else 'fixed'}"
+        for name, on in learns.items()
     )
 
 

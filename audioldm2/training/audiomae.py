@@ -121,13 +121,17 @@ class AudioMAEStage(Stage[AudioMAERecipe]):
         super().__init__(checkpoint, recipe, device, seed)
 
     @classmethod
-    def recipe_for(cls, checkpoint: Checkpoint) -> Recipe:
-        """Returns the recipe "finetune", or that of a new AudioMAE where the model has none."""
+    def usual_recipe(cls, checkpoint: Checkpoint) -> str:
+        """Names "finetune", or the recipe of a new AudioMAE where the model has none."""
         if "audiomae" in checkpoint.configs:
-            return replace(cls.recipes["finetune"], seconds=_seconds(checkpoint.configs["audiomae"]))
-        config = config_for(checkpoint)
-        published = config.dim >= PUBLISHED_DIM
-        return replace(cls.recipes["published" if published else "small"], seconds=_seconds(config))
+            return "finetune"
+        return "published" if config_for(checkpoint).dim >= PUBLISHED_DIM else "small"
+
+    @classmethod
+    def recipe_for(cls, checkpoint: Checkpoint) -> Recipe:
+        """Returns that recipe for clips as long as AudioMAE reads."""
+        config = checkpoint.configs.get("audiomae") or config_for(checkpoint)
+        return replace(cls.recipes[cls.usual_recipe(checkpoint)], seconds=config.frames * HOP / SAMPLE_RATE)
 
     def trainable(self) -> tuple[str, ...]:
         return ("audiomae",)
@@ -231,7 +235,3 @@ def with_new_audiomae(checkpoint: Checkpoint, seed: int) -> Checkpoint:
 
 def _initial_state(config: AudioMAEConfig, seed: int) -> dict[str, Tensor]:
     return initialize("audiomae", config, seed).state_dict()
-
-
-def _seconds(config: AudioMAEConfig) -> float:
-    return config.frames * HOP / SAMPLE_RATE

@@ -78,8 +78,9 @@ class Stage(Generic[SomeRecipe]):
         needed = (*self.trainable(), *self.frozen())
         missing = [name for name in needed if name not in checkpoint.configs]
         if missing:
+            way = " The stage 'audiomae' adds it." if missing == ["audiomae"] else ""
             raise ValueError(
-                f"{checkpoint.source} has no {some(missing)}, which the stage '{self.name}' needs."
+                f"{checkpoint.source} has no {some(missing)}, which the stage '{self.name}' needs.{way}"
             )
         vocoder = checkpoint.configs["hifigan"]
         self.front_end = vae_front_end(vocoder.sample_rate, vocoder.hop, vocoder.mels)
@@ -132,8 +133,13 @@ class Stage(Generic[SomeRecipe]):
             self.adversary_optimizer.ranks = ranks
 
     @classmethod
+    def usual_recipe(cls, checkpoint: Checkpoint) -> str:
+        """Names the recipe that suits a trained model."""
+        return "finetune"
+
+    @classmethod
     def recipe_for(cls, checkpoint: Checkpoint) -> Recipe:
-        """Returns the recipe "finetune" with what depends on the model: clips are as long as its sounds."""
+        """Returns that recipe with what depends on the model: clips are as long as its sounds."""
         recipe = cls.recipes["finetune"]
         return replace(
             recipe, seconds=checkpoint.seconds, normalize=recipe.normalize and checkpoint.normalized

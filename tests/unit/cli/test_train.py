@@ -149,7 +149,7 @@ def test_edited_settings_are_refused(home: Path, tmp_path: Path, capsys):
 
 def test_sentence_about_a_recipe_names_what_learns():
     assert train_run.in_short(STAGES["ldm"], STAGES["ldm"].recipes["finetune"]).endswith(
-        "T5 fixed, gpt2 learns"
+        "T5 fixed, GPT-2 learns"
     )
     for name in ("lora", "word"):
         assert train_run.in_short(STAGES[name], STAGES[name].recipes["finetune"]).endswith("(constant)")

@@ -32,6 +32,15 @@ def test_a_new_audiomae_fits_gpt2_and_the_clips(initial: Checkpoint, seconds: fl
     assert config.frames / 100 >= seconds * 0.7 or vectors * 16 / 100 >= seconds
 
 
+def test_the_recipe_follows_from_whether_the_model_has_one(initial: Checkpoint):
+    assert AudioMAEStage.usual_recipe(initial) == "small"
+    assert AudioMAEStage.usual_recipe(hearing(initial)) == "finetune"
+    recipe = AudioMAEStage.recipe_for(hearing(initial))
+    assert (recipe.seconds, recipe.learning_rate) == (1.28, 1e-5)
+    published = replace(initial, configs=initial.configs | {"gpt2": GPT2Config()}, seconds=10.24)
+    assert AudioMAEStage.recipe_for(published) == AudioMAEStage.recipes["published"]
+
+
 def test_a_model_without_gpt2_is_refused(initial: Checkpoint):
     configs = {name: config for name, config in initial.configs.items() if name != "gpt2"}
     with pytest.raises(ValueError, match="has no GPT-2, which would read what AudioMAE finds"):

@@ -197,7 +197,7 @@ def test_recipe_rules(values: dict, message: str):
 
 
 def test_a_model_without_audiomae_is_refused(random_weights: Checkpoint):
-    with pytest.raises(ValueError, match="has no 'audiomae', which the stage 'ldm' needs"):
+    with pytest.raises(ValueError, match=r"which the stage 'ldm' needs. The stage 'audiomae' adds it."):
         stage_of("ldm", random_weights, gt_loa=0.5, unconditional="trained")
 
 
