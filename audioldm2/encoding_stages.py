@@ -15,6 +15,7 @@ from torch import Tensor
 from audioldm2.audio import CLAP_MEL, DEFAULT_SECONDS, MelSettings
 from audioldm2.editing.input_sound import log_mels
 from audioldm2.errors import ArgumentError, require_texts, require_whole
+from audioldm2.models.audiomae import AudioMAEConfig
 from audioldm2.models.unet import GPT2, T5
 from audioldm2.options import for_each, negatives, require_one, require_unconditional
 from audioldm2.prompt.conditioning import Conditioning
@@ -277,7 +278,11 @@ class EncodingStages:
             return
         if "gpt2" not in configs:
             raise ValueError(f"{name} has no GPT-2, so a sound cannot take the place of GPT-2's vectors.")
-        raise ValueError(
-            f"{name} has no AudioMAE, which reads a sound as a prompt. Original files have it, and "
-            f"'audioldm2 convert {name} OUT --audiomae audioldm2-full.pth' adds it to another model."
-        )
+        if configs["gpt2"].dim == AudioMAEConfig.dim:
+            way = (
+                "Original files have it, and "
+                f"'audioldm2 convert {name} OUT --audiomae audioldm2-full.pth' adds it to another model."
+            )
+        else:
+            way = f"'audioldm2 train --stage audiomae --model {name}' trains one for its GPT-2."
+        raise ValueError(f"{name} has no AudioMAE, which reads a sound as a prompt. {way}")

@@ -86,7 +86,7 @@ def read_sound_prompts(
     if given is None:
         for name in ("audio_prompt_sample_rate", "heard"):
             if getattr(options, name) is not None:
-                raise ArgumentError(name, getattr(options, name), "be left out without audio_prompt")
+                raise ArgumentError(name, getattr(options, name), "be left out without a sound prompt")
         return None
     if not isinstance(given, list):
         return [_read(given, rate, sample_rate, "audio_prompt")] * prompts

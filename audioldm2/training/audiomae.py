@@ -90,7 +90,8 @@ class Decoder(nn.Module):
         """
         patches, dim = self.position_embedding.shape[1:]
         place = visible.unsqueeze(2).expand(-1, -1, dim)
-        x = self.masked.to(x.dtype).expand(len(x), patches, dim).scatter(1, place, self.proj_in(x))
+        x = self.proj_in(x)  # (batch, some, dim)
+        x = self.masked.to(x.dtype).expand(len(x), patches, dim).scatter(1, place, x)
         x = x + self.position_embedding
         for block in self.blocks:
             x = block(x)

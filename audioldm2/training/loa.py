@@ -171,7 +171,8 @@ class LOAStage(ConditionedStage[LOARecipe]):
             generated = torch.cat(
                 [each.tensors["gpt2_context"] for each in encode_rows(self.networks, self.encoders, rows)]
             )
-        guesses = {"loss": generated, "teacher_forced": forced, "mean": clips.mean(dim=0, keepdim=True)}
+        mean = self.ranks.gather(clips).mean(dim=0, keepdim=True)
+        guesses = {"loss": generated, "teacher_forced": forced, "mean": mean}
         return {name: (guess.float() - clips).abs().mean() for name, guess in guesses.items()}
 
     def samples(self, model: AudioLDM2, wave: Tensor, captions: list[str]) -> Iterator[Sample]:

@@ -96,6 +96,21 @@ def test_a_sound_of_ones_own_is_varied_continued_and_edited(served, tmp_path):
     assert record["source_prompt"] == "a tone" and len(samples(edited)) == 8000
 
 
+def test_a_sound_is_the_prompt_with_a_text_or_without(hearing, tmp_path):
+    sound = str(tmp_path / "dog.wav")
+    soundfile.write(sound, 0.1 * torch.randn(8000).numpy(), 16000)
+    with serve(hearing, LIMITS) as served:
+        client = served.client()
+        asked = {"audio_prompt": handle_file(sound), "api_name": "/generate", **QUICK}
+        for prompt, heard in (("rain", "3"), ("", "")):
+            wave, _, record = client.predict(prompt=prompt, heard=heard, **asked)
+            assert (record["audio_prompt"]["file"], record["heard"]) == ("dog.wav", int(heard or 8))
+            alone = served.model.generate(prompt, audio_prompt=sound, heard=record["heard"], **QUICK)
+            assert np.array_equal(samples(wave), as_written(alone.audio[0, 0], tmp_path))
+        with pytest.raises(Exception, match=r"Heard is 9; it has to be a whole number from 0 to 8"):
+            client.predict(prompt="rain", heard="9", **asked)
+
+
 def test_the_clients_of_the_readme_run(served, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = README.read_text().replace("http://127.0.0.1:7860", served.address.rstrip("/"))

@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "convert": {"adapters", "audio", "checkpoints", "cli", "models", "prompt", "sampling"},
     "training": {
         *("adapters", "audio", "checkpoints", "models", "pipeline"),
-        *("ops", "prompt", "result", "runtime", "sampling", "table_files"),
+        *("language_of_audio", "ops", "prompt", "result", "runtime", "sampling", "table_files"),
     },
     "verification": {
         *("audio", "checkpoints", "clap_score", "convert", "editing"),

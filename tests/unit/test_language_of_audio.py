@@ -12,6 +12,7 @@ from torch import Tensor
 import audioldm2
 from audioldm2.audio import audiomae_fbank
 from audioldm2.errors import ArgumentError, WeightsError
+from audioldm2.models.gpt2 import GPT2Config
 from tests.support.checkpoints import load_error
 from tests.support.hearing import SAMPLES
 
@@ -103,7 +104,10 @@ def test_bad_sound_is_named_before_the_network_runs(hearing, case: str, monkeypa
         hearing.hear(wave, rate)
 
 
-def test_model_without_audiomae_says_how_to_add_it(tiny_model):
+def test_model_without_audiomae_says_how_to_add_it(tiny_model, monkeypatch):
+    with pytest.raises(ValueError, match=r"has no AudioMAE, which .* 'audioldm2 train --stage audiomae"):
+        tiny_model.hear(noise())
+    monkeypatch.setitem(tiny_model.networks.configs, "gpt2", GPT2Config())  # of the published size
     with pytest.raises(ValueError, match=r"has no AudioMAE, which .* 'audioldm2 convert .* OUT --audiomae"):
         tiny_model.hear(noise())
 

@@ -295,11 +295,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "heard alone": (
         dict(audio_prompt=None, heard=3),
-        "heard is 3; it has to be left out without audio_prompt",
+        "heard is 3; it has to be left out without a sound prompt",
     ),
     "a rate alone": (
         dict(audio_prompt=None, audio_prompt_sample_rate=9),
-        "audio_prompt_sample_rate is 9; it has to be left out without audio_prompt",
+        "audio_prompt_sample_rate is 9; it has to be left out without a sound prompt",
     ),
     "too many": (dict(heard=9), "heard is 9; it has to be a whole number from 0 to 8"),
     "negative": (dict(heard=-1), "heard is -1; it has to be a whole number of at least 0"),
@@ -357,7 +357,7 @@ def test_longer_sound_is_cut_with_a_warning_that_names_it(hearing: AudioLDM2, tm
 def test_model_without_audiomae_says_how_to_add_it(tiny_model: AudioLDM2, monkeypatch):
     monkeypatch.setattr(tiny_model.networks, "running", lambda name: pytest.fail(f"{name} ran"))
     for heard in (None, 0, 8):
-        with pytest.raises(ValueError, match=r"has no AudioMAE, which .* OUT --audiomae"):
+        with pytest.raises(ValueError, match=r"has no AudioMAE, which .* --stage audiomae"):
             tiny_model.generate("rain", audio_prompt=noise(), heard=heard)
 
 

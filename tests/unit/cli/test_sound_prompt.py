@@ -97,7 +97,7 @@ def test_model_without_audiomae_is_one_sentence(run, tiny_folder, folder, asked:
     write_noise("dog.wav")
     Path("list.csv").write_text("prompt\nrain\n")
     outcome = run(*asked, "--model", tiny_folder, "--device", "cpu", *QUICK, "--audio-prompt", "dog.wav")
-    assert_refused(outcome, "has no AudioMAE, which reads a sound as a prompt", "--audiomae")
+    assert_refused(outcome, "has no AudioMAE, which reads a sound as a prompt", "audiomae")
     assert names(folder) == ["dog.wav", "list.csv"]
 
 

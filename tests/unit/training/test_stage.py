@@ -63,7 +63,7 @@ def test_step_changes_trained_parameters_only(
             same = torch.equal(parameter, before[each][key])
             assert same == (each in frozen), f"{each}.{key} {'stayed' if same else 'changed'}"
             assert parameter.requires_grad == (each in trained)
-    stored = {each: random_weights.states[each]() for each in trained}
+    stored = {each: stage.initial.states[each]() for each in trained}
     assert all(torch.equal(stored[each][key], before[each][key]) for each in trained for key in before[each])
 
 

@@ -111,7 +111,7 @@ def test_a_bad_sound_prompt_is_named_without_its_path(tone, tmp_path):
     assert words.startswith("Sound prompt lasts 1.0 seconds; it has to last at most 0.5")
     words = refused(GENERATE, audio_prompt=str(tone))
     assert words == "Sound prompt is set; it has to be left out: this model has no AudioMAE, which reads it."
-    assert refused(GENERATE, heard=3) == "Heard is 3; it has to be left out without audio_prompt."
+    assert refused(GENERATE, heard=3) == "Heard is 3; it has to be left out without a sound prompt."
     words = refused(REMAKE, known=hearing, audio=str(tone), audio_prompt=str(tone), source_prompt="a tone")
     assert words.startswith("Sound prompt is set; it has to be left out of an edit")
 
