@@ -21,9 +21,9 @@ from audioldm2.cli import list_run  # noqa: F401  imports, which the forks then 
 from audioldm2.cli.main import main
 from tests.support.crashes import fork, result
 
-LINES = 80
+LINES = 200
 WORDS = ("rain", "a dog barks", "wind in the trees", "a church bell, far away")
-FLAGS = ("--steps", "1", "--duration", "0.1", "--guidance", "1", "--device", "cpu", "--at-once", "6")
+FLAGS = ("--steps", "1", "--duration", "0.1", "--guidance", "1", "--device", "cpu", "--at-once", "16")
 
 
 def write_list(path: Path) -> None:

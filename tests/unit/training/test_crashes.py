@@ -31,7 +31,7 @@ def crashes(home: Path, mode: str, count: int, *before: str) -> dict:
 
 @pytest.mark.slow
 def test_run_killed_at_random_moments_resumes_exactly(home: Path):
-    assert crashes(home, "kills", 20)["killed"] >= 20
+    assert crashes(home, "kills", 50)["killed"] >= 50
 
 
 @pytest.mark.slow
