@@ -44,11 +44,11 @@ RANGE = 60 / 20 * log(10)  # nepers below a sound's peak that count: 60 dB, as f
 WAYS: dict[str, tuple[dict[str, Any], float, tuple[str, ...]]] = {
     "lora": (
         {
-            "like": "small", "steps": 700, "batch": 16, "learning_rate": 3e-3, "seconds": SECONDS,
+            "like": "small", "steps": 1200, "batch": 16, "learning_rate": 3e-3, "seconds": SECONDS,
             "pool": 736, "prior_weight": 4.0,
         },
         0.5,
-        ("--lora", "16", "--lora-layers", "attention+ff"),
+        ("--lora", "16", "--lora-layers", "all"),
     ),
     "finetune": ({"like": "finetune", "steps": 160, "batch": 8}, 0.5, ("--stage", "ldm")),
 }  # fmt: skip
