@@ -28,7 +28,7 @@ CLOSE = 1e-4  # relative: batches of other sizes are added up in another order
 
 
 def generate(model: AudioLDM2, prompt: str | list[str], **arguments) -> Result:
-    return model.generate(prompt, **(dict(audio_length_in_s=SECONDS, num_inference_steps=2) | arguments))
+    return model.generate(prompt, **(dict(audio_length_in_s=SECONDS, num_inference_steps=3) | arguments))
 
 
 @cache
