@@ -14,6 +14,7 @@ from audioldm2.adapters.writing import write as write_adapter
 from audioldm2.audio import write_wav
 from audioldm2.cli.main import COMMANDS, main
 from tests.support.adapters import random_adapter
+from tests.support.hearing import add_audiomae
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -95,10 +96,11 @@ def test_each_command_is_shown():
 
 
 def test_commands_of_generation_run(tmp_path, monkeypatch, tiny_folder):
-    """Those that need nothing but a folder ./base, a file of prompts and a sound."""
+    """Those that need nothing but folders ./base and ./full, a file of prompts and a sound."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_folder, "base")
     Path("prompts.txt").write_text("heavy rain\na dog barks\n", encoding="utf-8")
+    add_audiomae(Path("base"), Path("full"))
     model = audioldm2.load("base", device="cpu")
     Path("runs/oud").mkdir(parents=True)
     write_adapter(random_adapter(model.networks.configs), Path("runs/oud/adapter"), model.networks.configs)
@@ -110,7 +112,7 @@ def test_commands_of_generation_run(tmp_path, monkeypatch, tiny_folder):
         assert main(arguments) == 0, line
     written = {path.name for path in tmp_path.glob("*.wav")}
     assert written == {
-        "rain.wav", "heavy_rain.wav", "best.wav", "a_cat.wav", "an_oud.wav", "dog.wav",
+        "rain.wav", "heavy_rain.wav", "best.wav", "a_cat.wav", "an_oud.wav", "dog.wav", "in_a_cave.wav",
         "a_woman_speaks.wav",
     }  # fmt: skip
     assert Path("rain.wav.json").exists() and len(list(Path("sounds").glob("*.wav"))) == 2

@@ -48,6 +48,7 @@ class StandIn:
             negative_prompts=[""],
             record=dict,
             prompt_record=lambda place: prompt,
+            sound_prompt_record=lambda place: {},
             speech_record=lambda place: {"transcription": text, "phonemes": text, "pronounced_by": "table"},
         )
         mel = torch.zeros(count, audio.shape[-1] // HOP, 64)
