@@ -9,6 +9,8 @@ the sounds that serve as prompts. For each model and family, with the same seeds
 - sound: a true sound of the family, and no text
 - both: that caption and that sound
 - shuffled: that caption and a sound of another family; named as the caption's, and as the sound's
+- its own: results that are nearer, in the classifier's features, to that true sound than to another of its
+  family; half of them are by chance
 - resynthesis: the true sound itself through VAE and vocoder, which is as good as it gets
 
 Besides: how near GPT-2's vectors are to LOA, on fresh sounds, beside the mean of all LOA and a shuffled one;
@@ -81,6 +83,17 @@ class Naming:
         named = self.classifier.predict(features(sounds))
         return round(float(np.mean([one == other for one, other in zip(named, families, strict=True)])), 3)
 
+    def share_nearer(self, sounds: Sequence[np.ndarray], asked: "Questions") -> float:
+        """Returns the share of those nearer to their own true sound than to another of the family."""
+        true = self.scaled(asked.sounds)
+        other = np.roll(true, -len(FAMILIES), axis=0)  # of the next seed
+        found = self.scaled(sounds)
+        nearer = ((found - true) ** 2).sum(axis=1) < ((found - other) ** 2).sum(axis=1)
+        return round(float(nearer.mean()), 3)
+
+    def scaled(self, sounds: Sequence[np.ndarray]) -> np.ndarray:
+        return (features(sounds) - self.classifier.mean) / self.classifier.scale
+
 
 def features(sounds: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([mel_statistics(sound, SAMPLE_RATE) for sound in sounds])
@@ -106,10 +119,14 @@ def judge_prompts(model: AudioLDM2, asked: Questions, naming: Naming) -> dict[st
     none = [""] * len(asked)
     other_sounds = [asked.sounds[place] for place in asked.others]
     others = [asked.families[place] for place in asked.others]
-    figures = {"caption": naming.share(generate(model, asked.captions, asked.seeds, None), asked.families)}
-    if "audiomae" not in model.networks.configs:
+    of_captions = generate(model, asked.captions, asked.seeds, None)
+    figures = {"caption": naming.share(of_captions, asked.families)}
+    figures["caption, its own"] = naming.share_nearer(of_captions, asked)
+    if not model.hears:
         return figures
-    figures["sound"] = naming.share(generate(model, none, asked.seeds, asked.sounds), asked.families)
+    of_sounds = generate(model, none, asked.seeds, asked.sounds)
+    figures["sound"] = naming.share(of_sounds, asked.families)
+    figures["sound, its own"] = naming.share_nearer(of_sounds, asked)
     figures["both"] = naming.share(generate(model, asked.captions, asked.seeds, asked.sounds), asked.families)
     shuffled = generate(model, asked.captions, asked.seeds, other_sounds)
     figures["shuffled, as the caption"] = naming.share(shuffled, asked.families)
