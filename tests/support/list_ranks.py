@@ -74,8 +74,8 @@ def whole_run(model: Path, home: Path) -> dict[str, list[int]]:
     wait_for(home / "many", LINES // 4)
     os.kill(first[1], signal.SIGKILL)
     codes["killed"] = [result(pid) for pid in first]
-    left = sorted(path.name for path in (home / "many").glob("*.wav"))
-    for path in list((home / "many").glob("*.wav"))[:3]:  # cut off, as by a copy that was interrupted
+    left = sorted(path.name for path in (home / "many").glob("[!.]*.wav"))  # without drafts
+    for path in (home / "many" / name for name in left[:3]):  # cut off, as by a copy that was interrupted
         path.write_bytes(path.read_bytes()[:100])
     (home / "left.json").write_text(json.dumps(left))
     codes["again"] = [result(pid) for pid in start(3, many, home / "again")]
