@@ -174,7 +174,7 @@ class AudioMAEStage(Stage[AudioMAERecipe]):
         patches = math.prod(config.grid)
         order = torch.rand(self.whole_batch(fbank), patches, generator=generator).argsort(dim=1)
         order = self.ranks.rows(order).to(self.device)
-        shown = max(1, round(patches * (1 - self.recipe.mask)))
+        shown = min(max(1, round(patches * (1 - self.recipe.mask))), patches - 1)  # one of each at least
         visible, masked = order[:, :shown], order[:, shown:]
         with self.autocast():
             vectors = self.network("audiomae").last_blocks(fbank, visible)[-1]  # (batch, some, dim)

@@ -106,6 +106,11 @@ def test_only_masked_patches_count(random_weights: Checkpoint, monkeypatch: pyte
     torch.testing.assert_close(loss, error[masked].mean())
 
 
+def test_even_the_smallest_mask_hides_a_patch(random_weights: Checkpoint):
+    stage = stage_of("audiomae", random_weights, mask=0.001)
+    assert stage.step(*clips(2, 1.28))["loss"] > 0
+
+
 def test_patches_are_cut_as_the_encoder_cuts_them():
     fbank = torch.arange(64.0 * 32).reshape(1, 64, 32).square()
     found = normalised_patches(fbank, 16)
