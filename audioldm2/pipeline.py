@@ -2,38 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from audioldm2 import clap_score, language_of_audio, ops
+from audioldm2 import language_of_audio, ops
 from audioldm2.adapters.model import Adaptable
-from audioldm2.audio import SAMPLE_RATE
-from audioldm2.denoiser import InWindows
 from audioldm2.edit_options import EditOptions, edit_options
-from audioldm2.editing.text_edit import TextEdit
 from audioldm2.encoding_stages import inference
 from audioldm2.errors import ArgumentError
-from audioldm2.options import (
-    GenerationOptions,
-    SamplingOptions,
-    from_keywords,
-    takes_options,
-)
-from audioldm2.prompt.conditioning import Conditioning
-from audioldm2.prompt.timeline import parts
-from audioldm2.prompt.words import for_clap
+from audioldm2.options import GenerationOptions, from_keywords, takes_options
 from audioldm2.request import Request
+from audioldm2.request_stages import RequestStages
 from audioldm2.result import Result
 from audioldm2.runtime import dtypes, memory
-from audioldm2.sampling.samplers import generator_noise
-from audioldm2.sound_prompt import cut
-from audioldm2.stages import OnStep, Stages
+from audioldm2.stages import OnStep
 
 
-class AudioLDM2(Adaptable, Stages):
+class AudioLDM2(Adaptable, RequestStages):
     """A loaded model; `audioldm2.load` returns one. Several threads may use it at once."""
 
     @inference
@@ -71,8 +55,8 @@ class AudioLDM2(Adaptable, Stages):
             raise ArgumentError("prompt", prompt, allowed, given="is a timeline")
         spoken = self.spoken(len(request.prompts), chosen.transcription, chosen.phonemes)
         by = self.pronounced_by(request.transcriptions or ())
-        request = self._ready_to_hear(replace(request, phonemes=spoken, pronounced_by=by))
-        return self._sounds(request, on_step, on_stage)
+        request = self._with_heard(replace(request, phonemes=spoken, pronounced_by=by))
+        return self._run(request, on_step, on_stage)
 
     @inference
     @takes_options(EditOptions)
@@ -111,17 +95,9 @@ class AudioLDM2(Adaptable, Stages):
             given = f"is to be edited by {self.source or 'this model'}, a speech model"
             raise ArgumentError("audio", audio, "be edited by a model of sounds or music", given=given)
         request = Request.resolve_edit(audio, prompt, chosen, self.sound, self.schedule)
-        return self._sounds(request, on_step, on_stage)
+        return self._run(request, on_step, on_stage)
 
-    def _ready_to_hear(self, request: Request) -> Request:
-        """The request with what AudioMAE reads of its sound prompts. Raises as `generate` does."""
-        if request.sound_prompts is None:
-            return request
-        heard = self.vectors_heard(request.options.heard)
-        sounds = cut(request.sound_prompts, self.networks.configs["audiomae"])
-        return replace(request, sound_prompts=sounds, options=replace(request.options, heard=heard))
-
-    def _sounds(
+    def _run(
         self, request: Request, on_step: OnStep | None, on_stage: Callable[[str], object] | None
     ) -> Result:
         """The stages of a request, in order."""
@@ -130,135 +106,35 @@ class AudioLDM2(Adaptable, Stages):
         request = replace(request, options=replace(request.options, unconditional=own))
         if request.candidates > 1:
             self._require_clap()
+        if request.denoises:
+            self._sounds_at_once(request)  # a sound that is too long is refused before any network runs
 
         def begin(stage: str) -> None:
             memory.trim_heap()  # what the stage before has left
             if on_stage is not None:
                 on_stage(stage)
 
-        edit, given = request.edit, None
-        if edit is not None:
-            if edit.denoises:
-                self._sounds_at_once(request)  # a sound that is too long is refused before any network runs
+        given = loa = scores = None
+        if request.edit is not None:
             begin("encoding the sound")
-            given = self._encode(edit.log_mel(), "audio")
-        if edit is not None and given is not None and not edit.denoises:
-            z = given.repeat(len(request.generators()), 1, 1, 1)
-        else:
-            z = self._denoise_request(request, given, begin, on_step)
+            given = self._encode(request.edit.log_mel(), "audio")
+        if given is None or request.denoises:
+            if request.heard_sounds is not None:
+                begin("hearing the sound")
+                loa = language_of_audio.loa_of(self.networks, request.heard_sounds)
+            begin("encoding the prompt")
+            encoded = self._encode_request(request, loa)
+            z = self._denoise_request(request, encoded, given, begin, on_step)
+        else:  # an edit of strength 0
+            z = given.repeat(request.sounds, 1, 1, 1)
         begin("decoding")
         mel = self.decode(z, loop=request.options.loop)
         begin("vocoding")
-        audio = self.vocode(mel, loop=request.options.loop).float().cpu()
-        if not request.options.loop:
-            audio = edit.finish(audio) if edit else audio[:, : self.sound.samples(request.seconds)]
-
-        scores = None
+        audio = self._vocode_request(request, mel)
         if request.candidates > 1:
             begin("ranking")
-            scores = self._scores(request, audio)
+            scores = self._score_request(request, audio)
         return Result.ranked(audio, z, mel, scores, self.sample_rate, request, self.describe())
-
-    def _denoise_request(
-        self,
-        request: Request,
-        given: Tensor | None,
-        begin: Callable[[str], None],
-        on_step: OnStep | None,
-    ) -> Tensor:
-        """The latents of a request, from noise or from the latent (1, ...) of a given sound, in slices."""
-        options, edit, windows = request.options, request.edit, None
-        at_once = self._sounds_at_once(request)
-        loa = None
-        if request.heard_sounds is not None:
-            begin("hearing the sound")
-            loa = language_of_audio.loa_of(self.networks, request.heard_sounds)
-        begin("encoding the prompt")
-        conditioning, source = self._encode_request(request, loa)
-        generators = request.generators()
-        noise = options.latents if options.latents is not None else self._noise(request, generators)
-        if request.windows is None:
-            conditioning = conditioning.repeat(request.candidates)
-        else:  # all sounds in one walk: a call of the network takes windows of one
-            windows, at_once = InWindows(request.windows, request.shares(self.sound), at_once), len(noise)
-        denoised = []
-        for first in range(0, len(noise), at_once):
-            begin("denoising")
-            rows = slice(first, first + at_once)
-            drawn = generator_noise(generators[rows])
-            edited = partial(edit.denoise, given=given, rows=rows) if edit and given is not None else None
-            encoded = conditioning if windows else conditioning[rows]
-            z = self._denoise(encoded, noise[rows], options, drawn, None, on_step, edited, source, windows)
-            denoised.append(z)
-        return torch.cat(denoised)
-
-    def _encode_request(
-        self, request: Request, loa: Tensor | None
-    ) -> tuple[Conditioning, tuple[Conditioning, SamplingOptions] | None]:
-        """The prompts of a request with LOA of their sounds (prompts, vectors, dim), where there are any; of
-        an edit by text also its source prompt, with how that guides.
-
-        These are encoded together, so that equal texts have equal tensors. The negative prompt belongs to the
-        result: the source prompt is guided away from "".
-        """
-        options, edit = request.options, request.edit
-        texts, against, source = request.texts(), request.texts(negative=True), None
-        if isinstance(edit, TextEdit):
-            source = edit.options.source()
-            texts, against = [*texts, edit.source_prompt], [*against, ""]
-        if loa is not None:  # all texts of a timeline have the sound
-            loa = loa[[prompt for prompt, timeline in enumerate(request.spans) for _ in timeline]]
-        guided = options.guided or (source is not None and source.guided)
-        encoded = self.encode_prompt(
-            texts,
-            against if guided else None,
-            phonemes=request.phonemes,
-            guided=guided,
-            unconditional=options.unconditional,
-            loa=loa,
-            heard=None if loa is None else options.heard,
-        )
-        return (encoded, None) if source is None else (encoded[:-1], (encoded[-1], source))
-
-    def _scores(self, request: Request, audio: Tensor) -> Tensor:
-        """CLAP's cosine of each sound (sounds, samples) and its text, or its sound prompt where that is all
-        there is; of a timeline, the mean over its parts.
-        """
-        tokenizer, rate, heard = self._require_clap(), self.sample_rate, request.heard_sounds
-        timelines = [each for each in request.spans for _ in range(request.candidates)]
-        texts, waves, counts = parts(timelines, audio, rate)
-        alike = [row for row, text in enumerate(texts) if heard and not text.strip()]
-        others = sorted(set(range(len(texts))) - set(alike))
-        scores = torch.full((len(texts),), torch.nan, dtype=torch.float32, device="cpu")
-        if others:
-            read = [for_clap(texts[row], self.words) for row in others]
-            of_texts = [waves[row] for row in others]
-            scores[others], _ = clap_score.score_sounds(
-                self.networks, tokenizer, self.clap_mel, read, of_texts, rate
-            )
-        if heard and alike:
-            levelled = {each: each.normalized for each in dict.fromkeys(heard)}
-            sounds = [levelled[each] for each in heard for _ in range(request.candidates)]
-            like = [sound for sound, count in zip(sounds, counts, strict=True) for _ in range(count)]
-            scores[alike] = clap_score.score_likeness(
-                self.networks,
-                self.clap_mel,
-                [like[row] for row in alike],
-                SAMPLE_RATE,
-                [waves[row] for row in alike],
-                rate,
-            )
-        return torch.stack([of_parts.mean() for of_parts in scores.split(counts)])
-
-    def _noise(self, request: Request, generators: list[torch.Generator]) -> Tensor:
-        """What each seed draws first, whatever PyTorch's default device and dtype."""
-        shape = self.sound.latents(1, request.latent_frames)
-        draws = [torch.randn(shape, generator=g, device="cpu", dtype=torch.float32) for g in generators]
-        return torch.cat(draws)
-
-    def _sounds_at_once(self, request: Request) -> int:
-        name = "audio" if request.edit else "audio_length_in_s"
-        return self._at_once(request.options, request.latent_frames, request.seconds, request.windows, name)
 
     def describe(self) -> dict[str, Any]:
         """What this model is, for the record beside a sound."""

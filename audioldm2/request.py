@@ -52,6 +52,16 @@ class Request:
         return self.options.num_waveforms_per_prompt
 
     @property
+    def sounds(self) -> int:
+        """Sounds of all prompts."""
+        return len(self.prompts) * self.candidates
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the denoiser runs; it does not where a given sound keeps all of itself."""
+        return self.edit is None or self.edit.denoises
+
+    @property
     def heard_sounds(self) -> list[SoundPrompt] | None:
         """The sound prompts; None where not one vector of theirs counts."""
         return None if self.options.heard == 0 else self.sound_prompts

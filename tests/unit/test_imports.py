@@ -52,10 +52,13 @@ MAY_IMPORT = {
         *("clap_score", "denoiser", "edit_options", "editing", "encoding_stages", "models"),
         *("options", "prompt", "runtime", "sampling"),
     },
-    "pipeline": {
-        *("adapters", "audio", "clap_score", "denoiser", "edit_options", "editing", "encoding_stages", "ops"),
-        *("language_of_audio", "options", "prompt", "request", "result", "runtime", "sampling"),
+    "request_stages": {
+        *("audio", "clap_score", "denoiser", "editing", "options", "prompt", "request", "sampling"),
         *("sound_prompt", "stages"),
+    },
+    "pipeline": {
+        *("adapters", "edit_options", "encoding_stages", "language_of_audio", "ops", "options"),
+        *("request", "request_stages", "result", "runtime", "stages"),
     },
     "speaking": {"audio", "options", "pipeline", "prompt", "result"},
     "checkpoints": {"audio", "models", "pipeline", "prompt", "runtime", "sampling", "convert"},
