@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from audioldm2 import AudioLDM2
-from audioldm2.cli import generate, main
+from audioldm2.cli import generate, generate_arguments, main
 from audioldm2.cli.arguments import Parser, add_options, values_of
 from audioldm2.errors import ArgumentError, require_number, require_whole
 from audioldm2.options import GenerationOptions, option
@@ -176,7 +176,7 @@ def test_error_of_a_pair_names_the_flag_of_the_entry(words, sentence):
 
 
 def test_help_of_generate_lists_the_other_commands():
-    [line] = [each for each in generate.USAGE.splitlines() if "COMMAND ..." in each]
+    [line] = [each for each in generate_arguments.USAGE.splitlines() if "COMMAND ..." in each]
     assert set(re.findall(r"\w+", line)) >= set(COMMANDS) - {"generate"}
 
 
