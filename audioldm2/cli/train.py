@@ -184,7 +184,7 @@ def train(given: argparse.Namespace, ranks: Ranks, device: torch.device, prog: s
         if run.validation is not None:
             report(repr(run.validation))
         report(f"{run.data!r}; batches of {stage.recipe.batch} clips of {stage.recipe.seconds:g} s")
-        for warning in stage.warnings():
+        for warning in [] if given.resume else stage.warnings():
             report(f"note: {warning}")
         if stage.done >= stage.recipe.steps:
             report(f"{stage.done} steps are done already; --steps asks for more")
