@@ -15,6 +15,7 @@ from audioldm2.editing.text_edit import first_step_left
 from audioldm2.errors import ArgumentError
 from audioldm2.sampling.repainting import Walk
 from tests.support.editing import CELL, CLOSE, FRAMES, RATE, SCHEDULE, STEPS, tone
+from tests.support.sizes import full_or
 
 WAYS = [{"method": "direct"}, *({"method": "ddpm", "sampler": name} for name in ("dpmpp_2m_sde", "ddim"))]
 EACH_WAY = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.get("sampler", "direct"))
@@ -30,8 +31,7 @@ def edit(model: AudioLDM2, prompt: str | list[str] = "a cat", **arguments) -> Re
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
-@pytest.mark.parametrize("skip", [0.0, 0.4, 0.8])
+@pytest.mark.parametrize(("skip", "guidance"), [(0.0, 3.5), (0.8, 1.0)])
 @EACH_WAY
 def test_the_same_prompt_and_scale_keep_the_latent(tiny_model, way: dict, skip: float, guidance: float):
     scales = dict(guidance_scale=guidance, source_guidance_scale=guidance)
@@ -80,8 +80,7 @@ def test_length_and_level_are_the_sounds(tiny_model, way: dict):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("skip", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize(("skip", "scale"), [(0.0, 3.0), (0.5, 1.0), (0.9, 3.0)])
 def test_inversion_leads_denoise_back_to_the_latent(tiny_model, skip: float, scale: float):
     z, source = tiny_model.encode_audio(tone()), tiny_model.encode_prompt("a dog")
     settings = dict(num_inference_steps=10, guidance_scale=scale)
@@ -114,7 +113,7 @@ def test_edit_is_its_stages(tiny_model, sampler: str):
 
 
 @pytest.mark.slow
-@EACH_WAY
+@pytest.mark.parametrize("way", WAYS[:2], ids=["direct", "ddpm"])
 def test_edited_sound_is_independent_of_its_batch(tiny_model, way: dict, monkeypatch):
     prompts, seeds = ["a cat", "low hum", ""], [5, 60, 700]
     alone = [
@@ -149,11 +148,11 @@ def test_candidates_are_ranked_and_have_the_next_seeds(tiny_model):
 
 @pytest.mark.slow
 def test_two_threads_get_the_edits_that_they_get_alone(tiny_model):
-    ways = [WAYS[0] | {"seed": 1}, WAYS[1] | {"seed": 2, "prompt": "rain"}] * 2
+    ways = [WAYS[0] | {"seed": 1}, WAYS[1] | {"seed": 2, "prompt": "rain"}]
     alone = [edit(tiny_model, **way).audio for way in ways]
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(lambda way: edit(tiny_model, **way).audio, ways))
-    assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
+        together = list(pool.map(lambda way: edit(tiny_model, **way).audio, 2 * ways))
+    assert all(torch.equal(*pair) for pair in zip(2 * alone, together, strict=True))
 
 
 @EACH_WAY
@@ -276,8 +275,7 @@ def test_inversion_refuses_what_does_not_fit(tiny_model):
         assert words in str(caught.value)
 
 
-@pytest.mark.slow
 def test_skip_counts_steps_without_rounding_errors():
-    for steps in range(1, 101):
+    for steps in range(1, full_or(101, 51)):
         for skipped in range(steps):
             assert first_step_left(Walk("euler", SCHEDULE, steps), skipped / steps) == skipped
