@@ -141,7 +141,9 @@ def test_reference_loads_each_network_strictly(made, kind, folder):
     assert found == {}
 
 
-@pytest.mark.parametrize(("kind", "guidance_scale"), [*((kind, 3.5) for kind in UNETS), ("base", 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "guidance_scale"), [*((kind, 3.5) for kind in UNETS if kind != "base"), ("base", 1.0)]
+)
 def test_reference_generates_our_sound(made, kind, guidance_scale):
     converted, diffusers = made(kind)
     pipe = AudioLDM2Pipeline.from_pretrained(diffusers)

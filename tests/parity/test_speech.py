@@ -199,9 +199,7 @@ def sounds(pipe, model, prompt, phonemes, *, negative_prompt=None, guidance_scal
     return found, expected
 
 
-@pytest.mark.parametrize(
-    ("guidance_scale", "negative_prompt"), [(1.0, "noise"), (3.5, None), (3.5, "noise")]
-)
+@pytest.mark.parametrize(("guidance_scale", "negative_prompt"), [(1.0, "noise"), (3.5, None), (3.5, "noise")])
 def test_sound(pipe, model, guidance_scale, negative_prompt):
     request = dict(guidance_scale=guidance_scale, negative_prompt=negative_prompt)
     assert signal_to_error(*sounds(pipe, model, PROMPT, HELLO, **request)) >= LEAST

@@ -58,16 +58,16 @@ def test_window_as_long_as_the_sound_is_the_plain_path(tiny_model, sampler):
         assert_equal(found, expected)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "pndm", "heun", "euler_ancestral"])
-def test_timeline_of_one_prompt_is_the_prompt(tiny_model, sampler):
+@pytest.mark.parametrize(
+    ("sampler", "guidance_scale"), [("dpmpp_2m", 3.5), ("pndm", 1.0), ("euler_ancestral", 3.5)]
+)
+def test_timeline_of_one_prompt_is_the_prompt(tiny_model, sampler, guidance_scale):
     """Though it goes through the windows, one of them as long as the sound."""
-    for guidance_scale in (1.0, 3.5):
-        arguments = dict(sampler=sampler, guidance_scale=guidance_scale, negative_prompt="hiss")
-        arguments["num_inference_steps"] = 4  # pndm takes no fewer
-        found = generate(tiny_model, [("a dog", 0, 0.4)], **arguments)
-        assert found.request.windows == Windows(10, 10, (0,))
-        assert_equal(found, generate(tiny_model, audio_length_in_s=0.4, **arguments))
+    arguments = dict(sampler=sampler, guidance_scale=guidance_scale, negative_prompt="hiss")
+    arguments["num_inference_steps"] = 4  # pndm takes no fewer
+    found = generate(tiny_model, [("a dog", 0, 0.4)], **arguments)
+    assert found.request.windows == Windows(10, 10, (0,))
+    assert_equal(found, generate(tiny_model, audio_length_in_s=0.4, **arguments))
 
 
 def test_timeline_of_one_prompt_in_windows_is_the_prompt_in_windows(tiny_model):
@@ -112,8 +112,8 @@ def test_timeline_is_the_same_in_any_batch_bit_for_bit(tiny_model):
 
 @pytest.mark.slow
 def test_candidates_of_a_timeline_are_the_sounds_of_the_next_seeds(tiny_model):
-    result = generate(tiny_model, TIMELINE, seed=5, num_waveforms_per_prompt=3, **WINDOWS)
-    assert sorted(result.seeds[0]) == [5, 6, 7]
+    result = generate(tiny_model, TIMELINE, seed=5, num_waveforms_per_prompt=2, **WINDOWS)
+    assert sorted(result.seeds[0]) == [5, 6]
     for place, seed in enumerate(result.seeds[0]):
         alone = generate(tiny_model, TIMELINE, seed=seed, **WINDOWS)
         assert torch.equal(result.audio[0, place], alone.audio[0, 0])
