@@ -65,7 +65,7 @@ def convert_parser() -> Parser:
         "--config",
         type=Path,
         metavar="JSON",
-        help='for a .pth file: {network: {field: value}} for what no tensor tells, such as {"unet": '
+        help='for a .pth file: {network: {field: value}} for what no tensor shows, such as {"unet": '
         '{"heads": [8, 8, 8, 8]}}',
     )
     parser.add_argument(
