@@ -87,14 +87,14 @@ def _generate() -> Command:
 
 def _convert() -> Command:
     require_converter()
-    from audioldm2.convert.__main__ import convert_parser, run
+    from audioldm2.convert.commands import convert_parser, run
 
     return Command(convert_parser, run, "Close other programs, or convert on a computer with more.")
 
 
 def _info() -> Command:
     require_converter()
-    from audioldm2.convert.__main__ import info_parser, run_info
+    from audioldm2.convert.commands import info_parser, run_info
 
     def run(arguments: Sequence[str]) -> int:
         code = run_info(arguments)
