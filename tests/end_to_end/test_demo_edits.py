@@ -1,6 +1,7 @@
 """Editing by text with the demo model: high bells become low ones and keep their loudness over time.
 
-Measured with a high bell of the demo world for each seed, 0 to 9 (an octave lower; envelope; CLAP score):
+Measured with AUDIOLDM2_TESTS=full and a high bell of the demo world for each seed, 0 to 9 (an octave lower;
+envelope; CLAP score):
 
     edit                       10 of 10    0.89    0.65
     audio-to-audio, 0.96                   0.89    0.47
@@ -16,10 +17,11 @@ import torch
 import audioldm2
 from scripts.demo_world.sound_measures import dominant_frequency, levels
 from tests.support.demo_world import make
+from tests.support.sizes import full_or
 
 pytestmark = pytest.mark.slow
 SOURCE, TARGET = "a high bell", "a low bell"
-SEEDS = range(10)
+SEEDS = range(full_or(10, 5))
 RATE = 16_000
 
 
@@ -66,7 +68,7 @@ def score(sounds: list[np.ndarray]) -> float:
 
 def test_high_bells_become_low_ones_and_keep_their_envelope():
     passed = (octaves_lower(edited()) >= 1) & (envelope_correlations(edited()) >= 0.8)
-    assert passed.sum() >= 8, (octaves_lower(edited()), envelope_correlations(edited()))
+    assert passed.mean() >= 0.8, (octaves_lower(edited()), envelope_correlations(edited()))
 
 
 def test_audio_to_audio_keeps_less_of_the_sound_or_fits_the_text_less():
