@@ -21,7 +21,7 @@ from tests.support.sizes import full_or
 
 pytestmark = pytest.mark.slow
 SOURCE, TARGET = "a high bell", "a low bell"
-SEEDS = range(full_or(10, 5))
+SEEDS, STEPS = range(full_or(10, 5)), {"num_inference_steps": full_or(25, 16)}
 RATE = 16_000
 
 
@@ -38,7 +38,7 @@ def bells() -> list[np.ndarray]:
 @cache
 def edited() -> list[np.ndarray]:
     return [
-        demo().edit(bell, TARGET, source_prompt=SOURCE, seed=seed).audio[0, 0].numpy()
+        demo().edit(bell, TARGET, source_prompt=SOURCE, seed=seed, **STEPS).audio[0, 0].numpy()
         for seed, bell in zip(SEEDS, bells(), strict=True)
     ]
 
@@ -46,7 +46,7 @@ def edited() -> list[np.ndarray]:
 def varied(strength: float) -> list[np.ndarray]:
     """Audio-to-audio."""
     return [
-        demo().generate(TARGET, audio=bell, strength=strength, seed=seed).audio[0, 0].numpy()
+        demo().generate(TARGET, audio=bell, strength=strength, seed=seed, **STEPS).audio[0, 0].numpy()
         for seed, bell in zip(SEEDS, bells(), strict=True)
     ]
 

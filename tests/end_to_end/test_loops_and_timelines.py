@@ -25,7 +25,7 @@ from scripts.demo_world.sound_measures import Classifier, mel_statistics
 from tests.support.demo_world import make
 from tests.support.sizes import full_or
 
-RATE, SEEDS, STEPS = 16_000, range(full_or(10, 5)), 10
+RATE, SEEDS, STEPS = 16_000, range(full_or(10, 5)), full_or(10, 5)
 FRAME = 1024  # samples, 64 ms, on either side of a joint
 pytestmark = pytest.mark.slow
 
