@@ -59,7 +59,7 @@ def run(monkeypatch, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux resets the peak of a stage")
 def test_long_sound(run, tiny_folder):
     lines = run(
-        *("long_sound.py", "--model", tiny_folder, "--seconds", 12, "--unet-seconds", 0.5),
+        *("long_sound.py", "--model", tiny_folder, "--seconds", 35, "--unet-seconds", 0.5),
         *("--steps", 2, "--candidates", 2),
     )
     assert [line.split()[0] for line in lines if " peak " in line] == [
@@ -68,7 +68,7 @@ def test_long_sound(run, tiny_folder):
         "score",
         "generate",
     ]
-    assert "  audio (2, 192000), all finite" in lines
+    assert "  audio (2, 560000), all finite" in lines
     assert "  audio (1, 2, 8000), all finite" in lines
 
 
