@@ -1,6 +1,6 @@
 """`audioldm2 generate` as its users meet it: which files it writes, what it prints, how its flags act.
 
-All tests call `main` in this process; `test_streams.py` and `test_interruptions.py` start some of their own.
+All tests call `main` in this process; `test_streams.py` and `test_interruptions.py` start others.
 """
 
 import io
@@ -196,7 +196,7 @@ def test_quiet_reports_nothing(sound, folder):
 
 @pytest.fixture(scope="module")
 def plain(tiny_folder, tmp_path_factory) -> bytes:
-    """The file of a dog without another flag."""
+    """The bytes of the file that a command without further flags writes."""
     file = tmp_path_factory.mktemp("plain") / "dog.wav"
     assert main(["dog", "-o", str(file), "--model", str(tiny_folder), *QUICK, "--quiet"]) == 0
     return file.read_bytes()

@@ -73,9 +73,8 @@ def limits(family: str, pitch: str | None) -> tuple[float, float]:
 def passes(demo: audioldm2.AudioLDM2, family: str, pitch: str | None, loop: bool) -> list[tuple[bool, bool]]:
     """Per seed: does the wave, and does the spectrum, jump no more at the seam than inside true sounds?"""
     text = caption(family, 0, **({"pitch": pitch} if pitch else {}))
-    sounds = demo.generate([text] * len(SEEDS), seed=list(SEEDS), loop=loop, num_inference_steps=STEPS).audio[
-        :, 0
-    ]
+    texts, seeds = [text] * len(SEEDS), list(SEEDS)
+    sounds = demo.generate(texts, seed=seeds, loop=loop, num_inference_steps=STEPS).audio[:, 0]
     wave, spectrum = limits(family, pitch)
     return [
         (bool(steps(sound)[-1] <= wave), bool(fluxes(sound, np.array([0]))[0] <= spectrum))

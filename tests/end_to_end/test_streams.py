@@ -60,7 +60,7 @@ def test_every_sound_is_written_after_the_reader_left(folder, tiny_folder):
 
 
 def test_sound_is_written_after_the_reader_of_progress_left(folder, tiny_folder):
-    """And where nothing can be said of it, as standard output is full."""
+    """Standard output is full too, so the process can report nothing anywhere."""
     reader, writer = os.pipe()
     os.close(reader)
     with (
