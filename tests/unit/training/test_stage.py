@@ -86,7 +86,7 @@ def test_bfloat16_trains_like_float32(name: str, random_weights: Checkpoint):
     losses = []
     for bf16 in (False, True):
         stage = stage_of(name, random_weights, bf16=bf16)
-        losses.append([stage.step(*clips(2, 0.256))["loss"] for _ in range(3)][-1])
+        losses.append([stage.step(*clips(2, 0.256))["loss"] for _ in range(2)][-1])
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
