@@ -10,20 +10,15 @@ import torch
 from torch import Tensor
 
 from audioldm2.checkpoints import storage
+from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import ArgumentError
 from audioldm2.training.data import AtTrainedLevel, Pool, part_of
 from audioldm2.training.distributed import VARIABLES, Ranks, joined
 from audioldm2.training.mixing import Mixed
-from audioldm2.training.new_model import configs_from, from_scratch
 from tests.support.command_line import posix
 from tests.support.crashes import Noise
 from tests.support.ranks import QUICK, SHARED, Sounds
-from tests.support.training import CAPTIONS, SIZES
 
-TINIER = SIZES | {  # every tensor that is sharded takes its time
-    "unet": {"channels": [16], "heads": [1], "transformers": [["gpt2_attn", "t5_attn"]],
-             "gpt2_dim": 32, "t5_dim": 32},
-}  # fmt: skip
 # The gradient of a key's bias is 0 but for rounding, which Adam scales up: the softmax cancels that bias.
 ROUNDING = "key.bias"
 
@@ -67,10 +62,10 @@ def assert_equal_runs(folder: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tiny_folder: Path, initial: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What tests/support/ranks.py left."""
     home = tmp_path_factory.mktemp("ranks")
-    storage.write(from_scratch(configs_from(TINIER, "TINIER"), CAPTIONS, home), home / "tinier")
+    storage.write(initial, home / "tinier")
     command = [sys.executable, "-m", "tests.support.ranks", home, tiny_folder, home / "tinier"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,7 @@ import torch
 
 import audioldm2
 from audioldm2.checkpoints import storage
-from audioldm2.training import STAGES, Stage, loop, run_folder
-from audioldm2.training.judging import SAMPLE_CLIPS
+from audioldm2.training import STAGES, Stage, judging, loop, run_folder
 from audioldm2.training.recipe import override
 from tests.support.crashes import Noise, Toy
 from tests.support.training import READ_SOUNDS, Clips, hearing
@@ -78,7 +77,7 @@ def test_samples_and_the_saved_model(initial: storage.Checkpoint, tmp_path: Path
     loop.train(stage, Clips(0.32), tmp_path, loop.Intervals(sample=2), report=reports.append)
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "model", "samples", "state.pt"}
     files = sorted(path.name for path in (tmp_path / "samples" / "step-0000002").iterdir())
-    assert files[:2] == ["0-a_low_tone.png", "0-a_low_tone.wav"] and len(files) == 2 * SAMPLE_CLIPS
+    assert files[:2] == ["0-a_low_tone.png", "0-a_low_tone.wav"] and len(files) == 2 * judging.SAMPLE_CLIPS
     assert reports[0].startswith("step 1/2  loss ") and reports[1].startswith("step 2/2  loss ")
     assert reports[1].endswith(" 0 s left")
     result = audioldm2.load(tmp_path / "model", device="cpu").generate("a bell", audio_length_in_s=0.32)
@@ -93,7 +92,7 @@ def test_sample_files(name: str, kinds: set[str], initial: storage.Checkpoint, t
     stage = stage_of(name, initial, steps=1)
     loop.train(stage, Clips(0.32), tmp_path, loop.Intervals(sample=1))
     found = [path.stem.split("-")[1] for path in (tmp_path / "samples").rglob("*.wav")]
-    assert set(found) == kinds and len(found) == 2 * SAMPLE_CLIPS
+    assert set(found) == kinds and len(found) == 2 * judging.SAMPLE_CLIPS
 
 
 def test_nan_loss_stops_without_saving(initial: storage.Checkpoint, tmp_path: Path):
