@@ -46,7 +46,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "clap": {"seconds": 0.8, "noise": 0.7, "train_text": True},
 }  # fmt: skip
 SHARED = {"batch": 4, "steps": 2, "warmup": 0, "learning_rate": 1e-4, "ema": 0.0, "pool": 0}
-INTERVALS = loop.Intervals(save=10, sample=0, validate=2)
+SAMPLED = "vae"  # samples of one stage are enough: pictures take time
 
 
 class Sounds:
@@ -94,8 +94,9 @@ def train(
     if resumes:
         run_folder.resume(stage, folder, data)
     validation = Sounds(stage.recipe.seconds, first=5, ending=ending)
+    intervals = loop.Intervals(save=10, sample=2 if name == SAMPLED else 0, validate=2)
     return loop.train(
-        stage, data, folder, INTERVALS, validation=validation, should_stop=should_stop,
+        stage, data, folder, intervals, validation=validation, should_stop=should_stop,
         report=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
 
@@ -193,7 +194,7 @@ FAULTS = {"error": raise_error, "bug": raise_bug, "killed": die}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    judging.VALIDATION_CLIPS = 4
+    judging.VALIDATION_CLIPS, judging.SAMPLE_CLIPS = 4, 1
     home, tiny, tinier = map(Path, sys.argv[1:])
     failed = {}
     for mode, model in ((compare, tiny), (faults, tinier), (resume, tinier)):

@@ -26,7 +26,8 @@ SIZES = {  # as narrow as possible; each network has every kind of layer, but th
     "projection": {"clap_dim": 32, "t5_dim": 32, "gpt2_dim": 32},
     "gpt2": {"dim": 32, "depth": 1, "heads": 2, "new_vectors": 4},
     "unet": {
-        "channels": [16], "heads": [1], "gpt2_dim": 32, "t5_dim": 32, "transformers": [["gpt2_attn", "t5_attn"]],
+        "channels": [16], "heads": [1], "transformers": [["gpt2_attn", "t5_attn"]],
+        "gpt2_dim": 32, "t5_dim": 32,
     },
     "vae": {"channels": [8, 8, 16], "norm_groups": 4},
     "hifigan": {"channels": 64, "upsample_rates": [8, 5, 4], "upsample_kernels": [16, 11, 8], "slope": 0.1,

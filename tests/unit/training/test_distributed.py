@@ -15,9 +15,9 @@ from audioldm2.errors import ArgumentError
 from audioldm2.training.data import AtTrainedLevel, Pool, part_of
 from audioldm2.training.distributed import VARIABLES, Ranks, joined
 from audioldm2.training.mixing import Mixed
-from tests.support.command_line import posix
+from tests.support.command_line import names, posix
 from tests.support.crashes import Noise
-from tests.support.ranks import QUICK, SHARED, Sounds
+from tests.support.ranks import QUICK, SAMPLED, SHARED, Sounds
 
 # The gradient of a key's bias is 0 but for rounding, which Adam scales up: the softmax cancels that bias.
 ROUNDING = "key.bias"
@@ -84,6 +84,9 @@ def test_two_processes_equal_one_with_the_whole_batch(name: str, home: Path):
     require_done(home, "compare")
     assert len(lines(home / f"{name}-2" / "metrics.jsonl")) == SHARED["steps"]
     assert_equal_runs(home / f"{name}-2", home / f"{name}-1")
+    ours, theirs = (home / f"{name}-{count}" for count in (2, 1))
+    assert names(ours) == names(theirs)
+    assert any(each.startswith("samples/") for each in names(ours)) == (name == SAMPLED)
 
 
 @posix
