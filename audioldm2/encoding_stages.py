@@ -255,7 +255,7 @@ class EncodingStages:
         return language_of_audio.hear(self.networks, wave, rate)
 
     def vectors_heard(self, heard: int | None = None) -> int:
-        """How many of GPT-2's vectors a sound prompt replaces: so many, or by default all of them.
+        """How many of GPT-2's vectors a sound prompt replaces: `heard`, or all of them by default.
 
         A speech model has to write some of them: the denoiser finds the words nowhere else.
 

@@ -29,7 +29,7 @@ class SoundShape:
         return self.hop * self.downsampling
 
     def latent_frames(self, seconds: float) -> int:
-        """Whole mel frames in so many seconds, raised to whole latent frames; rounded as in the reference."""
+        """Latent frames that hold a sound; its mel frames are rounded down, as in the reference."""
         return math.ceil(int(seconds / (self.hop / self.sample_rate)) / self.downsampling)
 
     def samples(self, seconds: float) -> int:
@@ -72,7 +72,7 @@ class SoundShape:
         return Windows.over(latent_frames, max(length, 2), overlap, options.loop)
 
     def require_latents(self, latents: Any, prompts: int) -> Tensor:
-        """Latents that `denoise` can start from, for so many encoded prompts; ArgumentError for others."""
+        """Check the latents that `denoise` starts from; ArgumentError where they do not fit the prompts."""
         require_float_tensor("latents", latents)
         shape = self.require_map("latents", latents).shape
         if prompts < 1:

@@ -23,7 +23,7 @@ from .sources import Opened, Reading
 
 OpenState = Callable[[], dict[str, Tensor]]
 
-HEAD_DIM = 64  # in all vision transformers; no tensor tells
+HEAD_DIM = 64  # in all vision transformers; no tensor shows
 DECODER = "the decoder of AudioMAE's training, which AudioLDM 2 never runs"
 BLOCK = [
     Row("norm1", "attn_norm"),

@@ -160,7 +160,7 @@ def original_config(shapes: Mapping[str, Size], given: Mapping[str, Any]) -> HiF
         sample_rate = typed(f"sample_rate {what}", given["sample_rate"], int)
     if rates is None or sample_rate is None:
         raise WeightsError(
-            f"its vocoder has kernels {kernels}, which no published one has, and no tensor tells its rates. "
+            f"its vocoder has kernels {kernels}, which no published one has, and no tensor shows its rates. "
             'Give a config file with {"hifigan": {"upsample_rates": [...], "sample_rate": ...}}.'
         )
     pairs = [count(shapes, f"resblocks.{branch}.convs1.*") for branch in range(branches)]

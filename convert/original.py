@@ -52,7 +52,7 @@ VAE_TRAINING = {  # what the autoencoder's training keeps beside it
     "loss": "the autoencoder's training loss: its discriminator, LPIPS and logvar",
     "colorize": "colours of a picture that training logs",
 }
-OF_SPEECH: dict[str, Any] = {  # fields of a speech model's Checkpoint that no tensor tells
+OF_SPEECH: dict[str, Any] = {  # fields of a speech model's Checkpoint that no tensor shows
     "symbols": phonemes.SYMBOLS, "seconds": phonemes.SECONDS, "unconditional": "trained",
 }  # fmt: skip
 
@@ -84,7 +84,7 @@ def read_original(
         revision: the commit of its origin.
         heads: "trained": 32 wide, as upstream's; "config": 8 at every level, as the published twins' configs.
         ema: take the running average of the UNet's weights.
-        config: {network: {field: value}} for what no tensor tells; "schedule" and "clap_mel" too.
+        config: {network: {field: value}} for what no tensor shows; "schedule" and "clap_mel" too.
         tokenizers: the folder of each of `storage.TOKENIZERS`, by name: the file has none.
 
     Raises:

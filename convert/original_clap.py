@@ -89,7 +89,10 @@ def text_config_from_shapes(shapes: Mapping[str, Size]) -> ClapTextConfig:
 
 
 def audio_config_from_shapes(shapes: Mapping[str, Size]) -> ClapAudioConfig:
-    """Return the config that the shapes imply, with the published side of the image, which none tells."""
+    """Return the config that the shapes imply.
+
+    No tensor shows the side of the image; it is the published one.
+    """
     dim, in_channels, patch_size, _ = need(shapes, "audio_branch.patch_embed.proj.weight", 4)
     tables = [
         need(shapes, f"audio_branch.layers.{stage}.blocks.0.attn.relative_position_bias_table", 2)

@@ -19,7 +19,7 @@ SYMBOLS = (  # of the published speech models, as their source lists them after 
     *"'\u0329'ᵻ♪☎☒☝⚠",  # the second apostrophe counts; ⚠ ends a text
 )
 SECONDS = 10.24  # of a clip in training: 256 latent frames
-NEW_VECTORS = 512  # that GPT-2 generates where phonemes are spoken, 8 in all other models; no tensor tells
+NEW_VECTORS = 512  # that GPT-2 generates where phonemes are spoken, 8 in all other models; no tensor shows
 
 one = Transform("squeezed", lambda w: w.squeeze(0), lambda w: w.unsqueeze(0))
 UNREAD = "AudioLDM 2 reads hidden states, never the prior"

@@ -19,7 +19,8 @@ from audioldm2.checkpoints.load import open_checkpoint
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import ArgumentError
 from audioldm2.training import STAGES
-from audioldm2.training.ldm import LDMRecipe, LDMStage
+from audioldm2.training.ldm import LDMStage
+from audioldm2.training.ldm_recipe import LDMRecipe
 from audioldm2.training.memory_plan import GB, Clips, fit
 from audioldm2.training.rehearsal import Rehearsal, rehearse
 

@@ -180,7 +180,7 @@ class Adaptable:
             OSError: the disk refuses.
         """
         from audioldm2.checkpoints import storage
-        from audioldm2.checkpoints.load import require_converter
+        from audioldm2.checkpoints.converter import require_converter
 
         require_choice("layout", layout, LAYOUTS)
         if self.adapters:

@@ -101,7 +101,7 @@ def table(found: Mapping[str, tuple[Place, ...]], network: str) -> dict[str, Pla
 
 
 def _convert() -> Any:
-    from audioldm2.checkpoints.load import require_converter
+    from audioldm2.checkpoints.converter import require_converter
 
     require_converter()
     from audioldm2 import convert

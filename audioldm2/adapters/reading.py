@@ -51,7 +51,7 @@ def find(source: str | os.PathLike) -> Path:
 
     Raises:
         ArgumentError: `source` is not a text or path.
-        WeightsError: nothing is there, or what is there is no adapter.
+        WeightsError: the source does not exist, or is not an adapter.
     """
     if not isinstance(source, (str, os.PathLike)):
         allowed = "be the folder or file of an adapter, or a hub id"

@@ -32,7 +32,7 @@ MEAN, STD = -4.2677393, 4.5689974  # of AudioSet's spectrograms
 
 
 def audiomae_fbank(wave: Tensor, frames: int = 1024, mels: int = 128) -> Tensor:
-    """Compute the spectrogram that AudioMAE reads: normalised log-mel power of so many frames.
+    """Compute the spectrogram that AudioMAE reads: normalised log-mel power of `frames` frames.
 
     The arithmetic is float64, on the CPU: within 1.2e-7 of transformers' `ASTFeatureExtractor`.
 

@@ -2,13 +2,13 @@
 
 import os
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from audioldm2.checkpoints import hub, storage
+from audioldm2.checkpoints.converter import require_converter
 from audioldm2.errors import ArgumentError, WeightsError, require_choice, some
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer
@@ -237,19 +237,6 @@ def _add_tokenizers(original: storage.Checkpoint, folder: Path | None) -> None:
     with suppress(WeightsError):
         published = hub.published_tokenizers()
         original.tokenizers = {name: published[name] for name in needed if name in published}
-
-
-def require_converter() -> None:
-    """Raise WeightsError where `audioldm2.convert` is missing.
-
-    It is the clone's folder `convert`, and a module of the package only once the package is installed.
-    """
-    if find_spec("audioldm2.convert") is None:
-        raise WeightsError(
-            f"the converter is not installed here: Python found the folder {Path(__file__).parents[1]}, "
-            "a clone of the repository, before the installed package. "
-            "Run 'pip install -e .' in the clone, or run from another folder."
-        )
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from audioldm2.audio import MelSettings
-from audioldm2.cli import generate
 from audioldm2.cli.arguments import Parser
 from audioldm2.cli.failures import in_words, is_device_failure
+from audioldm2.cli.generate_arguments import parser
 from audioldm2.cli.list_plan import WORDS, Batch, Options, SoundList, duration_of, requests, sounds_of
+from audioldm2.cli.model import OUT_OF_MEMORY, PUBLISHED, front_end_of, likely_shape, load, name_demo
 from audioldm2.cli.output_files import Job, naming, write
+from audioldm2.cli.progress import progress
 from audioldm2.cli.prompt_lists import for_model, require_distinct
 from audioldm2.cli.ranks import MISTAKE
 from audioldm2.cli.streams import print_path, report
@@ -40,15 +42,15 @@ def run_list(given: argparse.Namespace, jobs: list[Job], options: Options) -> in
     """Make the sounds of a list on this process, or this process's share; returns the exit code."""
     lines = [job.line for job in jobs if job.line is not None]
     require_distinct(lines, options.seed)
-    shape = generate.PUBLISHED if isinstance(options, EditOptions) else generate.likely_shape(options)
+    shape = PUBLISHED if isinstance(options, EditOptions) else likely_shape(options)
     requests(lines, options, given.audio, shape, NoiseSchedule())  # mistakes, before gigabytes are read
     manifest = jobs[0].sound.with_name(f"{given.prompts.stem}.manifest.jsonl")
     require_manifest(manifest)
     with joined(given.device) as (ranks, device):
         given.device = str(device)
         with ranks.first_goes_first():  # which fetches the model, and times dtypes and kernels
-            model = generate.load(given)
-        generate.name_demo(given)
+            model = load(given)
+        name_demo(given)
         lines = for_model(lines, getattr(model, "speaks", False), given.prompts)
         sounds = SoundList(
             model, jobs, lines, options, given.audio, with_record=given.json, with_picture=given.plot
@@ -56,10 +58,10 @@ def run_list(given: argparse.Namespace, jobs: list[Job], options: Options) -> in
         run = ListRun(
             sounds,
             ranks,
-            parser=generate.parser(),
-            out_of_memory=generate.OUT_OF_MEMORY,
-            front_end=generate.front_end_of(model) if given.plot else None,
-            follow=lambda: generate.progress(options.num_inference_steps, quiet=given.quiet),
+            parser=parser(),
+            out_of_memory=OUT_OF_MEMORY,
+            front_end=front_end_of(model) if given.plot else None,
+            follow=lambda: progress(options.num_inference_steps, quiet=given.quiet),
             quiet=given.quiet,
         )
         return run.run(manifest, at_once=given.at_once, overwrite=given.overwrite)

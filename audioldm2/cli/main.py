@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from audioldm2.checkpoints.load import require_converter
+from audioldm2.checkpoints.converter import require_converter
 from audioldm2.cli.arguments import Parser
 from audioldm2.cli.failures import in_words
 from audioldm2.cli.streams import ReaderLeft, report, require_printed, safe_streams
@@ -80,20 +80,21 @@ def _after_printing() -> int:
 
 def _generate() -> Command:
     from audioldm2.cli import generate
+    from audioldm2.cli.model import OUT_OF_MEMORY
 
-    return Command(generate.parser, generate.run, generate.OUT_OF_MEMORY)
+    return Command(generate.parser, generate.run, OUT_OF_MEMORY)
 
 
 def _convert() -> Command:
     require_converter()
-    from audioldm2.convert.__main__ import convert_parser, run
+    from audioldm2.convert.commands import convert_parser, run
 
     return Command(convert_parser, run, "Close other programs, or convert on a computer with more.")
 
 
 def _info() -> Command:
     require_converter()
-    from audioldm2.convert.__main__ import info_parser, run_info
+    from audioldm2.convert.commands import info_parser, run_info
 
     def run(arguments: Sequence[str]) -> int:
         code = run_info(arguments)

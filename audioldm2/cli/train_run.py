@@ -25,7 +25,8 @@ from audioldm2.training.cache_filling import count_clips
 from audioldm2.training.conditioned import ConditionedRecipe
 from audioldm2.training.data import AtTrainedLevel, Captioned
 from audioldm2.training.distributed import ALONE, Ranks
-from audioldm2.training.ldm import LDMRecipe, LDMStage
+from audioldm2.training.ldm import LDMStage
+from audioldm2.training.ldm_recipe import LDMRecipe
 from audioldm2.training.metrics import require_tensorboard
 from audioldm2.training.mixing import Mixed, parse_mix
 from audioldm2.training.new_model import SIZES, configs_from, from_scratch

@@ -52,7 +52,7 @@ class Floor:
     sounds: int  # on each side
     reference: float  # mean distance of two disjoint sets of reference
     range: Interval  # 95 % of the splits
-    ours: float  # mean distance of so many sounds from so many of reference
+    ours: float  # mean distance of `sounds` sounds from as many of reference
 
 
 def mean_interval(
@@ -61,7 +61,7 @@ def mean_interval(
     """Compute the 95 % interval of a mean by bootstrap over groups.
 
     Where all groups agree the bootstrap has no spread. For values of 0 or 1, such as hits, the interval is
-    then Wilson's for so many groups: 20 hits of 20 are 0.84 to 1.
+    then Wilson's for that number of groups: 20 hits of 20 give 0.84 to 1.
 
     Args:
         values: one a sound.

@@ -92,7 +92,7 @@ def require_same(file: Path, settings: dict[str, Any]) -> None:
 
 
 def is_whole(file: Path, samples: int, within: int = 0) -> bool:
-    """Whether a file is a sound of so many samples, or of at most `within` more or less."""
+    """Whether a file is a sound of `samples` samples, give or take `within`."""
     try:
         return abs(soundfile.info(file).frames - samples) <= within
     except (soundfile.LibsndfileError, OSError):

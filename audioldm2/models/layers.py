@@ -84,5 +84,5 @@ class UpsamplingConv(Conv2d):
 
 
 def repeat_to_batch(x: Tensor, rows: int) -> Tensor:
-    """x (batch, ...) repeated whole until it has so many rows; `cat` keeps its memory layout."""
+    """x (batch, ...) repeated until it has `rows` rows; `cat` keeps its memory layout."""
     return x if len(x) == rows else torch.cat([x] * (rows // len(x)))

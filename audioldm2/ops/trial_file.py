@@ -2,8 +2,9 @@
 
 A trial is a timing, and kernels or dtypes that nearly tie win it by turns. The first process to run a trial
 therefore writes what it found to trials.json in the folder AUDIOLDM2_CACHE (default: ~/.cache/audioldm2), and
-later ones use that. Findings are filed under the processor, the PyTorch version, and a hash of this package's
-source: a change of any of them starts anew. Delete the file to repeat the trials, for example if the first
+later ones use that. Findings are filed under the processor, the instructions that variables such as
+ONEDNN_MAX_CPU_ISA leave it, the PyTorch version, and a hash of this package's source: a change of any of them
+starts anew. Delete the file to repeat the trials, for example if the first
 ones ran on a busy machine. Where it cannot be read or written, each process decides for itself.
 """
 
@@ -23,6 +24,7 @@ import torch
 from audioldm2.files import atomic_write
 
 VARIABLE = "AUDIOLDM2_CACHE"
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # on what libraries may use
 Found = TypeVar("Found")
 _held = threading.local()  # whether this thread is in a trial
 
@@ -100,7 +102,8 @@ def _machine() -> str:
     source = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         source.update(file.read_bytes())
-    return f"{_processor()}, torch {torch.__version__}, ops {source.hexdigest()[:12]}"
+    limits = "".join(f", {name}={os.environ[name]}" for name in LIMITS if os.environ.get(name))
+    return f"{_processor()}{limits}, torch {torch.__version__}, ops {source.hexdigest()[:12]}"
 
 
 def _processor() -> str:

@@ -91,7 +91,7 @@ def vocoder_context(config: HiFiGANConfig) -> tuple[int, int]:
 
 
 def vocoder_samples(config: HiFiGANConfig, time: int) -> int:
-    """Samples that the vocoder computes from so many mel frames: `hop` a frame and a few more."""
+    """Samples that the vocoder computes from `time` mel frames: `hop` per frame and a few more."""
     for rate, kernel in zip(config.upsample_rates, config.upsample_kernels, strict=True):
         time = (time - 1) * rate + kernel - 2 * ((kernel - rate) // 2)
     return time

@@ -4,47 +4,18 @@ GPT-2 and the projection before it are trained together with the denoiser by its
 are frozen, and so is T5 unless the recipe trains it. One caption in ten is dropped, so that the denoiser also
 learns the unconditional distribution, which guidance needs.
 
-What a dropped caption's conditioning is, and which are dropped together, follows `LDMRecipe.unconditional`:
-
-- "trained", as upstream trains: the captions of a whole batch at once, with zeros for GPT-2's vectors and
-  T5's vectors of the empty text unpadded. Besides, CLAP alone reads an empty text for one clip in ten. This
-  is the default for the published sizes and for fine-tuning a published model, whose weights learnt it so.
-- "reference": each caption by itself; the empty text goes through all text networks, which is what the
-  reference pipeline (diffusers) samples with. The model in the box and others of the recipe "small" learn it
-  so: they have no upstream to agree with, and sampling then needs no second reading of an empty prompt.
-
-The saved model records the reading, and generation follows it.
-
-Where the model has AudioMAE, the denoiser can learn on the language of audio (LOA) of the very clip in place
-of GPT-2's vectors, as in the paper:
-
-- `gt_loa` is the share of clips for which it does. At 1, GPT-2 does not run and captions are not read (T5
-  reads an empty text): self-supervised training on sounds alone. Upstream trains jointly at 0.25.
-- `loa_weight` adds the L1 error of GPT-2's vectors to the loss, each predicted after the true ones before it.
-  Upstream counts it twice.
-- `rollout_gradients`: whether the denoiser's loss trains GPT-2 too, through the vectors that it generates.
-
-A model that speaks has a phoneme encoder in T5's place, which learns too. Its captions carry what is said
-(spoken.py). Its GPT-2 learns slowly from the denoiser's loss alone, so `LDMRecipe.auxiliary_weight` adds
-another: a linear layer, which is not part of the model, predicts the frames of the latent from GPT-2's
-vectors. It stands in for the AudioMAE features of upstream, which GPT-2 predicts there. For the first
-`auxiliary_steps`, when GPT-2's vectors say nothing yet, the denoiser does not run.
+What a recipe can choose is in `ldm_recipe`.
 
 Source: Ho et al. 2020, "DDPM" (arXiv 2006.11239), algorithm 1; Ho & Salimans 2022 (arXiv 2207.12598) for the
 dropped captions; haoheliu/AudioLDM-training-finetuning, `LatentDiffusion.get_input` and
 `CLAPAudioEmbeddingClassifierFreev2.forward`, for how upstream drops them; AudioLDM 2 (arXiv 2308.05734),
 section III, and `AudioMAEConditionCTPoolRandTFSeparated` and `Sequence2AudioMAE` of the same code for LOA.
-
-Trap: with "reference", an empty caption is padded to the length of the caption that it replaces: guidance
-encodes a missing negative prompt that way, and GPT-2's output depends on the padding (see prompt/encode.py).
-
-The file is a little long because it explains two ways of dropping captions, and what LOA changes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import ClassVar, NamedTuple, TypeVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +25,10 @@ from audioldm2.errors import ArgumentError
 from audioldm2.models.unet import GPT2
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.conditioning import Conditioning
-from audioldm2.prompt.encode import UNCONDITIONAL, Row, encode_rows, negative_row
+from audioldm2.prompt.encode import Row, encode_rows, negative_row
 from audioldm2.prompt.openings import Opening
-from audioldm2.training.conditioned import LENGTH_STEP, ConditionedRecipe, ConditionedStage
+from audioldm2.training.conditioned import LENGTH_STEP, ConditionedStage
+from audioldm2.training.ldm_recipe import LDMRecipe
 from audioldm2.training.loa import pack, predict_loa, unpack
 from audioldm2.training.losses import noise_loss
 from audioldm2.training.recipe import Recipe
@@ -64,62 +36,6 @@ from audioldm2.training.speech import FrameHead, KeptRows, auxiliary_loss
 from audioldm2.training.stage import Sample
 
 VALIDATION_TIMES = 8  # parts of the schedule; each validation clip is noised to one time in each
-
-
-@dataclass(frozen=True)
-class LDMRecipe(ConditionedRecipe):
-    """The defaults are upstream's, with Stable Diffusion's average of the weights."""
-
-    steps: int = 1_500_000
-    ema: float = 0.9999
-    prompt_dropout: float = 0.1  # fraction of captions that are dropped
-    unconditional: str = "trained"  # what stands for a dropped caption: "trained" or "reference", see above
-    recompute: bool = (
-        False  # keep only the inputs of the denoiser's layers: less memory, one more forward pass
-    )
-    min_snr: float | None = None  # gamma of min-SNR weighting, such as 5; null: no weighting
-    train_gpt2: bool = True  # False: GPT-2 and what it reads stay, and the denoiser learns alone
-    latent_noise: bool = True  # learn samples of the VAE's latents, as upstream; False: their means
-    gt_loa: float = 0.0  # share of clips whose LOA stands in place of GPT-2's vectors; 1: no captions
-    loa_weight: float = 0.0  # of GPT-2's error in predicting LOA; 0: none
-    rollout_gradients: bool = True  # the denoiser's loss trains GPT-2 through the vectors that it generates
-    auxiliary_weight: float = 0.0  # of the error of latent frames predicted from GPT-2's vectors; 0: none
-    auxiliary_steps: int = 0  # first steps, with this error alone: the denoiser does not run or learn yet
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        alone = self.gt_loa == 1  # the denoiser never meets GPT-2
-        self.require(
-            prompt_dropout=(0 <= self.prompt_dropout <= 1, "be from 0 to 1"),
-            unconditional=(self.unconditional in UNCONDITIONAL, f"be one of {', '.join(UNCONDITIONAL)}"),
-            gt_loa=(
-                0 <= self.gt_loa <= 1 and (not alone or self.unconditional == "trained"),
-                "be from 0 to 1, and 1 with unconditional 'trained' alone",
-            ),
-            loa_weight=(
-                self.loa_weight >= 0 and not (self.loa_weight and (alone or not self.train_gpt2)),
-                "be at least 0, and 0 where GPT-2 does not learn: with gt_loa 1, or train_gpt2 false",
-            ),
-            rollout_gradients=(
-                self.rollout_gradients or self.loa_weight > 0,
-                "be true without loa_weight, since nothing else teaches GPT-2",
-            ),
-            auxiliary_weight=(
-                self.auxiliary_weight >= 0 and not (self.auxiliary_weight and alone),
-                "be at least 0, and 0 with gt_loa 1",
-            ),
-            auxiliary_steps=(
-                self.auxiliary_steps >= 0 and (self.auxiliary_weight > 0 or not self.auxiliary_steps),
-                "be at least 0, and 0 without auxiliary_weight",
-            ),
-            train_gpt2=(
-                self.train_gpt2 or not (self.train_t5 or self.auxiliary_weight),
-                "be true with train_t5 or auxiliary_weight",
-            ),
-        )
-
-
-SomeRecipe = TypeVar("SomeRecipe", bound=LDMRecipe)
 
 
 class Draws(NamedTuple):

@@ -31,7 +31,8 @@ from audioldm2.errors import ArgumentError
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.conditioning import Conditioning
 from audioldm2.training.adapting import AdaptingStage
-from audioldm2.training.ldm import Draws, LDMRecipe
+from audioldm2.training.ldm import Draws
+from audioldm2.training.ldm_recipe import LDMRecipe
 from audioldm2.training.losses import noise_loss
 from audioldm2.training.mixing import Old
 from audioldm2.training.randomness import generator

@@ -28,7 +28,8 @@ from audioldm2.errors import ArgumentError
 from audioldm2.training.cache import SUFFIX, training_cache
 from audioldm2.training.conditioned import CACHED
 from audioldm2.training.data import Captioned, decoded_bytes, distinct
-from audioldm2.training.ldm import LDMRecipe, LDMStage
+from audioldm2.training.ldm import LDMStage
+from audioldm2.training.ldm_recipe import LDMRecipe
 from audioldm2.training.rehearsal import Rehearsal, rehearse
 
 GB = 1e9

@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.models import expected_shapes
 from audioldm2.prompt.encode import Row
-from audioldm2.training.ldm import Draws, LDMRecipe, LDMStage
+from audioldm2.training.ldm import Draws, LDMStage
+from audioldm2.training.ldm_recipe import LDMRecipe
 
 SCALAR, NONZERO = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default
 

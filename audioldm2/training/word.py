@@ -22,7 +22,7 @@ from audioldm2.errors import ArgumentError
 from audioldm2.pipeline import AudioLDM2
 from audioldm2.prompt.words import Word, require_new
 from audioldm2.training.adapting import AdaptingStage
-from audioldm2.training.ldm import LDMRecipe
+from audioldm2.training.ldm_recipe import LDMRecipe
 from audioldm2.training.randomness import generator
 
 MOST_VECTORS = 64

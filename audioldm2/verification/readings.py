@@ -51,6 +51,6 @@ def readings_of(unet: UNetConfig, right: tuple[int, ...] | None = None) -> list[
 
 
 def _divides(unet: UNetConfig, heads: tuple[int, ...]) -> bool:
-    """Whether every level that attends can be cut into so many heads."""
+    """Whether every level that attends is a multiple of its number of heads."""
     levels = zip(unet.channels, heads, unet.transformers, strict=True)
     return all(width % count == 0 for width, count, roles in levels if roles)

@@ -11,7 +11,7 @@ CONVERT_AGAIN = "Take the config files of the right checkpoint, and convert it a
 
 
 def settings(subject: Subject) -> Finding:
-    """Compare what no tensor tells: heads, groups, epsilons, rates, scaling, noise schedule, CLAP's mel."""
+    """Compare what no tensor shows: heads, groups, epsilons, rates, scaling, noise schedule, CLAP's mel."""
     checkpoint, facts = subject.checkpoint, subject.facts
     schedule = storage.schedule_of(checkpoint, subject.source)
     clap_mel = storage.clap_mel_of(checkpoint, subject.source)

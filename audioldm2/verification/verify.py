@@ -32,7 +32,7 @@ CHECKS = (
     Check("norms", weights.norms, "norms whose weight and bias look swapped, or were never trained"),
     Check("tensors", tensors.tensors, "every tensor against the fingerprints of --facts: what is swapped"),
     Check(
-        "settings", settings.settings, "what no tensor tells: heads, epsilons, scaling, the noise schedule"
+        "settings", settings.settings, "what no tensor shows: heads, epsilons, scaling, the noise schedule"
     ),
     Check("tokenizers", settings.tokenizers, "known texts have the token ids that they should have"),
     Check("half", precision.half, "every network is finite in float16 and bfloat16; its error in dB", True),

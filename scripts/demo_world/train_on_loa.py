@@ -19,11 +19,7 @@ same command resumes. judge_loa.py judges the models.
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,12 +28,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/ is in the clone, not in the package
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.load import open_checkpoint
-from audioldm2.errors import WeightsError
 from audioldm2.training.weight_init import initialize
+from scripts.training_runs import run_to_the_end, train_all
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 NEW = ("unet", "gpt2", "projection", "t5")
-BRANCHES = (("audiomae", "pretrained", "loa", "joint"), ("text",))
+BEFORE = {  # the run whose model each begins with
+    "audiomae": (), "pretrained": ("audiomae",), "loa": ("pretrained",), "joint": ("loa",), "text": (),
+}  # fmt: skip
 MUON = {"optimizer": "muon", "learning_rate": 1.5e-3, "warmup": 100, "pool": 4096}
 
 
@@ -62,57 +59,17 @@ def recipes(steps: int) -> dict[str, dict[str, Any]]:
 def train(out: Path, steps: int, seed: int) -> None:
     """Runs both branches to their ends; ValueError where a run fails."""
     wanted = recipes(steps)
-    running: dict[str, subprocess.Popen] = {}
-    try:
-        while True:
-            for branch in BRANCHES:
-                left = [name for name in branch if not is_finished(out / name)]
-                if not left:
-                    continue
-                name = left[0]
-                process = running.get(name)
-                if process is None:
-                    before = branch.index(name) - 1
-                    model = out / branch[before] / "model" if before >= 0 else out / "start"
-                    running[name] = start(name, wanted[name], model, out, seed)
-                    report(f"{name} started; see {out / name}.log")
-                elif process.poll() is not None:
-                    raise ValueError(f"{name} stopped; see {out / name}.log. The same command resumes.")
-            if all(is_finished(out / name) for branch in BRANCHES for name in branch):
-                break
-            time.sleep(0.5)
-    finally:
-        for process in running.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)  # saves and stops
-        for process in running.values():
-            process.wait()
 
+    def arguments(name: str) -> list[object]:
+        own = dict(wanted[name])
+        stage, recipe = own.pop("stage"), out / f"{name}.json"
+        recipe.write_text(json.dumps(own), encoding="utf-8")
+        model = out.joinpath(*BEFORE[name], "model") if BEFORE[name] else out / "start"
+        found: list[object] = ["--stage", stage, "--model", model, "--config", recipe, "--seed", seed]
+        found += ["--data", "procedural", "--sample-every", 0]
+        return [*found, "--validation", "procedural", "--validate-every", 500, "--keep-best", 0]
 
-def start(name: str, recipe: dict[str, Any], model: Path, out: Path, seed: int) -> subprocess.Popen:
-    """Starts a run in its own process, or resumes it if it exists."""
-    arguments: list[object] = ["--out", out / name, "--resume"]
-    if not (out / name / "run.json").exists():
-        own = dict(recipe)
-        stage, file = own.pop("stage"), out / f"{name}.json"
-        file.write_text(json.dumps(own), encoding="utf-8")
-        arguments = ["--stage", stage, "--model", model, "--config", file, "--data", "procedural"]
-        arguments += ["--out", out / name, "--seed", seed, "--sample-every", 0]
-        arguments += ["--validation", "procedural", "--validate-every", 500, "--keep-best", 0]
-    with open(f"{out / name}.log", "a", encoding="utf-8") as log:
-        return subprocess.Popen(
-            [sys.executable, TRAIN, *map(str, arguments)],
-            stdout=log, stderr=log, start_new_session=True,  # so that only `train` passes Ctrl-C on
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-
-
-def is_finished(run: Path) -> bool:
-    """Whether a run has saved its last step."""
-    if not (run / "run.json").is_file() or not (run / "model" / "training.json").is_file():
-        return False
-    steps = storage.read_json(run / "run.json")["recipe"]["steps"]
-    return storage.read_json(run / "model" / "training.json")["step"] >= steps
+    train_all(out, BEFORE, arguments)
 
 
 def write_start(folder: Path, seed: int) -> None:
@@ -137,15 +94,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report(line: str) -> None:
-    """Prints a line of progress on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command resumes")
-    except (ValueError, OSError, WeightsError) as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    run_to_the_end(main)

@@ -18,29 +18,22 @@ the latents (the auxiliary loss alone), then the denoiser learns to follow GPT-2
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # scripts/ is in the clone, not in the package
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.hub import DEMO_FOLDER
 from audioldm2.checkpoints.storage import Checkpoint
-from audioldm2.errors import WeightsError
 from audioldm2.training.folders import list_items
 from audioldm2.training.new_model import SMALL_SPEECH, from_scratch
 from audioldm2.training.spoken import Spoken
 from scripts.speech_demo.make_speech_data import SECONDS
+from scripts.training_runs import run_to_the_end, train_all, write_small_model
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 SOURCE = "trained on voices of flite by scripts/speech_demo"
 MAX_BYTES = 12e6  # of the model
 KEPT = ("vae", "hifigan", "clap_text", "clap_audio")  # networks that begin as those of the other model
@@ -81,62 +74,17 @@ NETWORKS = {"vae": ("vae",), "clap": ("clap_text", "clap_audio"), "vocoder": ("h
 
 
 def train(sounds: Path, out: Path, seed: int) -> None:
-    """Runs every stage to its end, each as soon as those before it are finished.
+    """Runs every stage to its end; ValueError where one fails."""
 
-    Raises:
-        ValueError: a stage failed.
-    """
-    running: dict[str, subprocess.Popen] = {}
-    finished = {run for run in RUNS if is_finished(out / run)}
-    try:
-        while len(finished) < len(RUNS):
-            for run, (needed, _, _) in RUNS.items():
-                begun = run in finished or run in running
-                if not begun and finished.issuperset(needed) and len(running) < 2:
-                    running[run] = start(run, sounds, out, seed)
-                    report(f"{run} started; see {out / run}.log")
-            for run, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[run]
-                if process.returncode or not is_finished(out / run):
-                    raise ValueError(f"{run} stopped; see {out / run}.log. The same command resumes.")
-                finished.add(run)
-                report(f"{run} finished")
-            time.sleep(0.5)
-    finally:
-        for process in running.values():
-            process.send_signal(signal.SIGINT)  # saves and stops
-        for process in running.values():
-            process.wait()
-
-
-def start(run: str, sounds: Path, out: Path, seed: int) -> subprocess.Popen:
-    """Starts a run in its own process, or resumes it if it exists."""
-    needed, stage, values = RUNS[run]
-    arguments: list[object] = ["--out", out / run, "--resume"]
-    if not (out / run / "run.json").exists():
+    def arguments(run: str) -> list[object]:
+        needed, stage, values = RUNS[run]
         first, recipe = out / f"before-{run}", out / f"{run}.json"
         storage.write(merged(needed, sounds, out, seed), first, force=True)
         recipe.write_text(json.dumps({"like": "small", "seconds": SECONDS, "normalize": True} | values))
-        arguments = ["--stage", stage, "--data", sounds, "--out", out / run, "--model", first]
-        arguments += ["--config", recipe, "--seed", seed, "--sample-every", 0]
-    threads = str(max(1, (os.cpu_count() or 2) // 2))
-    with open(f"{out / run}.log", "a", encoding="utf-8") as log:
-        return subprocess.Popen(
-            [sys.executable, TRAIN, *map(str, arguments)],
-            stdout=log, stderr=log, start_new_session=True,  # so that only `train` passes Ctrl-C on
-            env=os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"},
-        )  # fmt: skip
+        found: list[object] = ["--stage", stage, "--data", sounds, "--model", first, "--config", recipe]
+        return [*found, "--seed", seed, "--sample-every", 0]
 
-
-def is_finished(run: Path) -> bool:
-    """Whether a run has logged its last step."""
-    if not (run / "metrics.jsonl").exists():
-        return False
-    steps = storage.read_json(run / "run.json")["recipe"]["steps"]
-    with open(run / "metrics.jsonl", encoding="utf-8") as log:
-        return sum(1 for _ in log) >= steps
+    train_all(out, {run: needed for run, (needed, _, _) in RUNS.items()}, arguments)
 
 
 def merged(runs: tuple[str, ...], sounds: Path, out: Path, seed: int) -> Checkpoint:
@@ -179,31 +127,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
     train(options.sounds, options.out, options.seed)
-    model = options.out / "model"
     checkpoint = replace(
         merged(("denoiser", "vocoder"), options.sounds, options.out, options.seed), source=SOURCE
     )
     for networks in (checkpoint.configs, checkpoint.states):
         del networks["clap_audio"]  # it would only rank candidates, and makes the model 12.8 MB
-    storage.write(checkpoint, model, dtype=torch.float16, force=True)
-    size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
-    report(f"{model}: {size / 1e6:.1f} MB, after {(time.monotonic() - began) / 60:.0f} minutes")
-    if size > MAX_BYTES:
-        raise ValueError(f"the model has {size / 1e6:.1f} MB; it has to stay below {MAX_BYTES / 1e6:g} MB.")
+    write_small_model(checkpoint, options.out / "model", MAX_BYTES)
     return 0
 
 
-def report(line: str) -> None:
-    """Prints a line of progress on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command resumes")
-    except (ValueError, OSError, WeightsError) as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    run_to_the_end(main)

@@ -13,6 +13,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 # Modules that other scripts import and that have no command line.
 LIBRARIES = {
+    "training_runs.py",
     *(f"benchmark/{name}.py" for name in ("arithmetic", "runs", "sides")),
     *(f"gpu_checks/{name}.py" for name in ("beside", "context", "networks", "requests")),
     *(f"demo_world/{name}.py" for name in ("captions", "families", "model_checks", "new_sounds", "registry")),

@@ -195,7 +195,7 @@ def test_largest_seed_is_followed_by_zero():
         ),
         (
             dict(num_inference_steps=3, sampler="pndm"),
-            "num_inference_steps is 3; it has to be a whole number from 4 to 1000.",
+            "num_inference_steps is 3; it has to be a whole number from 4 to 1000 for pndm.",
         ),
         (dict(sampler="ddpm"), f"sampler is 'ddpm'; it has to be one of {', '.join(SAMPLERS)}."),
         (dict(sampler=["ddim"]), f"sampler is ['ddim']; it has to be one of {', '.join(SAMPLERS)}."),

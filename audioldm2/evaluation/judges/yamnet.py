@@ -53,7 +53,7 @@ class NamedClass:
         """The best classes of a sound (samples,): the mean over its patches decides."""
         sound = resample(wave.float(), rate, RATE)
         patches = max(1, -(-(len(sound) - PATCH) // HOP) + 1)
-        length = (patches - 1) * HOP + PATCH + WINDOW - 160  # the frames of so many patches, and no more
+        length = (patches - 1) * HOP + PATCH + WINDOW - 160  # exactly the frames of these patches
         sound = F.pad(sound, (0, max(0, length - len(sound))))[:length]
         session, quantization = self._session
         scores = [

@@ -118,3 +118,18 @@ def test_measurements_without_a_kernel_are_not_filed(folder, timed):
     with ops.using(None, without={"another"}):
         doubling()(torch.ones(1, 3))
     assert not folder.exists()
+
+
+@torch.no_grad()
+def test_limit_on_instructions_is_another_machine(timed, monkeypatch):
+    timed["fast"] = 0.1
+    trial_file._machine.cache_clear()
+    doubling()(torch.ones(1, 3))
+    with monkeypatch.context() as limited:
+        limited.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        trial_file._machine.cache_clear()
+        timed["fast"], operation = 5.0, doubling()
+        operation(torch.ones(1, 3))
+    trial_file._machine.cache_clear()
+    assert chosen(operation) == ["reference"]
+    assert [("AVX2" in machine) for machine in json.loads(trial_file.path().read_text())] == [False, True]

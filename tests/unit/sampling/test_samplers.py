@@ -215,7 +215,7 @@ def unreachable(x: Tensor, t: float) -> Tensor:
         ("ddim", 0, {}, "num_inference_steps is 0; it has to be a whole number from 1 to 1000."),
         ("euler", 1001, {}, "num_inference_steps is 1001; it has to be a whole number from 1 to 1000."),
         ("heun", 20.0, {}, "num_inference_steps is 20.0; it has to be a whole number from 1 to 1000."),
-        ("pndm", 3, {}, "num_inference_steps is 3; it has to be a whole number from 4 to 1000."),
+        ("pndm", 3, {}, "num_inference_steps is 3; it has to be a whole number from 4 to 1000 for pndm."),
         (
             "unipc",
             1000,

@@ -12,7 +12,8 @@ from audioldm2.checkpoints.load import load
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import ArgumentError
 from audioldm2.prompt.encode import Row
-from audioldm2.training.ldm import Draws, LDMRecipe, LDMStage
+from audioldm2.training.ldm import Draws, LDMStage
+from audioldm2.training.ldm_recipe import LDMRecipe
 from audioldm2.training.loa import pack, predict_loa, unpack
 from audioldm2.training.randomness import generator
 from tests.support.training import clips, hearing, stage_of

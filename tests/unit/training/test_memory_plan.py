@@ -11,7 +11,8 @@ from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import ArgumentError
 from audioldm2.training import memory_plan, rehearsal
 from audioldm2.training.data import CACHE_BYTES, decoded_bytes
-from audioldm2.training.ldm import LDMRecipe, LDMStage
+from audioldm2.training.ldm import LDMStage
+from audioldm2.training.ldm_recipe import LDMRecipe
 from audioldm2.training.lora import LoRARecipe, LoRAStage
 from audioldm2.training.memory_plan import Clips, fit, peak
 from audioldm2.training.mixing import Mixed

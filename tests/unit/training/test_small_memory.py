@@ -6,7 +6,8 @@ from torch import Tensor
 
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import ArgumentError
-from audioldm2.training.ldm import LDMRecipe, LDMStage
+from audioldm2.training.ldm import LDMStage
+from audioldm2.training.ldm_recipe import LDMRecipe
 from audioldm2.training.optimizer import Optimizer
 from audioldm2.training.randomness import generator
 from audioldm2.training.recipe import Recipe
