@@ -1,10 +1,10 @@
 """Runs that are killed, or whose disk is full, at chosen moments.
 
-    python -m tests.support.crashes MODE FOLDER COUNT
+    python -m tests.support.crashes FOLDER MODE=COUNT ...
 
 A program of its own, because a kill is only real if a process dies, and forks of a process with one thread
 are quick and safe. Every attempt runs in a fork; the parent then checks the folder that it left. Prints what
-it checked as JSON.
+each mode checked as JSON, or the assertion that failed.
 """
 
 import errno
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from traceback import format_exc
 from typing import Any
 
 import torch
@@ -294,22 +295,29 @@ def tmpfs(home: Path, expected: dict[str, Any]) -> dict[str, Any]:
     return {"report": report.read_text()}
 
 
-def main(mode: str, home: Path, count: int) -> dict[str, Any]:
+def main(home: Path, counts: dict[str, int]) -> dict[str, dict[str, Any]]:
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.zeros(1)])  # imports, which the forks then need not repeat
-    whole = begun(home / "whole", home / "initial")
+    whole, half = (begun(home / name, home / "initial") for name in ("whole", "half"))
     started = time.monotonic()
     assert run(lambda: train(whole)) == 0
     seconds, expected = time.monotonic() - started, contents(whole)
-    if mode == "kills":
-        return kills(home, expected, seconds, count)
-    if mode == "tmpfs":
-        return tmpfs(home, expected)
-    half = begun(home / "half", home / "initial")
     stops = iter([False] * 5 + [True])
     assert run(lambda: train(half, should_stop=lambda: next(stops))) == 0
-    return every_write(home, expected, mode, count)
+    modes: dict[str, Callable[[int], dict[str, Any]]] = {
+        "kills": partial(kills, home, expected, seconds),
+        "tmpfs": lambda _: tmpfs(home, expected),
+        **{strike: partial(every_write, home, expected, strike) for strike in ("die", "full", "once")},
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for mode, count in counts.items():
+        try:
+            found[mode] = modes[mode](count)
+        except Exception:
+            found[mode] = {"failed": format_exc()}
+    return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))
+    counts = {mode: int(count) for mode, count in (word.split("=") for word in sys.argv[2:])}
+    print(json.dumps(main(Path(sys.argv[1]), counts)))

@@ -20,10 +20,11 @@ import torch
 from audioldm2.cli import list_run  # noqa: F401  imports, which the forks then need not repeat
 from audioldm2.cli.main import main
 from tests.support.crashes import fork, result
+from tests.support.sizes import full_or
 
-LINES = 200
+LINES = full_or(200, 40)
 WORDS = ("rain", "a dog barks", "wind in the trees", "a church bell, far away")
-FLAGS = ("--steps", "1", "--duration", "0.1", "--guidance", "1", "--device", "cpu", "--at-once", "16")
+FLAGS = ("--steps", "1", "--duration", "0.1", "--guidance", "1", "--device", "cpu", "--at-once", "4")
 
 
 def write_list(path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,15 @@ def test_imports_point_one_way():
             if room(target) not in allowed
         ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_module_imports_itself_in_a_circle():
+    known, needs = modules(), {}
+    for module, path in known.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        targets = (ours(name, set(known)) for name in imported(path, f"audioldm2.{package}".strip(".")))
+        needs[module] = {target for target in targets if target not in (None, module)}
+    TopologicalSorter(needs).prepare()  # raises CycleError, which names them
 
 
 def test_import_rules_name_only_what_exists():

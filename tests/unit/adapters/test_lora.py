@@ -86,8 +86,7 @@ def test_layer_sets_contain_each_other(tiny_model: AudioLDM2):
 # ---- what is computed
 
 
-@SETS
-@pytest.mark.parametrize("mode", ["reference", "auto"])
+@pytest.mark.parametrize("which, mode", zip(lora.LAYER_SETS, ("auto", "reference", "auto"), strict=True))
 def test_fresh_adapter_changes_no_bit(which: str, mode: str, unet: UNet):
     with ops.using(mode), torch.no_grad():
         expected = predict(unet)
@@ -96,9 +95,13 @@ def test_fresh_adapter_changes_no_bit(which: str, mode: str, unet: UNet):
 
 
 @pytest.mark.exhaustive
-@SETS
-@pytest.mark.parametrize("rank", [1, 8])
-@pytest.mark.parametrize("mode", ["reference", "auto"])
+@pytest.mark.parametrize(
+    "which, rank, mode",
+    [  # every pair of values
+        *(("attention", 1, "reference"), ("attention", 8, "auto"), ("attention+ff", 8, "reference")),
+        *(("attention+ff", 1, "auto"), ("all", 1, "reference"), ("all", 8, "auto")),
+    ],
+)
 def test_adapted_equals_merged(which: str, rank: int, mode: str, unet: UNet):
     adapter = random_adapter({"unet": unet.config}, which, rank=rank)
     with ops.using(mode), torch.no_grad():

@@ -46,14 +46,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @posix
 @pytest.mark.slow
 def test_two_processes_write_the_run_of_one(home: Path):
-    words = ["--stage", "ldm", "--data", home / "sounds", "--mix", home / "old", "--validation", 0.3]
-    words += ["--model", home / "sizes.json", "--seconds", 0.32, "--batch", 4, "--sample-every", 2]
-    words += ["--validate-every", 2, "--device", "cpu", "--steps", 2]
+    words = ["--stage", "clap", "--data", home / "sounds", "--mix", home / "old", "--validation", 0.3]
+    words += ["--model", home / "sizes.json", "--seconds", 0.32, "--batch", 4, "--validate-every", 2]
+    words += ["--device", "cpu", "--steps", 2]
     assert main(["train", *map(str, [*words, "--out", home / "one"])]) == 0
     code, said = two(*words, "--out", home / "two")
     assert code == 0, said
     assert len(said) == len(set(said)), said  # each line once
-    assert any("ldm on 2 processes" in line for line in said)
+    assert any("clap on 2 processes" in line for line in said)
     assert any(line.endswith("two/model is the model") for line in said)
     for name in ("metrics.jsonl", "validation.jsonl"):
         ours, theirs = log(home / "two" / name), log(home / "one" / name)

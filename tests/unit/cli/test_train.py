@@ -5,16 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import audioldm2
+from audioldm2.checkpoints import storage
 from audioldm2.cli import train_run
 from audioldm2.cli.main import main
-from audioldm2.training import STAGES
+from audioldm2.training import STAGES, Stage
 from scripts import train as train_script
-from tests.support.training import write_sizes, write_sounds
+from tests.support.training import untrained, write_sizes, write_sounds
 
 ROOT = Path(__file__).resolve().parents[3]
 FEW = ["--steps", "2", "--batch", "2", "--sample-every", "0", "--device", "cpu"]
@@ -67,34 +70,47 @@ def test_resume_with_more_steps(home: Path, capsys, tmp_path: Path, monkeypatch)
     assert steps == [1, 2, 3]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works, as in a terminal; the background jobs of a shell ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_saves(home: Path, tmp_path: Path, capsys, monkeypatch, interruptible):
+    step = Stage.step_prepared
+
+    def interrupted(stage: Stage, *batch) -> dict[str, float]:
+        metrics = step(stage, *batch)
+        if stage.done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return metrics
+
+    monkeypatch.setattr(Stage, "step_prepared", interrupted)
+    words = ["--stage", "clap", "--data", home / "sounds", "--out", tmp_path / "run"]
+    assert run(*words, "--model", home / "sizes.json", *FEW, "--steps", 9) == 128 + signal.SIGINT
+    err = capsys.readouterr().err
+    assert "SIGINT: stopping after this step" in err and "saved at step 2;" in err
+    assert (tmp_path / "run" / "state.pt").exists()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_and_reports_how_to_continue(number: int, home: Path, tmp_path: Path):
-    words = [
-        "--stage",
-        "vae",
-        "--data",
-        "procedural",
-        "--out",
-        tmp_path / "run",
-        "--model",
-        home / "sizes.json",
-    ]
-    words += ["--batch", 1, "--seconds", 0.64, "--sample-every", 0, "--steps", 100_000, "--device", "cpu"]
+def test_signal_saves_and_reports_how_to_continue(home: Path, tmp_path: Path):
+    words = ["--stage", "vae", "--data", "procedural", "--out", tmp_path / "run"]
+    words += ["--model", home / "sizes.json", "--batch", 1, "--seconds", 0.64, "--sample-every", 0]
+    words += ["--steps", 100_000, "--device", "cpu"]
     command = [sys.executable, "-u", ROOT / "scripts" / "train.py", *words]
-    process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the background jobs of a shell ignore it
-    )  # fmt: skip
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     try:
         for line in process.stderr:
             if line.startswith("audioldm2: step "):
                 break
-        os.kill(process.pid, number)
+        process.terminate()
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 128 + number and "Traceback" not in err
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in err
     done = int(err.split("saved at step ")[1].split(";")[0])
     assert f"--resume --out {tmp_path / 'run'}" in err
     again = ["--resume", "--out", str(tmp_path / "run"), "--steps", str(done + 1)]
@@ -104,21 +120,14 @@ def test_signal_saves_and_reports_how_to_continue(number: int, home: Path, tmp_p
 
 @pytest.mark.slow
 def test_trained_model_gets_the_gentle_recipe(home: Path, tmp_path: Path, capsys):
-    words = [
-        "--stage",
-        "ldm",
-        "--data",
-        home / "sounds",
-        "--model",
-        "demo",
-        "--mix",
-        f"{home / 'sounds'}:0.5",
-    ]
+    model = tmp_path / "model"
+    storage.write(replace(untrained(tmp_path), seconds=0.32), model)
+    words = ["--stage", "ldm", "--data", home / "sounds", "--model", model, "--mix", f"{home / 'sounds'}:0.5"]
     more = ["--validation", 0.2, "--validate-every", 1]
     assert run(*words, *more, "--out", tmp_path / "run", *FEW, "--steps", 1) == 0, capsys.readouterr().err
     err = capsys.readouterr().err
-    assert "recipe finetune, because demo is a trained model: 1 steps of 2 clips of 2.56 s" in err
-    assert "learning rate 0.0001 (constant), T5 fixed" in err and "trains unet, projection, gpt2, 3." in err
+    assert f"recipe finetune, because {model} is a trained model: 1 steps of 2 clips of 0.32 s" in err
+    assert "learning rate 0.0001 (constant), T5 fixed" in err and "trains unet, projection, gpt2, 0." in err
     assert "with 50% of " in err and "validation loss " in err
     assert (tmp_path / "run" / "best" / "step-0000001" / "config.json").exists()
     settings = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -232,17 +241,8 @@ def test_train_alone_suggests_the_sound_of_a_train(capsys):
 
 
 def test_world_of_the_scripts_is_unknown_to_the_package(home: Path, tmp_path: Path, capsys):
-    words = [
-        "--stage",
-        "vae",
-        "--data",
-        "procedural",
-        "--out",
-        tmp_path / "run",
-        "--model",
-        home / "sizes.json",
-    ]
-    assert run(*words, *FEW) == 2
+    words = ["--stage", "vae", "--data", "procedural", "--out", tmp_path / "run"]
+    assert run(*words, "--model", home / "sizes.json", *FEW) == 2
     assert "procedural is not a folder" in capsys.readouterr().err
 
 
@@ -251,16 +251,8 @@ def test_full_disk_while_saving_names_the_run(home: Path, tmp_path: Path, capsys
         raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 128 vs 22")
 
     monkeypatch.setattr("torch.save", full)
-    words = [
-        "--stage",
-        "vae",
-        "--data",
-        home / "sounds",
-        "--out",
-        tmp_path / "run",
-        "--model",
-        home / "sizes.json",
-    ]
-    assert run(*words, *FEW, "--seconds", "0.64", "--on-full-disk", "stop") == 2
+    words = ["--stage", "vae", "--data", home / "sounds", "--out", tmp_path / "run"]
+    words += ["--model", home / "sizes.json", "--seconds", "0.64"]
+    assert run(*words, *FEW, "--on-full-disk", "stop") == 2
     err = capsys.readouterr().err
     assert f"error: {tmp_path / 'run'}: it could not be written" in err and "Traceback" not in err

@@ -6,7 +6,7 @@ import pytest
 
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.storage import Checkpoint
-from tests.support.training import untrained
+from tests.support.training import few_samples, untrained  # noqa: F401
 
 
 @pytest.fixture(scope="session")

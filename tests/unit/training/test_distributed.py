@@ -15,19 +15,12 @@ from audioldm2.errors import ArgumentError
 from audioldm2.training.data import AtTrainedLevel, Pool, part_of
 from audioldm2.training.distributed import VARIABLES, Ranks, joined
 from audioldm2.training.mixing import Mixed
-from tests.support.command_line import posix
+from tests.support.command_line import names, posix
 from tests.support.crashes import Noise
-from tests.support.ranks import QUICK, SHARED, Sounds
+from tests.support.ranks import QUICK, SAMPLED, SHARED, Sounds
 
 # The gradient of a key's bias is 0 but for rounding, which Adam scales up: the softmax cancels that bias.
 ROUNDING = "key.bias"
-
-
-def forks(mode: str, model: Path, home: Path) -> Path:
-    command = [sys.executable, "-m", "tests.support.ranks", mode, str(model), str(home)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return home
 
 
 def lines(path: Path) -> list[dict[str, float]]:
@@ -69,38 +62,45 @@ def assert_equal_runs(folder: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def compared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return forks("compare", tiny_folder, tmp_path_factory.mktemp("compared"))
+def home(tiny_folder: Path, initial: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What tests/support/ranks.py left."""
+    home = tmp_path_factory.mktemp("ranks")
+    storage.write(initial, home / "tinier")
+    command = [sys.executable, "-m", "tests.support.ranks", home, tiny_folder, home / "tinier"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return home
 
 
-@pytest.fixture(scope="module")
-def model(initial: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny untrained model."""
-    folder = tmp_path_factory.mktemp("initial") / "model"
-    storage.write(initial, folder)
-    return folder
+def require_done(home: Path, mode: str) -> None:
+    failed = json.loads((home / "failed.json").read_text())
+    assert mode not in failed, failed[mode]
 
 
 @posix
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
-def test_two_processes_equal_one_with_the_whole_batch(name: str, compared: Path):
-    assert len(lines(compared / f"{name}-2" / "metrics.jsonl")) == SHARED["steps"]
-    assert_equal_runs(compared / f"{name}-2", compared / f"{name}-1")
+def test_two_processes_equal_one_with_the_whole_batch(name: str, home: Path):
+    require_done(home, "compare")
+    assert len(lines(home / f"{name}-2" / "metrics.jsonl")) == SHARED["steps"]
+    assert_equal_runs(home / f"{name}-2", home / f"{name}-1")
+    ours, theirs = (home / f"{name}-{count}" for count in (2, 1))
+    assert names(ours) == names(theirs)
+    assert any(each.startswith("samples/") for each in names(ours)) == (name == SAMPLED)
 
 
 @posix
 @pytest.mark.slow
-def test_steps_of_a_run_by_other_processes_and_sharded(model: Path, tmp_path: Path):
-    home = forks("resume", model, tmp_path)
-    for name in ("parts", "sharded"):
-        assert_equal_runs(home / name, home / "whole")
+def test_steps_of_a_run_by_other_processes_and_sharded(home: Path):
+    require_done(home, "resume")
+    assert len(lines(home / "whole" / "metrics.jsonl")) == 5
+    assert_equal_runs(home / "parts", home / "whole")
 
 
 @posix
 @pytest.mark.slow
-def test_fault_of_one_process_ends_all_and_saves(model: Path, tmp_path: Path):
-    home = forks("faults", model, tmp_path)
+def test_fault_of_one_process_ends_all_and_saves(home: Path):
+    require_done(home, "faults")
     outcome = json.loads((home / "outcome.json").read_text())
     assert outcome["stops"]["codes"] == [0, 0]
     assert [each["step"] for each in lines(home / "stops" / "metrics.jsonl")] == [1]

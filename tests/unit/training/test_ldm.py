@@ -107,8 +107,8 @@ def test_saved_model_says_how_captions_were_dropped(unconditional: str, random_w
 @pytest.mark.parametrize(
     "unet, trained",
     [
-        ({"transformers": ((), (SELF, T5))}, {"unet"}),
-        ({"transformers": ((), (SELF,)), "film_dim": 32}, {"unet"}),
+        ({"transformers": ((SELF, T5),)}, {"unet"}),
+        ({"transformers": ((SELF,),), "film_dim": 32}, {"unet"}),
     ],
 )
 def test_denoisers_with_one_context_train(unet: dict, trained: set[str], initial: Checkpoint):

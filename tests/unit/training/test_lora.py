@@ -21,8 +21,10 @@ SHORT = {"batch": 2, "seconds": 0.32}
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("layers", lora.LAYER_SETS)
-@pytest.mark.parametrize("adapted", [("unet",), ("gpt2", "projection"), ("unet", "gpt2", "projection")])
+@pytest.mark.parametrize(
+    "layers, adapted",
+    zip(lora.LAYER_SETS, [("unet",), ("gpt2", "projection"), ("unet", "gpt2", "projection")], strict=True),
+)
 def test_only_the_adapters_learn(layers: str, adapted: tuple[str, ...], random_weights: Checkpoint):
     stage = stage_of("lora", random_weights, layers=layers, adapted=adapted)
     assert set(stage.trained) == set(adapted)
@@ -41,7 +43,7 @@ def test_only_the_adapters_learn(layers: str, adapted: tuple[str, ...], random_w
 @pytest.mark.slow
 def test_adapter_learns(random_weights: Checkpoint):
     stage = stage_of("lora", random_weights, rank=4, layers="all", learning_rate=1e-2)
-    losses = [stage.step(*clips(4, 0.32))["loss"] for _ in range(24)]
+    losses = [stage.step(*clips(4, 0.32))["loss"] for _ in range(12)]
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
 
 
@@ -74,10 +76,9 @@ def test_checkpoint_has_the_adapter_in_its_weights(random_weights: Checkpoint):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_resumed_run_equals_an_uninterrupted_one(ema: float, random_weights: Checkpoint, tmp_path: Path):
+def test_resumed_run_equals_an_uninterrupted_one(random_weights: Checkpoint, tmp_path: Path):
     def stage() -> LoRAStage:
-        return stage_of("lora", random_weights, steps=4, ema=ema, prompt_dropout=0.5, **SHORT)
+        return stage_of("lora", random_weights, steps=3, prompt_dropout=0.5, **SHORT)
 
     whole, parts, intervals = tmp_path / "whole", tmp_path / "parts", loop.Intervals(sample=0)
     for folder in (whole, parts):

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audioldm2.training.tables import LEFT_OUT, TRAIN, VALIDATION, Columns, Item, read_table
+from tests.support.sizes import full_or
 
-IN_A_FOLDER = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+IN_A_FOLDER = settings(max_examples=full_or(60, 25), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def table(folder: Path, text: str, name: str = "captions.csv", sounds: str = "a.wav b.wav") -> Path:

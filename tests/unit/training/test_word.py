@@ -48,7 +48,7 @@ def test_only_the_vectors_learn(random_weights: Checkpoint):
 @pytest.mark.slow
 def test_word_learns(random_weights: Checkpoint):
     stage = stage_of("word", random_weights, vectors=4)
-    losses = [stage.step(*WordClips().batch(0, 4))["loss"] for _ in range(30)]
+    losses = [stage.step(*WordClips().batch(0, 4))["loss"] for _ in range(16)]
     assert sum(losses[-8:]) < sum(losses[:8])
 
 
@@ -63,10 +63,9 @@ def test_word_begins_as_what_it_is_like(random_weights: Checkpoint):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_resumed_run_equals_an_uninterrupted_one(ema: float, random_weights: Checkpoint, tmp_path: Path):
+def test_resumed_run_equals_an_uninterrupted_one(random_weights: Checkpoint, tmp_path: Path):
     def stage() -> WordStage:
-        made = stage_of("word", random_weights, steps=4, ema=ema, **SHORT)
+        made = stage_of("word", random_weights, steps=3, ema=0.9, **SHORT)
         made.base, made.base_hash = "somewhere", "abc"
         return made
 
@@ -82,8 +81,8 @@ def test_resumed_run_equals_an_uninterrupted_one(ema: float, random_weights: Che
     assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     found, expected = (read(random_weights, each / "word") for each in (parts, whole))
     last = resumed.trained["t5"].vectors
-    assert torch.equal(found.vectors, resumed.ema["t5"].state["vectors"] if ema else last)
-    assert torch.equal(found.vectors, expected.vectors) and torch.equal(found.vectors, last) == (not ema)
+    assert torch.equal(found.vectors, resumed.ema["t5"].state["vectors"])
+    assert torch.equal(found.vectors, expected.vectors) and not torch.equal(found.vectors, last)
     assert (found.text, found.like) == ("<zorp>", "a sound")
     assert found.metadata["base_model"] == "somewhere" and found.metadata["base_sha256"] == "abc"
 
