@@ -92,7 +92,6 @@ def frames_of_the_reference(seconds: float) -> tuple[int, int]:
     return height, int(seconds * 16000)
 
 
-@pytest.mark.slow
 @settings(max_examples=full_or(2000, 300), deadline=None)
 @given(st.floats(0.01, 600) | st.integers(1, 60000).map(lambda n: n / 100))
 @example(0.01)
@@ -347,7 +346,6 @@ def test_any_value_gives_a_request_or_names_an_argument(changes: dict):
     assert 0 <= options.guidance_rescale <= 1 and 0 <= options.eta <= 1
 
 
-@pytest.mark.slow
 @settings(max_examples=full_or(500, 150), deadline=None)
 @given(ANYTHING, st.integers(1, 3))
 def test_single_checks_raise_argument_errors_only(value: object, prompts: int):
@@ -363,7 +361,6 @@ def test_single_checks_raise_argument_errors_only(value: object, prompts: int):
             assert re.match("text|negative_prompt|count|scale", str(error)), str(error)
 
 
-@pytest.mark.slow
 @settings(max_examples=full_or(500, 150), deadline=None)
 @given(
     st.fixed_dictionaries(

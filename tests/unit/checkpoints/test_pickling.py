@@ -63,7 +63,7 @@ def test_copy_generates_the_same_sound(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "residence"),
-    [("converted", "low_memory"), ("diffusers", "low_memory"), ("original", "offload")],
+    [("diffusers", "low_memory"), ("original", "offload")],
 )
 def test_copy_with_offloaded_weights_generates_the_same_sound(sources, kind: str, residence: str):
     model = audioldm2.load(sources[kind], device="cpu", **{residence: True})

@@ -17,7 +17,7 @@ from tests.support.seams import in_true_sounds, spectral_flux, wave_jump
 from tests.support.sizes import full_or
 
 pytestmark = pytest.mark.slow
-SEEDS = list(range(full_or(10, 6)))
+SEEDS = list(range(full_or(10, 4)))
 NEARLY_ALL = math.ceil(0.9 * len(SEEDS))
 CHANGED = ["tone", "bell", "siren", "melody", "dog"]
 

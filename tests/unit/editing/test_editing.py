@@ -170,7 +170,7 @@ def remade_frames(start: int, end: int) -> dict:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("sampler", "resample_times"), [("dpmpp_2m", 1), ("ddim", 1), ("pndm", 2), ("dpmpp_2m_sde", 2)]
+    ("sampler", "resample_times"), [("dpmpp_2m", 1), ("ddim", 1), ("pndm", 1), ("dpmpp_2m_sde", 2)]
 )
 def test_kept_latents_and_samples_are_the_sounds_own(tiny_model, sampler, resample_times):
     eta = 0.7 if sampler == "ddim" else 0.0

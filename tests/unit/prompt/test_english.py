@@ -92,7 +92,6 @@ def test_every_abbreviation_needs_its_dot():
         assert clean(f"a {short} b") == f"a {short} b"
 
 
-@pytest.mark.slow
 @settings(max_examples=full_or(300, 100), deadline=None)
 @given(TEXTS)
 def test_a_clean_text_is_printable_ascii_and_cleaning_it_changes_nothing(text: str):

@@ -115,7 +115,6 @@ def test_a_word_beyond_the_buffers_of_espeak_is_an_error():
         pronounce("b " + "a" * (espeak.LONGEST_WORD + 1))
 
 
-@pytest.mark.slow
 @needs_espeak
 @settings(max_examples=full_or(300, 100), deadline=None)
 @given(

@@ -80,7 +80,6 @@ ANYTHING = st.recursive(
 )
 
 
-@pytest.mark.slow
 @settings(max_examples=full_or(300, 100), deadline=None)
 @given(st.lists(ANYTHING, max_size=3))
 def test_anything_is_read_or_refused_by_name(prompt: list):
