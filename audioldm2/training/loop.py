@@ -182,18 +182,20 @@ class _Run:
 
     def finish_last_save(self) -> None:
         """Completes the save of a process that was killed between the state and what follows from it."""
-        if not self.stage.done:
+        stage = self.stage
+        if not stage.done:
             return
-        with self.stage.whole_weights():
-            self.disk.write(self.update_model)
+        # A sharded stage is gathered on every rank, which takes time and memory: only where it is needed.
+        if stage.ranks.any(stage.ranks.is_first and model_step(stage, self.folder) != stage.done):
+            with stage.whole_weights():
+                self.disk.write(self.update_model)
         self.validate()
         self.after_saving()
 
     def update_model(self) -> None:
-        """Writes the model of the last saved state, unless it is there."""
-        if model_step(self.stage, self.folder) != self.stage.done:
-            measure(self.stage, self.data)
-            self.stage.save_model(self.folder)
+        """Writes the model of the last saved state."""
+        measure(self.stage, self.data)
+        self.stage.save_model(self.folder)
 
     def save_before_ending(self) -> None:
         """Saves the last good state before an error ends the run, and reports what is lost if that fails."""

@@ -22,7 +22,7 @@ from audioldm2.cli.main import main
 from tests.support.crashes import fork, result
 from tests.support.sizes import full_or
 
-LINES = full_or(200, 40)
+LINES = full_or(200, 32)
 WORDS = ("rain", "a dog barks", "wind in the trees", "a church bell, far away")
 FLAGS = ("--steps", "1", "--duration", "0.1", "--guidance", "1", "--device", "cpu", "--at-once", "4")
 
@@ -57,10 +57,10 @@ def start(count: int, arguments: list[str], said: Path) -> list[int]:
     return [fork(run(rank)) for rank in range(count)]
 
 
-def wait_for(folder: Path, sounds: int) -> None:
-    """Waits until a folder has so many sounds."""
+def wait_for(folder: Path, sounds: int, said: Path) -> None:
+    """Waits until a folder has so many sounds, some by the process that writes their names to `said`."""
     deadline = time.monotonic() + 300
-    while len(list(folder.glob("*.wav"))) < sounds:
+    while len(list(folder.glob("*.wav"))) < sounds or not said.read_text():
         assert time.monotonic() < deadline, "no sounds are written"
         time.sleep(0.01)
 
@@ -72,7 +72,7 @@ def whole_run(model: Path, home: Path) -> dict[str, list[int]]:
     codes = {"one": [result(pid) for pid in start(1, [*words, "-o", str(home / "one")], home / "one")]}
     many = [*words, "-o", str(home / "many")]
     first = start(2, many, home / "killed")
-    wait_for(home / "many", LINES // 4)
+    wait_for(home / "many", LINES // 4, home / "killed-1.out")
     os.kill(first[1], signal.SIGKILL)
     codes["killed"] = [result(pid) for pid in first]
     left = sorted(path.name for path in (home / "many").glob("[!.]*.wav"))  # without drafts

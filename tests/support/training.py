@@ -2,13 +2,16 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from audioldm2 import AudioLDM2, Result
 from audioldm2.audio import SAMPLE_RATE, write_wav
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.training import STAGES, Stage, judging
@@ -52,10 +55,18 @@ QUICK = {  # recipes that reach every part of a stage within a few steps
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples are of two clips: drawing pictures takes time."""
-    monkeypatch.setattr(judging, "SAMPLE_CLIPS", 2)
+@pytest.fixture(scope="module", autouse=True)
+def few_samples() -> Iterator[None]:
+    """Samples are of two clips and take two steps, unless a test says how many."""
+    generate = AudioLDM2.generate
+
+    def quickly(model: AudioLDM2, *given: Any, **named: Any) -> Result:
+        return generate(model, *given, **named if "options" in named else {"num_inference_steps": 2} | named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judging, "SAMPLE_CLIPS", 2)
+        patch.setattr(AudioLDM2, "generate", quickly)
+        yield
 
 
 READ_SOUNDS = ("audiomae", "loa")  # stages that a model without AudioMAE has no use for

@@ -88,7 +88,6 @@ def test_sound_killed_before_it_was_written_is_made(make, monkeypatch):
     ("flags", "setting"),
     [
         (("--seed", "1"), "seed"),
-        (("--guidance", "2"), "guidance_scale"),
         (("--negative-prompt", "x"), "negative_prompt"),
     ],
 )
