@@ -28,12 +28,6 @@ from tests.support.edits import FILES, FOLDER, computing_classes, edited, rebuil
 ROOT = Path(audioldm2.__file__).resolve().parents[1]
 DTYPES = pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 CLASSES = [(file, name) for file in FILES for name in computing_classes(file)]
-# In bfloat16 every class of the networks that take the time, and of the others the last, which runs them all.
-IN_BFLOAT16 = [
-    (file, name)
-    for file, name in CLASSES
-    if file in ("unet", "vae", "hifigan") or name == computing_classes(file)[-1]
-]
 
 
 @pytest.fixture(autouse=True)
@@ -147,13 +141,8 @@ def networks_of(file: str) -> list[str]:
     return [] if file in ("phonemes", "audiomae") else [FILES[file]]
 
 
-@pytest.mark.parametrize(
-    ("file", "name", "dtype"),
-    [
-        *((*each, "float32") for each in CLASSES),
-        *(pytest.param(*each, "bfloat16", marks=pytest.mark.slow) for each in IN_BFLOAT16),
-    ],
-)
+@DTYPES
+@pytest.mark.parametrize(("file", "name"), CLASSES, ids=[".".join(each) for each in CLASSES])
 def test_edit_of_a_class_acts(file: str, name: str, dtype: str, models, as_written):
     source = (FOLDER / f"{file}.py").read_text(encoding="utf-8")
     elsewhere = {("vae", "VAE"): "decode", ("vae", "Statistics"): "of", ("gpt2", "Past"): "extend"}
@@ -291,10 +280,8 @@ ROLES = ("query", "key", "value", "out", "value_and_gate", "proj_in", "time_proj
 @pytest.mark.parametrize(
     ("change", "role", "dtype"),
     [
-        # Each role with a change of its call and one of its weight, and each change with some role.
-        *((change, role, "float32") for change in ("hook", "parametrised") for role in ROLES),
-        *zip(("patched forward", "replaced", "weight written") * 3, ROLES, 7 * ["float32"], strict=False),
-        *(
+        *((change, role, "float32") for change in CHANGES for role in ROLES),
+        *(  # each change and each role, in turn
             pytest.param(CHANGES[place % len(CHANGES)], role, "bfloat16", marks=pytest.mark.slow)
             for place, role in enumerate(ROLES)
         ),
