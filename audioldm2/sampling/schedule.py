@@ -57,7 +57,11 @@ class NoiseSchedule:
 
         Before time 0 it is that of time 0 (`set_alpha_to_one: false`), after 999 that of 999.
         """
-        return self.alpha_bar[min(max(t, 0), self.steps - 1)].item()
+        return self._alpha_bars[min(max(t, 0), self.steps - 1)]
+
+    @cached_property
+    def _alpha_bars(self) -> list[float]:
+        return self.alpha_bar.tolist()
 
     def time_of(self, sigma: float) -> float:
         """Returns the fractional time with this sigma, linear in log(sigma) between training times."""

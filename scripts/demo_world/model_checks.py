@@ -5,6 +5,7 @@ whose wordings training has not seen. `scripts/evaluate.py` runs them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -155,7 +156,7 @@ class ModelChecks:
         ]
         return {"sweeps: the right direction": Figure(float(np.mean(passed)), 0.9)}
 
-    def families(self) -> dict[str, Figure]:
+    def families(self, classifier_sounds: int = CLASSIFIER_SOUNDS) -> dict[str, Figure]:
         """Do CLAP and a classifier that knows no captions recognize the family?"""
         fresh, labels = self.rendered_sounds("fresh", len(self.seeds))
         turns = [(family, seed) for seed in self.seeds for family in FAMILIES]
@@ -167,7 +168,7 @@ class ModelChecks:
             self.judge.of_sounds([torch.from_numpy(sound) for sound in sounds], self.rate)
             for sounds in (fresh, generated)
         )
-        known, known_labels = self.rendered_sounds("learnt", CLASSIFIER_SOUNDS)
+        known, known_labels = self.rendered_sounds("learnt", classifier_sounds)
         classifier = Classifier.fit(self.features(known), known_labels)
         recognized = self.judge.families(of_generated, texts)
         predicted = classifier.predict(self.features(generated))
@@ -185,12 +186,11 @@ class ModelChecks:
             f"  weakest: {name}": Figure(correct[name] / (2 * len(self.seeds))) for name in weakest
         }
 
-    def guidance(self) -> dict[str, Figure]:
+    def guidance(self, prompts: int = 2 * len(FAMILIES)) -> dict[str, Figure]:
         """Do guidance and choosing the best candidate raise the CLAP score?"""
         # Seeds lie further apart than four, since candidate i of seed s is that of seed s + i.
-        seeds = [100 + 10 * place for place in range(2 * len(FAMILIES))]
-        turns = list(zip([*FAMILIES] * 2, seeds, strict=True))
-        captions = [self.detailed_caption(*turn) for turn in turns]
+        seeds = [100 + 10 * place for place in range(prompts)]
+        captions = [self.detailed_caption(*turn) for turn in zip(cycle(FAMILIES), seeds, strict=False)]
         results = [
             self.model.generate(
                 captions[first : first + 6], seed=seeds[first : first + 6], num_waveforms_per_prompt=4,

@@ -1,6 +1,7 @@
 """Editing by text with the demo model: high bells become low ones and keep their loudness over time.
 
-Measured with a high bell of the demo world for each seed, 0 to 9 (an octave lower; envelope; CLAP score):
+Measured with AUDIOLDM2_TESTS=full and a high bell of the demo world for each seed, 0 to 9 (an octave lower;
+envelope; CLAP score):
 
     edit                       10 of 10    0.89    0.65
     audio-to-audio, 0.96                   0.89    0.47
@@ -16,10 +17,11 @@ import torch
 import audioldm2
 from scripts.demo_world.sound_measures import dominant_frequency, levels
 from tests.support.demo_world import make
+from tests.support.sizes import full_or
 
 pytestmark = pytest.mark.slow
 SOURCE, TARGET = "a high bell", "a low bell"
-SEEDS = range(10)
+SEEDS, STEPS = range(full_or(10, 5)), {"num_inference_steps": full_or(25, 16)}
 RATE = 16_000
 
 
@@ -36,7 +38,7 @@ def bells() -> list[np.ndarray]:
 @cache
 def edited() -> list[np.ndarray]:
     return [
-        demo().edit(bell, TARGET, source_prompt=SOURCE, seed=seed).audio[0, 0].numpy()
+        demo().edit(bell, TARGET, source_prompt=SOURCE, seed=seed, **STEPS).audio[0, 0].numpy()
         for seed, bell in zip(SEEDS, bells(), strict=True)
     ]
 
@@ -44,7 +46,7 @@ def edited() -> list[np.ndarray]:
 def varied(strength: float) -> list[np.ndarray]:
     """Audio-to-audio."""
     return [
-        demo().generate(TARGET, audio=bell, strength=strength, seed=seed).audio[0, 0].numpy()
+        demo().generate(TARGET, audio=bell, strength=strength, seed=seed, **STEPS).audio[0, 0].numpy()
         for seed, bell in zip(SEEDS, bells(), strict=True)
     ]
 
@@ -66,7 +68,7 @@ def score(sounds: list[np.ndarray]) -> float:
 
 def test_high_bells_become_low_ones_and_keep_their_envelope():
     passed = (octaves_lower(edited()) >= 1) & (envelope_correlations(edited()) >= 0.8)
-    assert passed.sum() >= 8, (octaves_lower(edited()), envelope_correlations(edited()))
+    assert passed.mean() >= 0.8, (octaves_lower(edited()), envelope_correlations(edited()))
 
 
 def test_audio_to_audio_keeps_less_of_the_sound_or_fits_the_text_less():

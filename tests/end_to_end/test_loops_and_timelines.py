@@ -1,7 +1,7 @@
 """The model in the box, by measures that stand in for ears: the seams of loops, and the halves of timelines.
 
-Measured with this test, seeds 0 to 9, 10 steps: how many of ten joints jump no more than 95 % of the places
-inside true sounds, in the wave and in the spectrum.
+Measured with this test and AUDIOLDM2_TESTS=full, seeds 0 to 9, 10 steps: how many of ten joints jump no more
+than 95 % of the places inside true sounds, in the wave and in the spectrum.
 
     siren   loop 10 and 10   clip that is no loop 10 and 0
     tone    loop 10 and 7    clip that is no loop 0 and 0
@@ -23,8 +23,9 @@ from scripts.demo_world.captions import describe
 from scripts.demo_world.families import FAMILIES
 from scripts.demo_world.sound_measures import Classifier, mel_statistics
 from tests.support.demo_world import make
+from tests.support.sizes import full_or
 
-RATE, SEEDS, STEPS = 16_000, range(10), 10
+RATE, SEEDS, STEPS = 16_000, range(full_or(10, 5)), full_or(10, 5)
 FRAME = 1024  # samples, 64 ms, on either side of a joint
 pytestmark = pytest.mark.slow
 
@@ -72,7 +73,8 @@ def limits(family: str, pitch: str | None) -> tuple[float, float]:
 def passes(demo: audioldm2.AudioLDM2, family: str, pitch: str | None, loop: bool) -> list[tuple[bool, bool]]:
     """Per seed: does the wave, and does the spectrum, jump no more at the seam than inside true sounds?"""
     text = caption(family, 0, **({"pitch": pitch} if pitch else {}))
-    sounds = demo.generate([text] * 10, seed=list(SEEDS), loop=loop, num_inference_steps=STEPS).audio[:, 0]
+    texts, seeds = [text] * len(SEEDS), list(SEEDS)
+    sounds = demo.generate(texts, seed=seeds, loop=loop, num_inference_steps=STEPS).audio[:, 0]
     wave, spectrum = limits(family, pitch)
     return [
         (bool(steps(sound)[-1] <= wave), bool(fluxes(sound, np.array([0]))[0] <= spectrum))
@@ -83,8 +85,8 @@ def passes(demo: audioldm2.AudioLDM2, family: str, pitch: str | None, loop: bool
 @pytest.mark.parametrize(("family", "pitch"), [("siren", None), ("tone", "low")])
 def test_seam_of_a_loop_jumps_no_more_than_true_sounds(demo, family, pitch):
     looped, clip = (passes(demo, family, pitch, loop) for loop in (True, False))
-    assert sum(wave for wave, _ in looped) >= 9
-    assert sum(all(both) for both in looped) >= 7
+    assert sum(wave for wave, _ in looped) >= len(SEEDS) - 1
+    assert sum(all(both) for both in looped) >= 0.7 * len(SEEDS)
     assert sum(all(both) for both in clip) <= 1, "a clip that is no loop jumps"
 
 
@@ -93,24 +95,26 @@ def test_seam_of_a_loop_jumps_no_more_than_true_sounds(demo, family, pitch):
 
 def test_halves_of_a_timeline_are_named_rightly(demo):
     """By a classifier that knows no captions, of all families: seed by seed another pair of them."""
-    names = sorted(FAMILIES)
-    pairs = [(names[2 * seed], names[2 * seed + 1]) for seed in SEEDS]
-    labels = [name for name in names for _ in range(20)]
+    names, seeds = sorted(FAMILIES), range(full_or(10, 7))
+    pairs = [(names[2 * seed], names[2 * seed + 1]) for seed in seeds]
+    labels = [name for name in names for _ in range(full_or(20, 10))]
     known = np.stack([mel_statistics(make(name, 1000 + i), RATE) for i, name in enumerate(labels)])
     classifier = Classifier.fit(known, labels)
     timelines = [
         [(caption(first, seed), 0, 2.56), (caption(second, seed + 50), 2.56, 5.12)]
-        for seed, (first, second) in zip(SEEDS, pairs, strict=True)
+        for seed, (first, second) in zip(seeds, pairs, strict=True)
     ]
-    result = demo.generate(timelines, seed=list(SEEDS), window_seconds=2.56, num_inference_steps=STEPS)
+    result = demo.generate(timelines, seed=list(seeds), window_seconds=2.56, num_inference_steps=STEPS)
     halves = np.split(result.audio[:, 0].numpy(), 2, axis=1)
     for place, sounds in enumerate(halves):
         found = classifier.predict(np.stack([mel_statistics(sound, RATE) for sound in sounds]))
         right = sum(name == pair[place] for name, pair in zip(found, pairs, strict=True))
-        assert right >= 7
+        assert right >= 0.7 * len(seeds)
 
 
 def test_lines_of_the_readme_run():
     text = (Path(audioldm2.__file__).parent / "runtime" / "README.md").read_text(encoding="utf-8")
     section = text.split("## Windows, loops and timelines")[1]
-    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], {})
+    [python] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:1]
+    assert "num_inference_steps=10" in python
+    exec(python.replace("num_inference_steps=10", "num_inference_steps=2"), {})

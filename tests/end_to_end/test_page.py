@@ -3,7 +3,6 @@
 import shutil
 import threading
 
-import httpx
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from tests.support.page import serve, until
 
 pytest.importorskip("gradio", reason="the page needs Gradio")
 pytest.importorskip("selenium", reason="selenium drives the browser")
+import httpx
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service

@@ -14,6 +14,7 @@ from audioldm2.cli.main import main
 from audioldm2.prompt import espeak
 from scripts.speech_demo.judges import NearestClip
 from scripts.speech_demo.vocabulary import DIGITS, VOICES, WORDS
+from tests.support.sizes import full_or
 
 FINGERPRINTS = Path(__file__).with_name("spoken_digits.json")  # of true digits: make_fingerprints.py
 FOLDER = hub.IN_PACKAGE[hub.SPEECH_DEMO]
@@ -51,15 +52,18 @@ def test_the_command_line_speaks_without_espeak(tmp_path: Path, monkeypatch, no_
 @pytest.mark.slow
 def test_digits_are_the_asked_ones(speaker: audioldm2.AudioLDM2, no_espeak):
     """In each voice, the nearest true digit is the one that was asked for."""
-    table = json.loads(FINGERPRINTS.read_text())
+    table, steps = json.loads(FINGERPRINTS.read_text()), full_or(15, 6)
     right = 0
     for voice in VOICES:
         prints = {digit: torch.tensor(numbers) / 10 for digit, numbers in table[voice].items()}
         nearest = NearestClip(prints, tuple(next(iter(prints.values())).shape))
         result = speaker.generate(
-            [f"a {voice} speaks"] * len(DIGITS), transcription=list(DIGITS), num_inference_steps=15, seed=3
+            [f"a {voice} speaks"] * len(DIGITS),
+            transcription=list(DIGITS),
+            num_inference_steps=steps,
+            seed=3,
         )
         right += sum(
             nearest(wave) == digit for wave, digit in zip(result.audio[:, 0].numpy(), DIGITS, strict=True)
         )
-    assert right >= 24  # of 30
+    assert right >= 24  # of 30; measured: 30 in 15 steps, 29 in 6

@@ -76,9 +76,11 @@ def test_installed_wheel_generates_a_sound(wheel: Path, tmp_path: Path):
     dependencies = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (site / "dependencies.pth").write_text("\n".join(dependencies), encoding="utf-8")
 
-    where = run(python / "python", "-c", "import audioldm2; print(audioldm2.__file__)", cwd=tmp_path)
-    assert Path(where.strip()).is_relative_to(environment)
     run(python / "audioldm2", "a beep", "--steps", "2", "-o", "beep.wav", cwd=tmp_path)
     sound, rate = soundfile.read(tmp_path / "beep.wav")
     assert rate == 16_000 and len(sound) > rate and abs(sound).max() > 0
-    run(python / "audioldm2", "convert", "--help", cwd=tmp_path)
+    program = "import audioldm2.convert; from audioldm2.cli.main import main; print(audioldm2.__file__)"
+    where, *text = run(
+        python / "python", "-c", f"{program}; main(['convert', '--help'])", cwd=tmp_path
+    ).splitlines()
+    assert Path(where).is_relative_to(environment) and text[0].startswith("usage: audioldm2 convert")

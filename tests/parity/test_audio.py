@@ -71,8 +71,6 @@ def test_vae_log_mel(name):
 def broadband(kind: str) -> np.ndarray:
     """10 s at 16 kHz."""
     samples = 160_000
-    if kind == "white":
-        return white(samples)
     if kind == "pink":
         spectrum = np.fft.rfft(white(samples, seed=1)) / np.sqrt(np.arange(1, samples // 2 + 2))
         return 0.1 * np.fft.irfft(spectrum) / np.fft.irfft(spectrum).std()
@@ -80,7 +78,7 @@ def broadband(kind: str) -> np.ndarray:
     return bursts + 0.1 * np.sign(np.sin(2 * np.pi * 220 * np.arange(samples) / 16_000))  # and a square wave
 
 
-@pytest.mark.parametrize("kind", ["white", "pink", "bursts"])
+@pytest.mark.parametrize("kind", ["pink", "bursts"])
 def test_resampling_hardly_changes_the_clap_embedding(kind):
     """16 to 48 kHz against soxr in its "HQ" setting, compared by CLAP's embeddings."""
     torch.manual_seed(0)

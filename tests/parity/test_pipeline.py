@@ -4,9 +4,9 @@ Where we differ on purpose, a test shows both behaviours. The errors measured ar
 more; without T5's mask, or with another negative prompt, they are 15 to 35 dB below.
 """
 
+import shutil
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import librosa
 import pytest
@@ -17,7 +17,9 @@ from torch import Tensor
 
 import audioldm2
 from audioldm2 import AudioLDM2, clap_score
-from scripts.make_reference_checkpoint import make
+from scripts.make_reference_checkpoint import TINY
+from tests.support.checkpoints import change_json
+from tests.support.reference import gpt2, save
 
 LEAST = 100  # dB of signal over error: the same sound in float32
 OTHER = 60  # dB; with less, something was computed otherwise
@@ -28,22 +30,15 @@ NEGATIVES = (None, "noise", "the rain falls while a dog barks")  # none, a short
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    make(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipe(folder) -> AudioLDM2Pipeline:
-    pipe = AudioLDM2Pipeline.from_pretrained(folder)
+def pipe(reference_folder) -> AudioLDM2Pipeline:
+    pipe = AudioLDM2Pipeline.from_pretrained(reference_folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture(scope="module")
-def model(folder) -> AudioLDM2:
-    return audioldm2.load(folder, device="cpu")
+def model(reference_folder) -> AudioLDM2:
+    return audioldm2.load(reference_folder, device="cpu")
 
 
 def reference(
@@ -86,8 +81,7 @@ def guided(pipe) -> Callable[[str, float, str | None], Tensor]:
     def guided(sampler: str, guidance_scale: float, negative_prompt: str | None) -> Tensor:
         return sound(sampler, guidance_scale, negative_prompt if guidance_scale > 1 else None)
 
-    unguided = (sound("ddim", 0.5, negative) for negative in (None, "noise"))
-    assert torch.equal(*unguided)
+    assert torch.equal(sound("ddim", 0.5, None), sound("ddim", 0.5, "noise"))
     return guided
 
 
@@ -96,10 +90,9 @@ def guided(pipe) -> Callable[[str, float, str | None], Tensor]:
 
 @pytest.mark.parametrize(
     ("sampler", "guidance_scale", "negative_prompt"),
-    [  # with guidance all; without it, where the reference ignores the negative prompt, every pair
-        *((sampler, 3.5, negative) for sampler in SCHEDULERS for negative in NEGATIVES),
-        *(("ddim", 1.0, NEGATIVES[0]), ("dpmpp_2m", 1.0, NEGATIVES[1]), ("ddim", 1.0, NEGATIVES[2])),
-        *(("dpmpp_2m", 0.5, NEGATIVES[0]), ("ddim", 0.5, NEGATIVES[1]), ("dpmpp_2m", 0.5, NEGATIVES[2])),
+    [  # each negative prompt with guidance, and without it, where the reference ignores one
+        *(("ddim", 3.5, NEGATIVES[0]), ("ddim", 3.5, NEGATIVES[1]), ("dpmpp_2m", 3.5, NEGATIVES[2])),
+        *(("ddim", 1.0, NEGATIVES[1]), ("ddim", 0.5, NEGATIVES[0])),
     ],
 )
 def test_guidance_and_negative_prompt(guided, model, sampler, guidance_scale, negative_prompt):
@@ -110,8 +103,10 @@ def test_guidance_and_negative_prompt(guided, model, sampler, guidance_scale, ne
     assert signal_to_error(ours(model, PROMPT, sampler, seed=5, **request), expected) >= LEAST
 
 
-@pytest.mark.parametrize("sampler", SCHEDULERS)
-@pytest.mark.parametrize("seconds, frames", [(0.97, 25), (2.5, 63)])  # 97 frames are not a multiple of 4
+@pytest.mark.parametrize(
+    "sampler, seconds, frames",
+    [("dpmpp_2m", 0.97, 25), ("ddim", 2.5, 63)],  # 97 frames are not a multiple of 4
+)
 def test_durations(pipe, model, sampler, seconds, frames):
     assert model.sound.latent_frames(seconds) == frames
     expected = reference(pipe, PROMPT, sampler, generator=seeded(6)[0], audio_length_in_s=seconds)
@@ -120,11 +115,10 @@ def test_durations(pipe, model, sampler, seconds, frames):
     assert signal_to_error(found, expected) >= LEAST
 
 
-@pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_noise_of_ddim(pipe, model, eta):
+def test_noise_of_ddim(pipe, model):
     """One generator gives the starting noise, and then the noise of every step."""
-    expected = reference(pipe, PROMPT, generator=seeded(7)[0], eta=eta)
-    assert signal_to_error(ours(model, PROMPT, seed=7, eta=eta), expected) >= LEAST
+    expected = reference(pipe, PROMPT, generator=seeded(7)[0], eta=0.3)
+    assert signal_to_error(ours(model, PROMPT, seed=7, eta=0.3), expected) >= LEAST
 
 
 @pytest.mark.parametrize(
@@ -186,7 +180,7 @@ def sounds(model: AudioLDM2, seconds: float) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("seconds", [0.97, 3.3, 10.0])
+@pytest.mark.parametrize("seconds", [0.97, 10.0])
 def test_score(pipe, model, seconds):
     """Measured: 3e-5 apart, all of it from the two resamplers."""
     audio = sounds(model, seconds)
@@ -209,10 +203,11 @@ def test_score_of_the_same_spectrograms(pipe, model):
 # Differences on purpose -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_published_language_model(pipe, model, tmp_path):
+def test_published_language_model(reference_folder, model, tmp_path):
     """The published checkpoints say GPT2Model. The reference then dies; we make the same sound."""
-    make(tmp_path, language_head=False)
+    shutil.copytree(reference_folder, tmp_path, dirs_exist_ok=True)
+    save(tmp_path, "language_model", gpt2(3, language_head=False, **TINY["gpt2"]))
+    change_json(tmp_path / "model_index.json", language_model=["transformers", "GPT2Model"])
     published = AudioLDM2Pipeline.from_pretrained(tmp_path)
     published.set_progress_bar_config(disable=True)
     with pytest.raises(AttributeError, match="GPT2Model"):
@@ -247,11 +242,10 @@ def test_long_negative_prompt_is_not_cut(pipe, model):
     assert signal_to_error(with_cut, expected) < OTHER
 
 
-@pytest.mark.slow
 def test_sound_is_independent_of_its_batch(pipe, model):
     """In the reference, padding to the longest prompt of a batch changes the sounds of the others."""
-    prompts = ["a dog", PROMPT, "noise, hiss and hum; low quality"]
-    latents = torch.randn(3, 3, 25, 4)
+    prompts = ["a dog", PROMPT]
+    latents = torch.randn(2, 3, 25, 4)
     together = ours(model, prompts, latents=latents)
     theirs_together = reference(pipe, prompts, latents=latents)
     worst_of_theirs = float("inf")
@@ -264,18 +258,17 @@ def test_sound_is_independent_of_its_batch(pipe, model):
     assert worst_of_theirs < OTHER
 
 
-@pytest.mark.slow
 def test_ranking_is_inside_each_prompt(pipe, model):
     """The reference ranks over the whole batch: prompts get each other's sounds, and one comes twice."""
     prompts = [PROMPT, "the rain falls while a dog barks"]
-    latents = torch.randn(6, 3, 25, 4)
-    made = [ours(model, prompts[row // 3], latents=latents[row : row + 1]) for row in range(6)]
+    latents = torch.randn(4, 3, 25, 4)
+    made = [ours(model, prompts[row // 2], latents=latents[row : row + 1]) for row in range(4)]
 
     def whose(sound: Tensor) -> int:
-        return max(range(6), key=lambda row: signal_to_error(sound[None], made[row]))
+        return max(range(4), key=lambda row: signal_to_error(sound[None], made[row]))
 
-    theirs = [whose(sound) for sound in reference(pipe, prompts, latents=latents, num_waveforms_per_prompt=3)]
-    found = [whose(sound) for sound in ours(model, prompts, latents=latents, num_waveforms_per_prompt=3)]
-    assert sorted(theirs) != list(range(6))
-    assert sorted(found[:3]) == [0, 1, 2]
-    assert sorted(found[3:]) == [3, 4, 5]
+    theirs = [whose(sound) for sound in reference(pipe, prompts, latents=latents, num_waveforms_per_prompt=2)]
+    found = [whose(sound) for sound in ours(model, prompts, latents=latents, num_waveforms_per_prompt=2)]
+    assert sorted(theirs) != list(range(4))
+    assert sorted(found[:2]) == [0, 1]
+    assert sorted(found[2:]) == [2, 3]

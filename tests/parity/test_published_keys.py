@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,12 @@ def model(request) -> tuple[str, Source]:
     return size, origin(size)
 
 
+@cache
+def on_meta(name: str, config: Any) -> nn.Module:
+    """Return one of our networks, without memory."""
+    return build_on_meta(name, config)
+
+
 def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -126,7 +133,7 @@ def test_published_tensors_are_mapped_to_our_networks(model, name):
     config = PARTS[name].config_from(theirs)
     converted = convert_state(name, config, state, "the published file")
     found = {key: tensor.shape for key, tensor in converted.items()}
-    assert found == {key: tensor.shape for key, tensor in build_on_meta(name, config).state_dict().items()}
+    assert found == {key: tensor.shape for key, tensor in on_meta(name, config).state_dict().items()}
 
 
 @pytest.mark.parametrize("name", SOUND_NETWORKS)
@@ -144,8 +151,8 @@ def test_parameter_counts_are_the_published_ones(model):
     size, source = model
     found = {}
     for folder, (theirs, _) in source.items():
-        ours = [build_on_meta(name, PARTS[name].config_from(theirs)) for name in networks_of(folder)]
-        found[folder] = sum(map(parameters, ours))
+        networks = [on_meta(name, PARTS[name].config_from(theirs)) for name in networks_of(folder)]
+        found[folder] = sum(map(parameters, networks))
     found["language_model"] += TOKEN_EMBEDDING
     assert found == PARAMETERS | ({"unet": LARGE_UNET} if size == "large" else {})
     assert sum(found.values()) == TOTALS[size]

@@ -20,7 +20,6 @@ from audioldm2.training import STAGES
 from audioldm2.training.data import at_trained_level
 from audioldm2.training.ldm import LENGTH_STEP, Draws, LDMStage
 from audioldm2.training.randomness import generator
-from scripts.make_reference_checkpoint import make
 from tests.support.training import sound, stage_of
 
 CAPTIONS = ["a dog barks while the rain falls", "the rain falls while a dog barks"]  # equally many tokens
@@ -28,21 +27,14 @@ NONE = [False, False]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    make(folder)
-    return folder
+def pipe(reference_folder: Path) -> AudioLDM2Pipeline:
+    return AudioLDM2Pipeline.from_pretrained(reference_folder)
 
 
 @pytest.fixture(scope="module")
-def pipe(folder: Path) -> AudioLDM2Pipeline:
-    return AudioLDM2Pipeline.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def stages(folder: Path) -> dict[str, LDMStage]:
+def stages(reference_folder: Path) -> dict[str, LDMStage]:
     """By the reading of dropped captions, with the rest as the published recipe has it."""
-    checkpoint = convert.read_diffusers(folder)
+    checkpoint = convert.read_diffusers(reference_folder)
     published = STAGES["ldm"].recipes["published"]
     shared = {name: getattr(published, name) for name in ("normalize", "min_snr", "train_t5")}
     return {how: stage_of("ldm", checkpoint, unconditional=how, **shared) for how in ("trained", "reference")}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audioldm2 import SAMPLERS, AudioLDM2, Result
+from audioldm2 import AudioLDM2, Result
 from audioldm2.editing.edit import Edit
 from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
@@ -18,7 +18,6 @@ SCHEDULE = NoiseSchedule()
 RATE, CELL, FADE = 16_000, 640, 320  # samples of a latent frame and of a fade
 FRAMES = 8
 CLOSE = 1e-4  # relative: batches of other sizes are added up in another order
-NAMES = list(SAMPLERS)
 STEPS = 5
 
 

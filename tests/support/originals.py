@@ -5,7 +5,8 @@ such a file holds: the average of the UNet's weights, the noise schedule, second
 tables, masks and the decoder of AudioMAE.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from audioldm2 import convert
 from audioldm2.checkpoints import storage
+from audioldm2.convert import original_table
 from audioldm2.errors import WeightsError
 from audioldm2.models.audiomae import AudioMAEConfig
 from audioldm2.models.clap_audio import ClapAudioConfig
@@ -267,6 +269,21 @@ def conversion_error(file: Path, **arguments: Any) -> str:
     return message
 
 
-def table_error(folder: Path, table: Mapping[str, Any], **arguments: Any) -> str:
+@contextmanager
+def in_memory(table: Mapping[str, Any]) -> Iterator[None]:
+    """While the block lasts, any original file holds this table: to write and read one takes longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(original_table, "read_torch_file", lambda path: {"state_dict": dict(table)})
+        yield
+
+
+def convert_table(table: Mapping[str, Any], **arguments: Any) -> dict[str, State]:
+    """Return each network's tensors in a table, prepared as they would be written."""
+    with in_memory(table):
+        return convert_file(Path("file.pth"), **arguments)
+
+
+def table_error(table: Mapping[str, Any], **arguments: Any) -> str:
     """Return the message of the WeightsError that converting a table raises."""
-    return conversion_error(save(folder / "file.pth", table), **arguments)
+    with in_memory(table):
+        return conversion_error(Path("file.pth"), **arguments)

@@ -1,5 +1,7 @@
 """Measures of a join between two sounds: would it be heard, beside what true sounds do by themselves?"""
 
+from functools import cache
+
 import numpy as np
 import torch
 
@@ -29,6 +31,7 @@ def spectral_flux(wave: np.ndarray, place: int) -> float:
     return change[max(middle - 2, 0) : middle + 3].max().item()
 
 
+@cache
 def in_true_sounds(sounds: int = 4) -> tuple[float, float]:
     """95th percentiles of both measures over the demo world, at places every 100 ms that are not silent."""
     jumps, fluxes = [], []

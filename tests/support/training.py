@@ -70,14 +70,15 @@ def few_samples() -> Iterator[None]:
 
 
 READ_SOUNDS = ("audiomae", "loa")  # stages that a model without AudioMAE has no use for
+DEVICE = torch.device("cpu")  # of stages
 
 
 def stage_of(name: str, checkpoint: Checkpoint, **values: object) -> Stage:
-    """A stage on the CPU with its recipe from QUICK, overridden by `values`."""
+    """A stage on DEVICE with its recipe from QUICK, overridden by `values`."""
     if name in READ_SOUNDS:
         checkpoint = hearing(checkpoint)
     recipe = override(STAGES[name].recipes["small"], QUICK[name] | values, "the test's recipe")
-    return STAGES[name](checkpoint, recipe, torch.device("cpu"))
+    return STAGES[name](checkpoint, recipe, DEVICE)
 
 
 def hearing(checkpoint: Checkpoint) -> Checkpoint:

@@ -83,7 +83,7 @@ def test_best_first_of_any_scores(scores):
 
 @pytest.mark.slow
 @given(st.data())
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=5)
 def test_candidates_are_ranked_within_their_prompt(tiny_model, data):
     prompts = data.draw(st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3))
     candidates = data.draw(st.integers(2, 4))
@@ -109,9 +109,9 @@ def test_candidates_are_ranked_within_their_prompt(tiny_model, data):
 
 @pytest.mark.slow
 def test_candidates_are_ranked_by_clap(tiny_model):
-    prompts = PROMPTS[:3]
-    result = generate(tiny_model, prompts, num_waveforms_per_prompt=4, seed=[0, 10, 20])
-    assert [sorted(row) for row in result.seeds] == [[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]]
+    prompts = PROMPTS[:2]
+    result = generate(tiny_model, prompts, num_waveforms_per_prompt=3, seed=[0, 10])
+    assert [sorted(row) for row in result.seeds] == [[0, 1, 2], [10, 11, 12]]
     assert_aligned(tiny_model, result, prompts)
     assert (result.scores.diff(dim=1) <= 0).all()
     assert (result.scores.diff(dim=1) < -1e-4).any(), "the scores are too similar to compare"
@@ -156,22 +156,18 @@ def by_windows(model: AudioLDM2, text: str, audio: Tensor, sample_rate: int) -> 
     "sample_rate, seconds, windows", [(16000, 10.24, 2), (16000, 20.0, 2), (4000, 25.3, 3)]
 )
 def test_all_of_a_long_sound_counts(tiny_model, sample_rate, seconds, windows):
-    sounds = torch.randn(2, int(sample_rate * seconds)) * torch.linspace(
-        0.01, 0.3, int(sample_rate * seconds)
-    )
+    samples = int(sample_rate * seconds)
+    sound = torch.randn(samples) * torch.linspace(0.01, 0.3, samples)
     assert math.ceil(seconds / 10) == windows
-    found = tiny_model.score("a dog", sounds, sample_rate)
-    for score, sound in zip(found, sounds, strict=True):
-        torch.testing.assert_close(
-            score, by_windows(tiny_model, "a dog", sound, sample_rate), rtol=0, atol=1e-5
-        )
+    changed = [sound.clone(), sound.clone()]
+    changed[0][: sample_rate // 10] = 0
+    changed[1][-sample_rate // 10 :] = 0
+    found = tiny_model.score("a dog", torch.stack([sound, *changed]), sample_rate)
+    expected = by_windows(tiny_model, "a dog", sound, sample_rate)
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-5)
+    assert (found[1:] != found[0]).all()
     torch.manual_seed(1)
-    assert torch.equal(tiny_model.score("a dog", sounds, sample_rate), found)
-
-    for part in (slice(0, sample_rate // 10), slice(-sample_rate // 10, None)):
-        changed = sounds.clone()
-        changed[:, part] = 0
-        assert (tiny_model.score("a dog", changed, sample_rate) != found).all()
+    assert torch.equal(tiny_model.score("a dog", sound, sample_rate), found[:1])
 
 
 def test_each_sound_is_scored_against_its_own_text(tiny_model):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from audioldm2 import SAMPLERS, AudioLDM2, Result
+from audioldm2 import AudioLDM2, Result
 from audioldm2.errors import ArgumentError
 from audioldm2.sampling.windows import Windows
 
@@ -15,10 +15,8 @@ CELL, SECOND = 640, 16_000  # samples
 FRAMES = 30  # latent frames: 1.2 s
 WINDOWS = dict(window_seconds=0.4, overlap=0.2)  # 10 frames, 2 of them shared
 TIMELINE = [("a dog", 0, 0.7), ("low hum", 0.5, 1.2)]
-NAMES = list(SAMPLERS)
 SAMPLINGS = [{"sampler": "dpmpp_2m"}, {"sampler": "dpmpp_2m_sde"}, {"sampler": "ddim", "eta": 1.0},
              {"sampler": "euler_ancestral"}]  # fmt: skip
-by_sampler = pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda sampling: sampling["sampler"])
 
 
 def generate(model: AudioLDM2, prompt: object = "a dog", **arguments) -> Result:
@@ -50,27 +48,26 @@ def assert_equal(found: Result, expected: Result) -> None:
 # What has to be the same.
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddim"])
 def test_window_as_long_as_the_sound_is_the_plain_path(tiny_model, sampler):
     arguments = dict(sampler=sampler, eta=0.7 if sampler == "ddim" else 0.0, seed=3)
-    arguments |= dict(audio_length_in_s=0.4, num_inference_steps=4)  # pndm takes no fewer
+    arguments |= dict(audio_length_in_s=0.4)
     expected = generate(tiny_model, ["a dog", "low hum"], **arguments)
     for seconds in (0.4, 50):
         found = generate(tiny_model, ["a dog", "low hum"], window_seconds=seconds, **arguments)
         assert_equal(found, expected)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sampler", NAMES)
-def test_timeline_of_one_prompt_is_the_prompt(tiny_model, sampler):
+@pytest.mark.parametrize(
+    ("sampler", "guidance_scale"), [("dpmpp_2m", 3.5), ("pndm", 1.0), ("euler_ancestral", 3.5)]
+)
+def test_timeline_of_one_prompt_is_the_prompt(tiny_model, sampler, guidance_scale):
     """Though it goes through the windows, one of them as long as the sound."""
-    for guidance_scale in (1.0, 3.5):
-        arguments = dict(sampler=sampler, guidance_scale=guidance_scale, negative_prompt="hiss")
-        arguments["num_inference_steps"] = 4
-        found = generate(tiny_model, [("a dog", 0, 0.4)], **arguments)
-        assert found.request.windows == Windows(10, 10, (0,))
-        assert_equal(found, generate(tiny_model, audio_length_in_s=0.4, **arguments))
+    arguments = dict(sampler=sampler, guidance_scale=guidance_scale, negative_prompt="hiss")
+    arguments["num_inference_steps"] = 4  # pndm takes no fewer
+    found = generate(tiny_model, [("a dog", 0, 0.4)], **arguments)
+    assert found.request.windows == Windows(10, 10, (0,))
+    assert_equal(found, generate(tiny_model, audio_length_in_s=0.4, **arguments))
 
 
 def test_timeline_of_one_prompt_in_windows_is_the_prompt_in_windows(tiny_model):
@@ -92,8 +89,9 @@ def test_stages_alone_do_what_generate_does(tiny_model):
 
 
 @pytest.mark.exhaustive
-@by_sampler
-@pytest.mark.parametrize("how", [WINDOWS, WINDOWS | {"loop": True}], ids=["windows", "loop"])
+@pytest.mark.parametrize(
+    ("sampling", "how"), list(zip(SAMPLINGS, 2 * [WINDOWS, WINDOWS | {"loop": True}], strict=True))
+)
 def test_sound_in_windows_is_the_same_in_any_batch_bit_for_bit(tiny_model, sampling, how):
     prompts, seeds = ["a dog", "A hammer hitting a wooden surface", ""], [5, 60, 700]
     alone = [generate(tiny_model, p, seed=s, **sampling, **how) for p, s in zip(prompts, seeds, strict=True)]
@@ -114,16 +112,17 @@ def test_timeline_is_the_same_in_any_batch_bit_for_bit(tiny_model):
 
 @pytest.mark.slow
 def test_candidates_of_a_timeline_are_the_sounds_of_the_next_seeds(tiny_model):
-    result = generate(tiny_model, TIMELINE, seed=5, num_waveforms_per_prompt=3, **WINDOWS)
-    assert sorted(result.seeds[0]) == [5, 6, 7]
+    result = generate(tiny_model, TIMELINE, seed=5, num_waveforms_per_prompt=2, **WINDOWS)
+    assert sorted(result.seeds[0]) == [5, 6]
     for place, seed in enumerate(result.seeds[0]):
         alone = generate(tiny_model, TIMELINE, seed=seed, **WINDOWS)
         assert torch.equal(result.audio[0, place], alone.audio[0, 0])
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("prompt", ["a dog", TIMELINE], ids=["prompt", "timeline"])
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.5])
+@pytest.mark.parametrize(
+    ("prompt", "guidance_scale"), [("a dog", 1.0), (TIMELINE, 3.5)], ids=["prompt", "timeline"]
+)
 def test_number_of_windows_at_once_changes_nothing(tiny_model, prompt, guidance_scale, monkeypatch):
     results = []
     for at_once in (1, 2, 50):
@@ -168,8 +167,8 @@ def test_frames_of_a_timeline_follow_their_own_prompts(tiny_model):
 @pytest.mark.parametrize(
     ("sampling", "window", "turn"),
     [
-        *((SAMPLINGS[0], *how) for how in ((None, 1), (0.4, 4), (0.4, 17))),
-        *((sampling, 0.4, 17) for sampling in SAMPLINGS[1:]),
+        *((SAMPLINGS[0], *how) for how in ((None, 1), (0.4, 17))),
+        *((sampling, 0.4, turn) for sampling, turn in zip(SAMPLINGS[1:3], (4, 17), strict=True)),
     ],
 )
 def test_rolled_noise_gives_a_rolled_loop(tiny_model, sampling, window, turn):
@@ -218,8 +217,7 @@ def rows(model: AudioLDM2, seconds: float, **arguments) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loop", [False, True])
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.5])
+@pytest.mark.parametrize(("loop", "guidance_scale"), [(False, 3.5), (True, 1.0)])
 def test_cost_is_linear_in_memory_that_does_not_grow(tiny_model, loop, guidance_scale, monkeypatch):
     arguments = dict(loop=loop, guidance_scale=guidance_scale, **WINDOWS)
     once, most = rows(tiny_model, 1.2, **arguments)

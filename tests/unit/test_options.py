@@ -18,6 +18,7 @@ from audioldm2.request import Request
 from audioldm2.sampling.samplers import SAMPLERS
 from audioldm2.sampling.schedule import NoiseSchedule
 from audioldm2.sound_shape import SoundShape
+from tests.support.sizes import full_or
 
 SHAPE = SoundShape(sample_rate=16000, hop=160, downsampling=4, latent_channels=8, mels=64)  # as published
 SCHEDULE = NoiseSchedule()
@@ -91,8 +92,7 @@ def frames_of_the_reference(seconds: float) -> tuple[int, int]:
     return height, int(seconds * 16000)
 
 
-@pytest.mark.slow
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=full_or(2000, 300), deadline=None)
 @given(st.floats(0.01, 600) | st.integers(1, 60000).map(lambda n: n / 100))
 @example(0.01)
 @example(10.24)
@@ -320,7 +320,7 @@ ANYTHING = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=1200, deadline=None)
+@settings(max_examples=full_or(1200, 300), deadline=None)
 @given(st.dictionaries(st.sampled_from([*DEFAULTS]), ANYTHING, min_size=1, max_size=3))
 @example({"audio_length_in_s": 1.7e308})
 @example({"guidance_interval": [0, torch.zeros(2)]})
@@ -346,8 +346,7 @@ def test_any_value_gives_a_request_or_names_an_argument(changes: dict):
     assert 0 <= options.guidance_rescale <= 1 and 0 <= options.eta <= 1
 
 
-@pytest.mark.slow
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=full_or(500, 150), deadline=None)
 @given(ANYTHING, st.integers(1, 3))
 def test_single_checks_raise_argument_errors_only(value: object, prompts: int):
     for call in (
@@ -362,8 +361,7 @@ def test_single_checks_raise_argument_errors_only(value: object, prompts: int):
             assert re.match("text|negative_prompt|count|scale", str(error)), str(error)
 
 
-@pytest.mark.slow
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=full_or(500, 150), deadline=None)
 @given(
     st.fixed_dictionaries(
         {},

@@ -13,7 +13,6 @@ from audioldm2 import AudioLDM2, Result
 from audioldm2.audio import write_wav
 from audioldm2.edit_options import EditOptions
 from audioldm2.options import GenerationOptions
-from audioldm2.sampling.samplers import SAMPLERS
 
 RATE, STEPS = 16_000, 2
 RAIN_AND_BIRDS = [("rain", 0.0, 0.5), ("birds", 0.4, 0.97)]  # ends inside a latent frame
@@ -100,9 +99,8 @@ def test_settings_of_a_record_make_the_same_edit(tiny_model: AudioLDM2, tone: Pa
     assert_same(again(result, tiny_model.edit, EditOptions, audio=tone), result)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_each_sampler_makes_the_same_sound_again(tiny_model: AudioLDM2, sampler: str):
+@pytest.mark.parametrize("sampler", ["pndm", "lms", "dpmpp_2m_sde"])
+def test_sampler_makes_the_same_sound_again(tiny_model: AudioLDM2, sampler: str):
     result = tiny_model.generate("rain", audio_length_in_s=0.32, num_inference_steps=4, sampler=sampler)
     assert_same(again(result, tiny_model.generate, GenerationOptions), result)
 

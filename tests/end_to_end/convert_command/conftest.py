@@ -15,7 +15,7 @@ from tests.support.commands import (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def files(tmp_path_factory) -> Path:
     """A file of each kind, and tokenizers in a folder of their own."""
     folder = tmp_path_factory.mktemp("files")
@@ -58,7 +58,7 @@ def run(capsys) -> Run:
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ready(files, tmp_path_factory) -> dict[str, Path]:
     """The base model converted, and exported, never to be changed."""
     made = tmp_path_factory.mktemp("ready")

@@ -13,6 +13,7 @@ from audioldm2.audio import CLAP_MEL, VAE_MEL
 from audioldm2.checkpoints import validate
 from audioldm2.errors import ArgumentError
 from audioldm2.models import NETWORKS, build_on_meta
+from tests.support.sizes import full_or
 
 
 def test_published_configs_pass():
@@ -156,7 +157,7 @@ CONFIGURATIONS = {
 @pytest.mark.exhaustive
 @torch.no_grad()
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=full_or(80, 40), deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(data=st.data())
 def test_config_that_passes_can_be_built_and_run(name: str, data: st.DataObject):
     fields = data.draw(st.fixed_dictionaries(CONFIGURATIONS[name]))

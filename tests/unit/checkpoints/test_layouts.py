@@ -224,9 +224,10 @@ def test_weight_norm_folds_exactly_as_torch_computes_it(diffusers: Path, weight_
     assert torch.equal(loaded, effective["upsampler.0.weight"])
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
-@pytest.mark.parametrize("folder", ["unet", "language_model", "vocoder"])
+@pytest.mark.parametrize(
+    ("folder", "wrapper"),
+    [("unet", "_orig_mod."), ("language_model", "module."), ("vocoder", "module._orig_mod.")],
+)
 def test_names_of_module_wrappers_are_removed(diffusers: Path, states, folder: str, wrapper: str):
     """As `save_pretrained` of a compiled or distributed model leaves them."""
     change_state(

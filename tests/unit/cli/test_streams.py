@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TextIO
 
 import pytest
 
+from audioldm2.cli import streams
 from audioldm2.cli.streams import Stream, print_path, print_result, report, safe_streams
 from tests.support.command_line import assert_refused, posix
 
@@ -114,3 +116,19 @@ def test_result_on_a_full_device_is_an_error(run, monkeypatch):
         monkeypatch.setattr(sys, "stdout", device)
         code, _, err = run("--sampler", "list")
     assert_refused((code, "", err), "standard output: No space left on device")
+
+
+OPENS_A_FILE = """
+import os, runpy, sys
+streams = runpy.run_path(sys.argv[1])
+with streams["safe_streams"]():
+    os.write(2, str(os.open(sys.argv[2], os.O_CREAT | os.O_WRONLY)).encode())
+"""
+
+
+@posix
+def test_file_gets_no_descriptor_of_a_closed_stream(tmp_path):
+    """What a library written in C prints would end up in it."""
+    closed = ["sh", "-c", 'exec "$@" <&- >&-', "sh"]
+    command = [*closed, sys.executable, "-c", OPENS_A_FILE, streams.__file__, str(tmp_path / "sound.wav")]
+    assert int(subprocess.run(command, stderr=subprocess.PIPE, check=True).stderr) > 2

@@ -1,11 +1,14 @@
 """A tiny original file of each kind for every test of this folder."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import audioldm2
+from audioldm2 import convert
+from audioldm2.convert.original import Original
 from tests.support import checkpoints, originals
 
 
@@ -22,13 +25,12 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def read(folder) -> Callable[[str], Original]:
+    """Returns the checkpoint of a kind, read from its file once, never to be changed."""
+    return cache(lambda kind: convert.read_original(folder / f"{kind}.pth"))
+
+
+@pytest.fixture(scope="session")
 def models(folder) -> Callable[[str], audioldm2.AudioLDM2]:
     """Returns the model of a kind, loaded from its file once."""
-    loaded = {}
-
-    def model(kind: str) -> audioldm2.AudioLDM2:
-        if kind not in loaded:
-            loaded[kind] = audioldm2.load(folder / f"{kind}.pth", device="cpu")
-        return loaded[kind]
-
-    return model
+    return cache(lambda kind: audioldm2.load(folder / f"{kind}.pth", device="cpu"))

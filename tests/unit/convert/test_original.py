@@ -4,6 +4,7 @@ import re
 import warnings
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,76 +14,82 @@ from torch import Tensor, nn
 import audioldm2
 from audioldm2 import NoiseSchedule, convert
 from audioldm2.checkpoints import storage
+from audioldm2.convert.original import Original
 from audioldm2.errors import WeightsError
 from tests.support import originals
 from tests.support.checkpoints import assert_same_states, states_of
 from tests.support.original_names import POSITIONS
-from tests.support.originals import convert_file, table_error, table_of
+from tests.support.originals import convert_file, convert_table, table_error, table_of
 
 KINDS = tuple(originals.CONFIGS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_tensors_are_mapped_to_our_networks(folder, kind):
+def test_tensors_are_mapped_to_our_networks(read, kind):
     """CLAP and T5 come from the copy nearest to the top, the UNet from its weights, not their average."""
-    checkpoint = convert.read_original(folder / f"{kind}.pth")
+    checkpoint = read(kind)
     assert_same_states(states_of(checkpoint), originals.make(kind).states)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sizes_are_read_from_shapes(folder, kind):
-    checkpoint = convert.read_original(folder / f"{kind}.pth")
+def test_sizes_are_read_from_shapes(read, kind):
+    checkpoint = read(kind)
     assert checkpoint.configs == originals.make(kind).configs
     assert NoiseSchedule(**checkpoint.schedule) == NoiseSchedule()
     assert checkpoint.clap_mel == {}
 
 
-def test_scaling_factor_is_read(tmp_path):
-    file = originals.save(tmp_path / "a.pth", table_of("t5", scale_factor=torch.tensor(0.75)))
-    assert convert.read_original(file).configs["vae"].scaling_factor == 0.75
+def read_table(table: dict[str, Tensor]) -> Original:
+    with originals.in_memory(table):
+        return convert.read_original(Path("a.pth"))
+
+
+def test_scaling_factor_is_read():
+    found = read_table(table_of("t5", scale_factor=torch.tensor(0.75)))
+    assert found.configs["vae"].scaling_factor == 0.75
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_dropped_tensor_has_a_reason(folder, kind):
-    checkpoint = convert.read_original(folder / f"{kind}.pth")
+def test_every_dropped_tensor_has_a_reason(read, kind):
+    checkpoint = read(kind)
     assert {move.source for move in checkpoint.dropped} == originals.make(kind).unused
     assert all(move.row.note for move in checkpoint.dropped)
 
 
-def test_linear_schedule_is_recognised_by_betas(tmp_path):
-    file = originals.save(tmp_path / "a.pth", table_of("t5", betas=torch.linspace(0.001, 0.02, 500)))
-    schedule = NoiseSchedule(**convert.read_original(file).schedule)
+def test_linear_schedule_is_recognised_by_betas():
+    table = table_of("t5", betas=torch.linspace(0.001, 0.02, 500))
+    schedule = NoiseSchedule(**read_table(table).schedule)
     assert schedule == replace(NoiseSchedule(), kind="linear", beta_start=0.001, beta_end=0.02, steps=500)
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["betas", "alphas_cumprod"])
-def test_published_schedule_is_recognised_in_every_dtype(tmp_path, name: str, dtype: torch.dtype):
-    table = {key: each for key, each in table_of("t5").items() if key not in originals.schedule_buffers()}
-    file = originals.save(tmp_path / "a.pth", table | {name: originals.schedule_buffers()[name].to(dtype)})
+def test_published_schedule_is_recognised_in_every_dtype(name: str, dtype: torch.dtype):
+    buffers = originals.schedule_buffers()
+    table = {key: each for key, each in table_of("t5").items() if key not in buffers}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert NoiseSchedule(**convert.read_original(file).schedule) == NoiseSchedule()
+        found = read_table(table | {name: buffers[name].to(dtype)})
+    assert NoiseSchedule(**found.schedule) == NoiseSchedule()
 
 
-def test_linear_schedule_is_recognised_by_alpha_bar(tmp_path):
+def test_linear_schedule_is_recognised_by_alpha_bar():
     wanted = replace(NoiseSchedule(), kind="linear", beta_start=0.001, beta_end=0.02, steps=500)
     table = {key: each for key, each in table_of("t5").items() if key != "betas"}
-    file = originals.save(tmp_path / "a.pth", table | {"alphas_cumprod": wanted.alpha_bar})
-    assert NoiseSchedule(**convert.read_original(file).schedule) == wanted
+    found = read_table(table | {"alphas_cumprod": wanted.alpha_bar})
+    assert NoiseSchedule(**found.schedule) == wanted
 
 
-def test_unknown_schedule_warns_and_uses_the_published_one(tmp_path):
-    file = originals.save(tmp_path / "a.pth", table_of("t5", betas=torch.linspace(0.01, 0.1, 1000) ** 3))
+def test_unknown_schedule_warns_and_uses_the_published_one():
+    table = table_of("t5", betas=torch.linspace(0.01, 0.1, 1000) ** 3)
     with pytest.warns(UserWarning, match=r"noise schedule \(betas 1e-06 to 0\.001\).*published one is used"):
-        checkpoint = convert.read_original(file)
+        checkpoint = read_table(table)
     assert NoiseSchedule(**checkpoint.schedule) == NoiseSchedule()
 
 
-def test_speech_keeps_symbols_and_positions(folder):
-    checkpoint = convert.read_original(folder / "speech.pth")
+def test_speech_keeps_symbols_and_positions(read):
+    checkpoint = read("speech")
     symbols = checkpoint.symbols
     assert len(symbols) == checkpoint.configs["phonemes"].vocabulary == 183
     places = {"_": 0, ";": 1, " ": 16, "A": 17, "a": 43, "\u0251": 69, "ᵻ": 177, "⚠": 182}
@@ -150,27 +157,26 @@ def test_ema_does_not_drop_the_average(folder):
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["none", "all but one"])
-def test_rejects_missing_average(tmp_path, kept):
+def test_rejects_missing_average(kept):
     table = dict(originals.make("t5").table) if kept else table_of("t5")
     table.pop("model_ema.diffusion_modelout2bias", None)
-    message = table_error(tmp_path, table, ema=True)
+    message = table_error(table, ema=True)
     assert "no running average of its UNet" in message and "convert it without --ema" in message
-    assert_same_states(convert_file(tmp_path / "file.pth"), originals.make("t5").states)
+    assert_same_states(convert_table(table), originals.make("t5").states)
 
 
-def test_rejects_average_of_another_shape(tmp_path):
+def test_rejects_average_of_another_shape():
     table = originals.make("t5").table | {"model_ema.diffusion_modelout2bias": torch.ones(4)}
-    message = table_error(tmp_path, table, ema=True)
+    message = table_error(table, ema=True)
     assert "of the wrong shape 'conv_out.bias is (4,) and should be (3,)'" in message
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_copies_are_not_reported(folder, kind):
-    assert convert.differing_copies(convert.read_original(folder / f"{kind}.pth")) == []
+def test_equal_copies_are_not_reported(read, kind):
+    assert convert.differing_copies(read(kind)) == []
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "network", "key"),
     [
@@ -181,10 +187,9 @@ def test_equal_copies_are_not_reported(folder, kind):
         ("speech", "CLAP", "cond_stage_models.0.cond_stage_models.0.model.logit_scale_a"),
     ],
 )
-def test_differing_copies_are_reported(tmp_path, kind, network, key):
+def test_differing_copies_are_reported(kind, network, key):
     table = table_of(kind)
-    file = originals.save(tmp_path / "a.pth", table | {key: table[key] + 0.5})
-    checkpoint = convert.read_original(file)
+    checkpoint = read_table(table | {key: table[key] + 0.5})
     (message,) = convert.differing_copies(checkpoint)
     taken = {"CLAP": "clap.model", "T5": "cond_stage_models.1.model"}[network]
     assert f"two copies of {network} that differ, at '{taken}' (taken)" in message
@@ -193,15 +198,14 @@ def test_differing_copies_are_reported(tmp_path, kind, network, key):
         assert_same_states(states_of(checkpoint), originals.make(kind).states)
 
 
-def test_copy_without_a_tensor_is_reported(tmp_path):
+def test_copy_without_a_tensor_is_reported():
     key = "cond_stage_models.0.model.text_branch.pooler.dense.bias"
-    checkpoint = convert.read_original(originals.save(tmp_path / "a.pth", table_of("48k", **{key: ...})))
+    checkpoint = read_table(table_of("48k", **{key: ...}))
     assert [message for message in convert.differing_copies(checkpoint) if "CLAP" in message]
 
 
-def test_heads_are_32_wide_or_8_at_every_level(folder):
-    assert convert.read_original(folder / "base.pth").configs["unet"].heads == (1, 2)
-    assert convert.read_original(folder / "base.pth", heads="config").configs["unet"].heads == (8, 8)
+def test_heads_are_32_wide_or_8_at_every_level(folder, read):
+    assert read("base").configs["unet"].heads == (1, 2)
     file = folder / "base.pth"
     assert audioldm2.load(file, device="cpu", heads="config").networks.configs["unet"].heads == (8, 8)
 
@@ -242,9 +246,9 @@ def test_config_overrides_what_no_tensor_tells(folder):
         ({"gpt2": {"heads": 3}}, "gpt2"),  # the file has none, so the entry would be ignored
     ],
 )
-def test_rejects_impossible_config(folder, config, words):
+def test_rejects_impossible_config(config, words):
     with pytest.raises(WeightsError) as caught:
-        convert_file(folder / "t5.pth", config=config)
+        convert_table(table_of("t5"), config=config)
     assert words in str(caught.value)
 
 
@@ -254,15 +258,15 @@ def unknown_vocoder() -> dict[str, Tensor]:
     return table_of("t5", **{"first_stage_model.vocoder.ups.0.weight": kernel})
 
 
-def test_vocoder_of_unknown_rates_asks_for_them(tmp_path):
-    message = table_error(tmp_path, unknown_vocoder())
+def test_vocoder_of_unknown_rates_asks_for_them():
+    message = table_error(unknown_vocoder())
     assert "kernels (10, 16, 8, 4, 4), which no published one has" in message
     assert '{"hifigan": {"upsample_rates": [...], "sample_rate": ...}}' in message
 
 
-def test_vocoder_rates_may_come_from_config(tmp_path):
-    file = originals.save(tmp_path / "a.pth", unknown_vocoder())
+def test_vocoder_rates_may_come_from_config():
     rates = {"hifigan": {"upsample_rates": [5, 4, 2, 2, 2], "sample_rate": 24000}}
-    vocoder = convert.read_original(file, config=rates).configs["hifigan"]
+    with originals.in_memory(unknown_vocoder()):
+        vocoder = convert.read_original(Path("a.pth"), config=rates).configs["hifigan"]
+        convert_file(Path("a.pth"), config=rates)
     assert (vocoder.hop, vocoder.sample_rate, vocoder.upsample_kernels) == (160, 24000, (10, 16, 8, 4, 4))
-    convert_file(file, config=rates)

@@ -1,6 +1,5 @@
 """Original files with a fault in their table, and files of another kind: each ends in a WeightsError."""
 
-import json
 import random
 import re
 from pathlib import Path
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from audioldm2 import NoiseSchedule, convert
 from audioldm2.checkpoints import storage
-from audioldm2.convert import original_table
 from audioldm2.errors import WeightsError
 from tests.support import checkpoints, originals
-from tests.support.originals import conversion_error, convert_file, table_error, table_of
+from tests.support.originals import conversion_error, convert_table, table_error, table_of
+from tests.support.sizes import full_or
 
 UNET = "model.diffusion_model"
 
@@ -41,37 +40,33 @@ FIRST_OF = {  # network -> a tensor that the architecture is not read from
         "cond_stage_models.2.model.weight",
     ],
 )
-def test_rejects_extra_key(tmp_path, key):
-    message = table_error(tmp_path, table_of("base", **{key: torch.ones(2)}))
+def test_rejects_extra_key(key):
+    message = table_error(table_of("base", **{key: torch.ones(2)}))
     assert f"holds '{key}', not part of this architecture" in message
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", FIRST_OF)
-def test_rejects_missing_key(tmp_path, network):
-    message = table_error(tmp_path, table_of("base", **{FIRST_OF[network]: ...}))
+def test_rejects_missing_key(network):
+    message = table_error(table_of("base", **{FIRST_OF[network]: ...}))
     assert " lacks '" in message or "does not fit its configuration: missing" in message
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", FIRST_OF)
-def test_rejects_wrong_shape(tmp_path, network):
-    message = table_error(tmp_path, table_of("base", **{FIRST_OF[network]: torch.ones(5)}))
+def test_rejects_wrong_shape(network):
+    message = table_error(table_of("base", **{FIRST_OF[network]: torch.ones(5)}))
     assert "of the wrong shape" in message and "is (5,) and should be (" in message
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", FIRST_OF)
-def test_rejects_renamed_key(tmp_path, network):
+def test_rejects_renamed_key(network):
     key = FIRST_OF[network]
     renamed = key.replace("bias", "shift").replace("layer_norm.weight", "layer_norm.gain")
-    message = table_error(tmp_path, table_of("base", **{key: ..., renamed: table_of("base")[key]}))
+    message = table_error(table_of("base", **{key: ..., renamed: table_of("base")[key]}))
     assert "shift" in message or "gain" in message
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("network", "value"), [("unet", float("inf")), *((network, float("nan")) for network in FIRST_OF)]
+    ("network", "value"), [("unet", float("inf")), ("clap_text", float("nan")), ("hifigan", float("nan"))]
 )
 def test_nan_and_infinity_are_never_written(tmp_path, network, value):
     tensor = table_of("base")[FIRST_OF[network]].clone()
@@ -87,7 +82,11 @@ def test_nan_and_infinity_are_never_written(tmp_path, network, value):
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])
 def test_rejects_unsupported_dtype(tmp_path, dtype):
-    message = table_error(tmp_path, table_of("t5", **{f"{UNET}.out.2.bias": torch.ones(3).to(dtype)}))
+    message = conversion_error(
+        originals.save(
+            tmp_path / "file.pth", table_of("t5", **{f"{UNET}.out.2.bias": torch.ones(3).to(dtype)})
+        )
+    )
     assert f"not floating-point 'conv_out.bias is {dtype}'" in message
 
 
@@ -96,7 +95,7 @@ def test_rejects_unsupported_dtype(tmp_path, dtype):
 def test_rejects_sparse_and_meta_tensors(tmp_path, what, key):
     tensor = table_of("t5")[key]
     tensor = tensor.reshape(-1).to_sparse() if what == "sparse" else tensor.to("meta")
-    table_error(tmp_path, table_of("t5", **{key: tensor}))
+    conversion_error(originals.save(tmp_path / "file.pth", table_of("t5", **{key: tensor})))
 
 
 FACTORS = {
@@ -112,8 +111,8 @@ FACTORS = {
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_rejects_impossible_scaling_factor(tmp_path, factor):
-    message = table_error(tmp_path, table_of("t5", scale_factor=FACTORS[factor]))
+def test_rejects_impossible_scaling_factor(factor):
+    message = table_error(table_of("t5", scale_factor=FACTORS[factor]))
     assert "scale_factor" in message or "scaling_factor" in message
 
 
@@ -123,14 +122,14 @@ def test_rejects_impossible_scaling_factor(tmp_path, factor):
     [torch.ones(0), torch.zeros(9), -torch.ones(9), torch.full((9,), 5.0), torch.full((9,), float("nan"))],
     ids=["none", "zeros", "negative", "above 1", "nan"],
 )
-def test_impossible_betas_are_rejected_or_replaced(tmp_path, betas):
-    file = originals.save(tmp_path / "file.pth", table_of("t5", betas=betas))
-    try:
-        checkpoint = convert.read_original(file)
-    except WeightsError as error:
-        assert "betas" in str(error)
-    else:
-        assert NoiseSchedule(**checkpoint.schedule) == NoiseSchedule()
+def test_impossible_betas_are_rejected_or_replaced(betas):
+    with originals.in_memory(table_of("t5", betas=betas)):
+        try:
+            checkpoint = convert.read_original(Path("file.pth"))
+        except WeightsError as error:
+            assert "betas" in str(error)
+        else:
+            assert NoiseSchedule(**checkpoint.schedule) == NoiseSchedule()
 
 
 def sorts_of(table: dict[str, Tensor]) -> dict[str, str]:
@@ -147,20 +146,16 @@ SHAPES = [(), (0,), (3,), (2, 2), (1, 1, 1, 1, 1), (0, 0, 0)]
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*noise schedule")
 @pytest.mark.parametrize("kind", ["t5", "speech"])
-def test_odd_shapes_convert_or_raise_weights_error(monkeypatch, kind):
+def test_odd_shapes_convert_or_raise_weights_error(kind):
     """One tensor of each sort, by the end of its name, in one of the odd shapes; of speech, its own sorts."""
-    content: dict[str, Tensor] = {}
-    monkeypatch.setattr(original_table, "read_torch_file", lambda path: content)
     table = table_of(kind)
     sorts = sorts_of(table)
     if kind == "speech":
         sorts = {sort: key for sort, key in sorts.items() if sort not in sorts_of(table_of("t5"))}
     wrong, outcomes = [], set()
-    for turn, key in enumerate(sorted(sorts.values())):
-        content.clear()
-        content.update(table | {key: torch.ones(SHAPES[turn % len(SHAPES)])})
+    for turn, key in enumerate(sorted(sorts.values())[:: full_or(1, 3)]):
         try:
-            convert_file(Path("file.pth"))
+            convert_table(table | {key: torch.ones(SHAPES[turn % len(SHAPES)])})
             outcomes.add("model")
         except WeightsError as error:
             assert "file.pth" in str(error)
@@ -171,16 +166,12 @@ def test_odd_shapes_convert_or_raise_weights_error(monkeypatch, kind):
     assert outcomes == {"model", "sentence"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["t5", "48k"])
-def test_rejects_any_missing_tensor(monkeypatch, kind):
-    made, content = originals.make(kind), {}
-    monkeypatch.setattr(original_table, "read_torch_file", lambda path: content)
+def test_rejects_any_missing_tensor(kind):
+    made = originals.make(kind)
     used = sorted(made.table.keys() - made.unused)
-    for key in random.Random(kind).sample(used, 15):
-        content.clear()
-        content.update({name: tensor for name, tensor in made.table.items() if name != key})
-        conversion_error(Path("file.pth"))
+    for key in random.Random(kind).sample(used, full_or(15, 8)):
+        table_error({name: tensor for name, tensor in made.table.items() if name != key})
 
 
 def resnet() -> dict[str, Tensor]:
@@ -244,14 +235,24 @@ def test_rejects_file_without_table(tmp_path, kind):
     assert re.search("table of tensors|is not an original", conversion_error(tmp_path / "file.pth"))
 
 
-def test_rejects_second_unet(tmp_path):
+def test_rejects_second_unet():
     """Two UNets: nothing says which to take."""
     second = {
         key.replace("model.", "model_2.", 1): each
         for key, each in table_of("t5").items()
         if key.startswith(UNET)
     }
-    assert "not part of this architecture" in table_error(tmp_path, table_of("t5") | second)
+    assert "not part of this architecture" in table_error(table_of("t5") | second)
+
+
+@pytest.fixture(scope="module")
+def speech(folder, tmp_path_factory) -> Path:
+    """The converted folder of a speech model."""
+    checkpoint = convert.read_original(folder / "speech.pth")
+    checkpoint.tokenizers = {}
+    out = tmp_path_factory.mktemp("speech") / "out"
+    storage.write(checkpoint, out)
+    return out
 
 
 @pytest.mark.parametrize(
@@ -264,24 +265,21 @@ def test_rejects_second_unet(tmp_path):
     ],
     ids=["none", "one", "a text", "numbers"],
 )
-def test_rejects_wrong_phoneme_symbols(folder, tmp_path, symbols, words):
-    checkpoint = convert.read_original(folder / "speech.pth")
-    checkpoint.tokenizers = {}
-    storage.write(checkpoint, tmp_path / "out")
-    checkpoints.change_json(tmp_path / "out" / "config.json", symbols=symbols)
+def test_rejects_wrong_phoneme_symbols(speech, tmp_path, symbols, words):
+    for file in speech.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    content = storage.read_json(speech / "config.json") | {"symbols": symbols}
+    (tmp_path / "config.json").unlink()
+    checkpoints.write_json(tmp_path / "config.json", content)
     with pytest.raises(WeightsError) as caught:
-        storage.read(tmp_path / "out")
+        storage.read(tmp_path)
     assert words in str(caught.value)
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", ["clap_text", "unet", "vae", "hifigan"])
-def test_rejects_converted_folder_without_required_network(folder, tmp_path, network):
-    checkpoint = convert.read_original(folder / "48k.pth")
-    checkpoint.tokenizers = {}
-    storage.write(checkpoint, tmp_path / "out")
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+def test_rejects_converted_folder_without_required_network(speech, tmp_path, network):
+    config = storage.read_json(speech / "config.json")
     del config["networks"][network]
-    checkpoints.write_json(tmp_path / "out" / "config.json", config)
+    checkpoints.write_json(tmp_path / "config.json", config)
     with pytest.raises(WeightsError, match=f"lacks the networks '{network}'"):
-        storage.read(tmp_path / "out")
+        storage.read(tmp_path)

@@ -43,7 +43,7 @@ def test_generates_at_its_rate_and_length(models, kind):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("kind", SOUNDING)
+@pytest.mark.parametrize("kind", ["48k", "large"])
 def test_converted_folder_generates_the_same_sound(models, folder, tmp_path, kind):
     tokenizers = {"clap_tokenizer": folder / "tokenizer", "t5_tokenizer": folder / "tokenizer_2"}
     storage.write(convert.read_original(folder / f"{kind}.pth", tokenizers=tokenizers), tmp_path / "out")
@@ -76,7 +76,7 @@ def test_conditioning_has_exactly_the_contexts_of_the_denoiser(models, kind):
     assert (configs["unet"].film_dim > 0) == (conditioning.clap_vector is not None)
 
 
-@pytest.mark.parametrize("kind", SOUNDING)
+@pytest.mark.parametrize("kind", ["base", "48k", "t5"])
 def test_guidance_moves_away_from_the_negative_prompt(models, kind):
     model = models(kind)
     plain, away, towards_itself, unguided = (
@@ -88,7 +88,7 @@ def test_guidance_moves_away_from_the_negative_prompt(models, kind):
         assert (one - other).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", SOUNDING)
+@pytest.mark.parametrize("kind", ["base", "48k"])
 def test_candidates_are_ranked(models, kind):
     result = models(kind).generate("a dog", num_waveforms_per_prompt=3, **QUICK)
     assert result.audio.shape[:2] == result.scores.shape == (1, 3)

@@ -1,9 +1,11 @@
 """Conversion on a full disk, killed, twice at once, and in little memory."""
 
-import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,76 +16,64 @@ from torch import Tensor
 import audioldm2
 from audioldm2 import convert
 from audioldm2.checkpoints import storage
+from audioldm2.cli.main import main
 from audioldm2.errors import WeightsError
 from tests.support import originals
 from tests.support.checkpoints import assert_same_states, states_of
 from tests.support.originals import table_of
+from tests.support.sizes import full_or
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs the processes and limits of POSIX")
 
 
-CONVERTING = """
-import json, os, resource, signal, sys, time
-from audioldm2.cli.main import main
-
-source, work = sys.argv[1:]
-
-def start(folder, *options, bytes_a_file=None):
-    # a process that converts, forked after all imports; its output goes to a file beside the folder
+def start(source: Path, folder: Path, *options: str, bytes_a_file: int | None = None) -> int:
+    """Convert in a fork of this process, whose output goes to a file beside the folder; returns its id."""
     child = os.fork()
     if not child:
-        log = os.open(f"{work}/{folder}.{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT, 0o644)
-        os.dup2(log, 1), os.dup2(log, 2)
-        if bytes_a_file:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file))
         code = 99
         try:
-            code = main(["convert", source, f"{work}/{folder}", *options])
+            log = folder.with_name(f"{folder.name}.{os.getpid()}.txt")
+            sys.stdout = sys.stderr = log.open("w", buffering=1)
+            if bytes_a_file:
+                import resource  # of POSIX
+
+                resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file))
+            code = main(["convert", str(source), str(folder), *options])
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return child
 
-def ended(child):
+
+def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-fates = {}
-for name, options in (("full", []), ("full-diffusers", ["--to", "diffusers"])):
-    fates[name] = [ended(start(name, *options, bytes_a_file=300_000))]  # Python ignores SIGXFSZ
-fates["two"] = [ended(child) for child in [start("two"), start("two")]]
-
-began = time.monotonic()
-fates["alone"] = [ended(start("alone"))]
-whole = time.monotonic() - began
-for moment in range(1, 6):
-    child = start(f"killed-{moment}", *(["--to", "diffusers"] if moment % 2 else []))
-    time.sleep(moment / 5 * whole)
-    os.kill(child, signal.SIGKILL)
-    fates[f"killed-{moment}"] = [ended(child)]
-print(json.dumps(fates))
-"""
-
-
-def in_a_process(program: str, *arguments: object) -> str:
-    """Run a program in a process of its own, which has to succeed; returns what it prints."""
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    steady = {
-        "MALLOC_MMAP_THRESHOLD_": "1000000"
-    }  # freed memory returns to the system, as with larger models
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **steady})
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 @pytest.fixture(scope="module")
 def converting(folder, tmp_path_factory) -> tuple[Path, dict[str, list[int]]]:
     """A folder that many processes converted the base model into, and their exit codes.
 
-    Two ran on a full disk, two at once into one folder, and five were killed at different moments.
+    Two ran on a full disk, two at once into one folder, and some were killed at different moments.
     """
-    source, work = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("work")
+    source, work = tmp_path_factory.mktemp("source") / "base.pth", tmp_path_factory.mktemp("work")
     for name in ("base.pth", "tokenizer", "tokenizer_2"):
-        (source / name).symlink_to(folder / name)
-    return work, json.loads(in_a_process(CONVERTING, source / "base.pth", work))
+        (source.parent / name).symlink_to(folder / name)
+    fates = {}
+    for name, options in (("full", ()), ("full-diffusers", ("--to", "diffusers"))):
+        # Python ignores SIGXFSZ.
+        fates[name] = [ended(start(source, work / name, *options, bytes_a_file=300_000))]
+    fates["two"] = [ended(child) for child in [start(source, work / "two"), start(source, work / "two")]]
+    began = time.monotonic()
+    fates["alone"] = [ended(start(source, work / "alone"))]
+    whole, kills = time.monotonic() - began, full_or(20, 4)
+    for moment in range(1, kills + 1):
+        name = f"killed-{moment}"
+        child = start(source, work / name, *(["--to", "diffusers"] if moment % 2 else []))
+        time.sleep(moment / kills * whole)
+        os.kill(child, signal.SIGKILL)
+        fates[name] = [ended(child)]
+    return work, fates
 
 
 def errors_in(work: Path, name: str) -> list[str]:
@@ -104,7 +94,6 @@ def assert_whole(folder: Path) -> None:
     assert_same_states(states_of(checkpoint), expected)
 
 
-@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("name", ["full", "full-diffusers"])
 def test_full_disk_is_reported_and_leaves_nothing(converting, name):
@@ -152,10 +141,10 @@ def test_drafts_of_killed_converters_are_no_checkpoints(converting):
 
 
 def heavy() -> Iterator[tuple[str, Tensor]]:
-    """Yield the table of "base" with long embeddings: 270 MB, of which 140 MB are to be written."""
+    """Yield the table of "base" with long embeddings: 135 MB, of which 70 MB are to be written."""
     for key, tensor in table_of("base").items():
         if key.endswith(("word_embeddings.weight", "wpe.weight", "shared.weight", "embed_tokens.weight")):
-            yield key, torch.zeros(40_000_000 // 4 // tensor.shape[1], tensor.shape[1])
+            yield key, torch.zeros(20_000_000 // 4 // tensor.shape[1], tensor.shape[1])
         else:
             yield key, tensor
 
@@ -164,7 +153,7 @@ def heavy() -> Iterator[tuple[str, Tensor]]:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status")
 def test_memory_stays_below_what_is_written(tmp_path):
     file = originals.save(tmp_path / "heavy.pth", dict(heavy()))
-    assert file.stat().st_size > 200e6
+    assert file.stat().st_size > 100e6
     program = """
 import sys, threading, time
 from pathlib import Path
@@ -199,7 +188,12 @@ for dtype in (None, "float16"):
     written = sum(path.stat().st_size for path in Path(f"{out}-{dtype}").iterdir())
     print(max(peaks) - before, written)
 """
-    for line in in_a_process(program, file, tmp_path / "out").splitlines():
+    # Freed memory returns to the system, as with larger models.
+    steady = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    command = [sys.executable, "-c", program, file, tmp_path / "out"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=steady)
+    assert run.returncode == 0, run.stderr
+    for line in run.stdout.splitlines():
         grown, written = map(int, line.split())
-        assert written > 60e6
+        assert written > 30e6
         assert grown <= 1.3 * written, f"{grown / 1e6:.0f} MB for {written / 1e6:.0f} MB"

@@ -1,4 +1,6 @@
-"""What edits sound like: true sounds of the demo world, edited by the model in the box, seeds 0 to 9."""
+"""What edits sound like: true sounds of the demo world, edited by the model in the box with several seeds."""
+
+import math
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from audioldm2.audio import resample, vae_log_mel
 from scripts.demo_world.sound_measures import power_spectra
 from tests.support.demo_world import make
 from tests.support.seams import in_true_sounds, spectral_flux, wave_jump
+from tests.support.sizes import full_or
 
 pytestmark = pytest.mark.slow
-SEEDS = list(range(10))
+SEEDS = list(range(full_or(10, 4)))
+NEARLY_ALL = math.ceil(0.9 * len(SEEDS))
 CHANGED = ["tone", "bell", "siren", "melody", "dog"]
 
 
@@ -29,8 +33,8 @@ def sounds_of(result: Result) -> np.ndarray:
 
 
 def change(model: AudioLDM2, prompt: str, audio: np.ndarray | Tensor, **options) -> Result:
-    """The same edit with each of ten seeds."""
-    return model.generate([prompt] * 10, audio=audio, seed=SEEDS, num_inference_steps=10, **options)
+    """The same edit with each of the seeds."""
+    return model.generate([prompt] * len(SEEDS), audio=audio, seed=SEEDS, num_inference_steps=10, **options)
 
 
 # Audio-to-audio.
@@ -43,7 +47,7 @@ def test_distance_to_the_source_falls_with_strength(demo):
         source = torch.from_numpy(make(family, seed))
         mel, z = vae_log_mel(source[None]).clamp(min=-9), demo.encode_audio(source)
         results = [
-            demo.generate("rain falls", audio=source, strength=strength, num_inference_steps=10, seed=seed)
+            demo.generate("rain falls", audio=source, strength=strength, num_inference_steps=5, seed=seed)
             for strength in (0.3, 0.6, 0.9)
         ]
         in_mels = [(vae_log_mel(each.audio[0]).clamp(min=-9) - mel).norm().item() for each in results]
@@ -72,7 +76,7 @@ def test_tone_replaced_by_inpainting_is_gone(demo):
     result = change(demo, "rain falls", source, mask_start_seconds=0.97, mask_end_seconds=1.53)
     [[start, end]] = result.record()["remade_seconds"]
     found = sounds_of(result)
-    assert sum(tone_decibels(each) < tone_decibels(rain) + 6 for each in found) >= 9
+    assert sum(tone_decibels(each) < tone_decibels(rain) + 6 for each in found) >= NEARLY_ALL
     for kept in (slice(0, round(start * RATE)), slice(round(end * RATE), None)):
         assert (found[:, kept] == source[kept]).all()
 
@@ -82,14 +86,19 @@ def test_tone_replaced_by_inpainting_is_gone(demo):
 
 @pytest.fixture(scope="module")
 def edits(demo) -> list[tuple[Result, list[int]]]:
-    """Inpainted and continued sounds, five of a tone and five of a bell, and the places of their seams."""
-    found = []
-    for family, prompt, seeds in (("tone", "a tone sounds", SEEDS[:5]), ("bell", "a bell rings", SEEDS[5:])):
+    """Inpainted and continued sounds, half of a tone and half of a bell, and the places of their seams."""
+    found, half = [], len(SEEDS) // 2
+    for family, prompt, seeds in (
+        ("tone", "a tone sounds", SEEDS[:half]),
+        ("bell", "a bell rings", SEEDS[half:]),
+    ):
         wave = make(family, 3, {"length": "long"} if family == "tone" else None)
         common = dict(seed=seeds, num_inference_steps=10)
         for result in (
-            demo.generate([prompt] * 5, audio=wave, mask_start_seconds=0.65, mask_end_seconds=1.1, **common),
-            demo.generate([prompt] * 5, audio=wave[:19_200], extend_seconds=0.8, **common),
+            demo.generate(
+                [prompt] * half, audio=wave, mask_start_seconds=0.65, mask_end_seconds=1.1, **common
+            ),
+            demo.generate([prompt] * half, audio=wave[:19_200], extend_seconds=0.8, **common),
         ):
             [[start, end]] = result.record()["remade_seconds"]
             places = [round(start * RATE) + 160, round(end * RATE) - 160]  # the middles of the fades
@@ -109,7 +118,7 @@ def test_seams_are_within_what_true_sounds_do(edits):
     limits = in_true_sounds()
     inpainted = sum(passing(sounds_of(result), places, *limits) for result, places in edits[::2])
     continued = sum(passing(sounds_of(result), places, *limits) for result, places in edits[1::2])
-    assert inpainted >= 9 and continued >= 9, (inpainted, continued)
+    assert min(inpainted, continued) >= NEARLY_ALL, (inpainted, continued)
 
 
 def test_hard_cut_is_not(edits, demo, monkeypatch):
@@ -120,7 +129,7 @@ def test_hard_cut_is_not(edits, demo, monkeypatch):
         cut = result.request.edit.finish(demo.vocode(result.mel).float().cpu()).numpy()
         places = [place + shift for place, shift in zip(places, (-160, 160), strict=False)]
         passed += passing(cut, places, *limits)
-    assert passed <= 4, passed
+    assert passed <= 0.4 * len(SEEDS), passed
 
 
 # Bandwidth extension.
@@ -141,6 +150,6 @@ def test_noise_of_a_narrow_band_file_is_extended(demo):
     true = decibels(noise, 4500, 7800)
     assert decibels(wide, 4500, 7800) < true - 60
     found = sounds_of(result)
-    assert sum(abs(decibels(each, 4500, 7800) - true) < 6 for each in found) >= 9
+    assert sum(abs(decibels(each, 4500, 7800) - true) < 6 for each in found) >= NEARLY_ALL
     errors = [decibels(each - wide, 50, 3600) - decibels(wide, 50, 3600) for each in found]
     assert max(errors) < -60, errors

@@ -22,7 +22,6 @@ from tests.support.editing import (
     CLOSE,
     FADE,
     FRAMES,
-    NAMES,
     RATE,
     SHAPE,
     STEPS,
@@ -31,6 +30,7 @@ from tests.support.editing import (
     resolved,
     tone,
 )
+from tests.support.sizes import full_or
 
 # Encoding.
 
@@ -101,7 +101,7 @@ def test_sounds_that_cannot_be_encoded(tiny_model, wave, sentence):
 # Strength.
 
 
-@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "pndm"])
 def test_strength_0_is_the_reconstruction_without_a_call_of_the_denoiser(tiny_model, sampler, monkeypatch):
     def refuse(*_: object) -> None:
         raise AssertionError("the denoiser ran")
@@ -120,9 +120,9 @@ def test_strength_0_is_the_reconstruction_without_a_call_of_the_denoiser(tiny_mo
 @pytest.mark.parametrize(
     ("sampler", "mask"),
     [
-        *((sampler, {}) for sampler in NAMES),
-        *((sampler, {"mask_start_seconds": 0.0}) for sampler in NAMES[::2]),
-        *((sampler, {"mask_start_hz": 0.0}) for sampler in NAMES[1::2]),
+        ("ddim", {}),
+        ("dpmpp_2m_sde", {"mask_start_seconds": 0.0}),
+        ("pndm", {"mask_start_hz": 0.0}),
     ],
 )
 def test_strength_1_is_generate(tiny_model, sampler, mask):
@@ -135,7 +135,7 @@ def test_strength_1_is_generate(tiny_model, sampler, mask):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
-@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "pndm"])
 def test_strength_is_the_share_of_steps_that_run(tiny_model, sampler):
     steps: list[int] = []
     result = edit(
@@ -153,9 +153,8 @@ def test_strength_is_a_half_unless_a_part_is_remade():
         assert resolved(**part, strength=0.7).strength == 0.7
 
 
-@pytest.mark.slow
 def test_strength_counts_steps_without_rounding_errors():
-    for steps in range(1, 101):
+    for steps in range(1, full_or(101, 31)):
         for taken in range(1, steps + 1):
             found = resolved(strength=taken / steps, num_inference_steps=steps)
             assert found.walk.steps - found.first == taken
@@ -171,7 +170,7 @@ def remade_frames(start: int, end: int) -> dict:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("sampler", "resample_times"), [*((name, 1) for name in NAMES), *((name, 2) for name in NAMES[::3])]
+    ("sampler", "resample_times"), [("dpmpp_2m", 1), ("ddim", 1), ("pndm", 1), ("dpmpp_2m_sde", 2)]
 )
 def test_kept_latents_and_samples_are_the_sounds_own(tiny_model, sampler, resample_times):
     eta = 0.7 if sampler == "ddim" else 0.0
@@ -205,8 +204,7 @@ def test_masks_at_the_ends_fade_inside_only():
     assert torch.equal(audio[2 * CELL :], tone()[2 * CELL :])
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 def test_kept_bands_are_the_sounds_own(tiny_model, sampler):
     result = edit(tiny_model, sampler=sampler, mask_start_hz=4000)
     z = tiny_model.encode_audio(tone())
@@ -288,7 +286,7 @@ EDITS = [{"strength": 0.6}, remade_frames(3, 5), remade_frames(3, 5) | {"resampl
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "how"),
-    [*((SAMPLINGS[0], how) for how in EDITS), *((each, EDITS[2]) for each in SAMPLINGS[1:])],
+    [(SAMPLINGS[0], EDITS[0]), (SAMPLINGS[1], EDITS[2]), (SAMPLINGS[2], EDITS[1])],
 )
 def test_edited_sound_is_independent_of_its_batch(tiny_model, sampling, how, monkeypatch):
     prompts, seeds = ["a dog", "low hum", ""], [5, 60, 700]

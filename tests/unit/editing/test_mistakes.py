@@ -14,6 +14,7 @@ from audioldm2.editing.edit import Edit
 from audioldm2.errors import ArgumentError
 from audioldm2.options import GenerationOptions
 from tests.support.editing import FRAMES, RATE, SCHEDULE, SHAPE, edit, refused, resolved, tone
+from tests.support.sizes import full_or
 
 # Mistakes.
 
@@ -95,7 +96,7 @@ def test_mistakes_come_before_any_network(tiny_model, monkeypatch):
         edit(tiny_model, audio="no such file.wav")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=full_or(300, 100), deadline=None)
 @given(
     name=st.sampled_from(["audio", "audio_sample_rate", "strength", "mask_start_seconds", "mask_end_hz",
                           "repaint_mask", "resample_times", "extend_seconds"]),

@@ -15,6 +15,7 @@ from audioldm2.editing.text_edit import first_step_left
 from audioldm2.errors import ArgumentError
 from audioldm2.sampling.repainting import Walk
 from tests.support.editing import CELL, CLOSE, FRAMES, RATE, SCHEDULE, STEPS, tone
+from tests.support.sizes import full_or
 
 WAYS = [{"method": "direct"}, *({"method": "ddpm", "sampler": name} for name in ("dpmpp_2m_sde", "ddim"))]
 EACH_WAY = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.get("sampler", "direct"))
@@ -30,8 +31,7 @@ def edit(model: AudioLDM2, prompt: str | list[str] = "a cat", **arguments) -> Re
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("guidance", [1.0, 3.5])
-@pytest.mark.parametrize("skip", [0.0, 0.4, 0.8])
+@pytest.mark.parametrize(("skip", "guidance"), [(0.0, 3.5), (0.8, 1.0)])
 @EACH_WAY
 def test_the_same_prompt_and_scale_keep_the_latent(tiny_model, way: dict, skip: float, guidance: float):
     scales = dict(guidance_scale=guidance, source_guidance_scale=guidance)
@@ -56,6 +56,7 @@ def test_direct_edit_keeps_the_latent_for_each_equal_prompt_of_a_batch(tiny_mode
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS[:2], ids=["direct", "ddpm"])
 def test_prompts_scales_and_skipped_steps_matter(tiny_model, way: dict):
+    way = way | {"num_inference_steps": 3}
     base = edit(tiny_model, **way).latents
     changes = [
         dict(source_prompt="rain"), dict(prompt="rain"), dict(negative_prompt="hiss"), dict(skip=0.4),
@@ -66,12 +67,10 @@ def test_prompts_scales_and_skipped_steps_matter(tiny_model, way: dict):
         assert (edit(tiny_model, **way | change).latents - base).norm() > 1e-6 * base.norm(), change
 
 
-@pytest.mark.slow
-@EACH_WAY
-def test_length_and_level_are_the_sounds(tiny_model, way: dict):
+def test_length_and_level_are_the_sounds(tiny_model):
     for samples in (CELL - 1, 4163):
-        assert edit(tiny_model, audio=tone(samples), **way).audio.shape == (1, 1, samples)
-    result = edit(tiny_model, **way)
+        assert edit(tiny_model, audio=tone(samples)).audio.shape == (1, 1, samples)
+    result = edit(tiny_model)
     own_level = InputSound.prepare(tone(), RATE, RATE, "audio").at_own_level(tiny_model.vocode(result.mel))
     assert torch.equal(result.audio[0], own_level[:, : FRAMES * CELL])
 
@@ -80,8 +79,7 @@ def test_length_and_level_are_the_sounds(tiny_model, way: dict):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("skip", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize(("skip", "scale"), [(0.0, 3.0), (0.5, 1.0), (0.9, 3.0)])
 def test_inversion_leads_denoise_back_to_the_latent(tiny_model, skip: float, scale: float):
     z, source = tiny_model.encode_audio(tone()), tiny_model.encode_prompt("a dog")
     settings = dict(num_inference_steps=10, guidance_scale=scale)
@@ -114,8 +112,9 @@ def test_edit_is_its_stages(tiny_model, sampler: str):
 
 
 @pytest.mark.slow
-@EACH_WAY
+@pytest.mark.parametrize("way", WAYS[:2], ids=["direct", "ddpm"])
 def test_edited_sound_is_independent_of_its_batch(tiny_model, way: dict, monkeypatch):
+    way = way | {"num_inference_steps": 3}
     prompts, seeds = ["a cat", "low hum", ""], [5, 60, 700]
     alone = [
         edit(tiny_model, prompt, seed=seed, **way).audio[0]
@@ -130,7 +129,7 @@ def test_edited_sound_is_independent_of_its_batch(tiny_model, way: dict, monkeyp
 
 
 @pytest.mark.exhaustive
-@EACH_WAY
+@pytest.mark.parametrize("way", WAYS[:2], ids=["direct", "ddpm"])
 def test_seeds_decide_the_edit(tiny_model, way: dict):
     first, again, other = (edit(tiny_model, seed=seed, **way) for seed in (1, 1, 2))
     assert torch.equal(first.audio, again.audio)
@@ -139,8 +138,8 @@ def test_seeds_decide_the_edit(tiny_model, way: dict):
 
 @pytest.mark.slow
 def test_candidates_are_ranked_and_have_the_next_seeds(tiny_model):
-    result = edit(tiny_model, seed=5, num_waveforms_per_prompt=3)
-    assert sorted(result.seeds[0]) == [5, 6, 7]
+    result = edit(tiny_model, seed=5, num_waveforms_per_prompt=2)
+    assert sorted(result.seeds[0]) == [5, 6]
     assert result.scores[0].tolist() == sorted(result.scores[0].tolist(), reverse=True)
     for place, seed in enumerate(result.seeds[0]):
         expected = edit(tiny_model, seed=seed).audio[0, 0]
@@ -149,11 +148,11 @@ def test_candidates_are_ranked_and_have_the_next_seeds(tiny_model):
 
 @pytest.mark.slow
 def test_two_threads_get_the_edits_that_they_get_alone(tiny_model):
-    ways = [WAYS[0] | {"seed": 1}, WAYS[1] | {"seed": 2, "prompt": "rain"}] * 2
+    ways = [WAYS[0] | {"seed": 1}, WAYS[1] | {"seed": 2, "prompt": "rain"}]
     alone = [edit(tiny_model, **way).audio for way in ways]
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(lambda way: edit(tiny_model, **way).audio, ways))
-    assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
+        together = list(pool.map(lambda way: edit(tiny_model, **way).audio, 2 * ways))
+    assert all(torch.equal(*pair) for pair in zip(2 * alone, together, strict=True))
 
 
 @EACH_WAY
@@ -173,7 +172,7 @@ def test_on_step_counts_the_steps_left_and_stops(tiny_model, way: dict):
     assert stages == ["encoding the sound", "encoding the prompt", "denoising", "decoding", "vocoding"]
 
 
-@EACH_WAY
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[2]], ids=["direct", "ddpm"])
 def test_record_reproduces_the_edit(tiny_model, tmp_path, way: dict):
     path = tmp_path / "dog.wav"
     soundfile.write(path, tone().numpy(), RATE, subtype="FLOAT")
@@ -276,8 +275,7 @@ def test_inversion_refuses_what_does_not_fit(tiny_model):
         assert words in str(caught.value)
 
 
-@pytest.mark.slow
 def test_skip_counts_steps_without_rounding_errors():
-    for steps in range(1, 101):
+    for steps in range(1, full_or(101, 51)):
         for skipped in range(steps):
             assert first_step_left(Walk("euler", SCHEDULE, steps), skipped / steps) == skipped

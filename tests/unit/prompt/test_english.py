@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from audioldm2.errors import ArgumentError
 from audioldm2.prompt.english import ABBREVIATIONS, clean
+from tests.support.sizes import full_or
 
 # Random text seldom has what the cleaners look for, so that half of the characters are of that kind.
 TEXTS = st.lists(
@@ -91,8 +92,7 @@ def test_every_abbreviation_needs_its_dot():
         assert clean(f"a {short} b") == f"a {short} b"
 
 
-@pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=full_or(300, 100), deadline=None)
 @given(TEXTS)
 def test_a_clean_text_is_printable_ascii_and_cleaning_it_changes_nothing(text: str):
     try:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from audioldm2.errors import ArgumentError
 from audioldm2.prompt import espeak
 from audioldm2.prompt.pronunciation import pronounce, pronounced_by
+from tests.support.sizes import full_or
 
 TABLE = {"three": "θɹˈiː", "seven": "sˈɛvən", "one": "wˈʌn"}
 GOLDEN_VERSION = "espeak-ng 1.51"
@@ -114,9 +115,8 @@ def test_a_word_beyond_the_buffers_of_espeak_is_an_error():
         pronounce("b " + "a" * (espeak.LONGEST_WORD + 1))
 
 
-@pytest.mark.slow
 @needs_espeak
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=full_or(300, 100), deadline=None)
 @given(
     st.one_of(st.text(), st.text(st.characters(codec="latin-1")), st.text(st.sampled_from("a1.,'-$%/&@ ")))
 )

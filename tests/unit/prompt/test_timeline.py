@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from audioldm2.errors import ArgumentError
 from audioldm2.prompt.timeline import FADE, Span, described, parts, read_timelines, seconds, shares
+from tests.support.sizes import full_or
 
 RAIN = [("rain", 0, 10), ("thunder", 8, 14)]
 SPANS = (Span("rain", 0.0, 10.0), Span("thunder", 8.0, 14.0))
@@ -79,8 +80,7 @@ ANYTHING = st.recursive(
 )
 
 
-@pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=full_or(300, 100), deadline=None)
 @given(st.lists(ANYTHING, max_size=3))
 def test_anything_is_read_or_refused_by_name(prompt: list):
     try:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from audioldm2.errors import ArgumentError, WeightsError
 from audioldm2.prompt.tokenizers import ClapTokenizer, T5Tokenizer, pad
+from tests.support.sizes import full_or
 
 CORPUS = [
     "Techno music with a strong beat",
@@ -285,7 +286,7 @@ PROMPTS = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=full_or(1000, 250), deadline=None)
 @given(text=PROMPTS)
 def test_any_text_is_encoded_or_rejected(tokenizer: ClapTokenizer | T5Tokenizer, text: str):
     try:

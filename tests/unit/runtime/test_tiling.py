@@ -17,6 +17,7 @@ from audioldm2.runtime.tiling import (
     vocoder_context,
     vocoder_samples,
 )
+from tests.support.sizes import full_or
 
 PUBLISHED_RATES = HiFiGANConfig(
     mels=3, channels=64, branch_kernels=(3, 5), branch_dilations=((1, 3), (1,)), normalize_before=True
@@ -56,8 +57,7 @@ def vocoder_configs(draw) -> HiFiGANConfig:
     )
 
 
-@pytest.mark.slow
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=full_or(80, 30), deadline=None)
 @given(config=vocoder_configs(), time=st.integers(1, 60), frames=st.integers(1, 70), batch=st.integers(1, 2))
 def test_vocoder_in_windows_equals_the_whole(config, time, frames, batch):
     vocoder = randomised(HiFiGAN(config).double())
@@ -134,10 +134,8 @@ def in_windows(network: VAE, z: Tensor, *, digest: int = 40, frames: int = 7) ->
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
-@given(
-    levels=st.integers(1, 4), time=st.integers(41, 100), frames=st.integers(1, 30), batch=st.integers(1, 2)
-)
+@settings(max_examples=full_or(30, 12), deadline=None)
+@given(levels=st.integers(1, 4), time=st.integers(41, 70), frames=st.integers(1, 30), batch=st.integers(1, 2))
 def test_windows_with_the_statistics_of_the_whole_equal_the_whole(levels, time, frames, batch):
     """So nothing but the statistics is estimated, and no window has a seam."""
     network, z = vae(levels, torch.float64), uneven_latents(batch, time, torch.float64)
@@ -147,6 +145,7 @@ def test_windows_with_the_statistics_of_the_whole_equal_the_whole(levels, time, 
     torch.testing.assert_close(found, network.decode(z), rtol=0, atol=1e-11)
 
 
+@torch.no_grad()  # as in `decode`: kernels are chosen by the clock, and only without gradients
 @pytest.mark.parametrize("time", [1, 7, 40])
 def test_short_sounds_are_decoded_at_once(time: int):
     network, z = vae(), uneven_latents(2, time)
@@ -189,7 +188,7 @@ def test_dtype_is_kept(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("time", [20, 130])
+@pytest.mark.parametrize("time", [20, 60])
 def test_row_is_the_same_in_any_batch(time: int):
     network, z = vae(), uneven_latents(3, time)
     mel = in_windows(network, z)
@@ -199,11 +198,13 @@ def test_row_is_the_same_in_any_batch(time: int):
     assert torch.equal(wave[1:2], vocode(vocoder, mel[1:2, 0, :, :3], frames=30))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 2), (torch.bfloat16, 3)])
 def test_window_of_the_vocoder_is_ten_seconds_or_five_in_bfloat16(dtype: torch.dtype, count: int):
-    vocoder, lengths = HiFiGAN(HiFiGANConfig(mels=3, channels=32)).to(dtype), []
-    vocoder.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
+    """Only the lengths of its inputs count, so this vocoder computes nothing."""
+    vocoder, lengths = HiFiGAN(PUBLISHED_RATES).to(dtype), []
+    vocoder.forward = lambda mel: (
+        lengths.append(mel.shape[1]) or mel.new_zeros(len(mel), vocoder_samples(vocoder.config, mel.shape[1]))
+    )
     vocode(vocoder, torch.randn(1, 1100, 3, dtype=dtype))
     assert len(lengths) == count
 
@@ -265,14 +266,14 @@ def test_digests_hold_every_frame_once(digest: int):
 def test_any_length_has_the_right_shape(levels: int):
     network = vae(levels)
     larger = network.config.downsampling
-    for time in range(41, 121, 13):
+    for time in (41, 67, 106):
         mel = in_windows(network, uneven_latents(1, time))
         assert mel.shape == (1, 1, time * larger, 5 * larger)
         assert mel.isfinite().all()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("time", [751, 1502, 4000])
+@pytest.mark.parametrize("time", [751, 1502])
 def test_defaults_at_the_published_lengths(time: int):
     network = vae()
     mel = tiling.decode(network, uneven_latents(1, time))
@@ -280,7 +281,6 @@ def test_defaults_at_the_published_lengths(time: int):
     assert mel.isfinite().all()
 
 
-@pytest.mark.slow
 def test_memory_of_the_last_levels_does_not_grow_with_the_sound():
     """The largest input of any convolution of the levels, in values, beyond the length decoded at once."""
     network, largest = vae(), 0
@@ -293,7 +293,7 @@ def test_memory_of_the_last_levels_does_not_grow_with_the_sound():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(watch)
     found = []
-    for time in (40, 80, 240, 480):
+    for time in (40, 80, 240):
         largest = 0
         in_windows(network, uneven_latents(1, time))
         found.append(largest)

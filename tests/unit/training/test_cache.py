@@ -19,7 +19,7 @@ from audioldm2.training.distributed import Ranks
 from audioldm2.training.ldm import LDMStage
 from audioldm2.training.mixing import Mixed
 from audioldm2.training.sources import ClipSettings, open_data
-from tests.support.training import CAPTIONS, Clips, stage_of, write_sounds
+from tests.support.training import CAPTIONS, Clips, hearing, stage_of, write_sounds
 
 SHORT = {"batch": 3, "seconds": 0.32, "pool": 0, "learning_rate": 1e-5, "prompt_dropout": 0.4,
          "clap_dropout": 0.4, "train_t5": False}  # fmt: skip
@@ -66,6 +66,22 @@ def test_losses_are_those_without_a_cache(
         assert losses(stage) == pytest.approx(plain, rel=1e-6)
         assert not {"vae", "clap_text", "t5"} & loaded(stage), "what the cache holds is freed"
     assert len(list(place.glob("*.safetensors"))) == 3 + 2 * (len(CAPTIONS) + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [{"cache_gb": 1.0, "accumulate": 2}, {"accumulate": 3}], ids=["cache", "parts"]
+)
+@pytest.mark.parametrize(
+    "loa", [{"gt_loa": 0.25, "loa_weight": 2.0}, {"gt_loa": 1.0}], ids=["joint", "alone"]
+)
+def test_losses_with_loa_are_those_without_a_cache_and_in_one_part(
+    loa: dict, more: dict, random_weights: Checkpoint, place: Path
+):
+    checkpoint, values = hearing(random_weights), SHORT | loa | {"unconditional": "trained"}
+    plain = losses(stage_of("ldm", checkpoint, **values))
+    for _ in ("an empty cache", "a filled one"):
+        assert losses(stage_of("ldm", checkpoint, **values, **more)) == pytest.approx(plain, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -189,6 +189,7 @@ def test_nan_is_named(copy, layout):
 def test_nan_fails_what_runs_networks_too(copy, facts):
     key = "conv_in.weight"
     change_converted(copy, "unet", lambda state: {key: state[key] * torch.nan})
+    checkpoints.change_json(copy / "converted" / "config.json", seconds=0.64)
     found = findings(copy / "converted", facts, "half", "slices")
     assert failures(found) == ["half", "slices"]
     assert "'unet' is not finite in float32 either." in found["half"].problems
@@ -317,11 +318,11 @@ def test_slices_that_fail_name_the_twin_that_has_none(copy, as_published):
     assert found.status == "not applicable" and "no sound of twin was recorded" in found.summary
 
 
-@pytest.mark.slow
-def test_heads_are_compared_by_scores_of_the_same_prompts_and_seeds(right):
+def test_heads_are_compared_by_scores_of_the_same_prompts_and_seeds(copy):
     effort = subject.Effort(prompts=2, seeds=2, steps=2)
     lines: list[str] = []
-    found = findings(right / "original.pth", None, "heads", effort=effort, report=lines.append)["heads"]
+    checkpoints.change_json(copy / "converted" / "config.json", seconds=0.64)
+    found = findings(copy / "converted", None, "heads", effort=effort, report=lines.append)["heads"]
     assert found.status == "measured"
     assert {name: (len(rows), len(rows[0])) for name, rows in found.figures["scores"].items()} == {
         "trained": (2, 2),
