@@ -147,7 +147,8 @@ def resume(model: Path, home: Path) -> None:
     alone(partial(whole, home / "whole"))
     parts = partial(whole, home / "parts")
 
-    def steps_of_two(ranks: Ranks) -> None:  # the same two, because PyTorch plans how to shard for seconds
+    # One pair of processes takes all three turns: planning how to shard costs each pair seconds.
+    def steps_of_two(ranks: Ranks) -> None:
         parts(ranks, sharded=True, should_stop=partial(next, iter([False, True])))
         parts(ranks, resumes=True, should_stop=lambda: True)
         parts(ranks, resumes=True, sharded=True, should_stop=lambda: True)
