@@ -65,7 +65,7 @@ def test_seeds_decide_the_noise_of_the_steps_too(tiny_model, sampling):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "size"),
-    [(DETERMINISTIC, 5), (STOCHASTIC[0], 2), (STOCHASTIC[1], 3)],
+    [(DETERMINISTIC, 4), (STOCHASTIC[0], 2), (STOCHASTIC[1], 3)],
 )
 def test_sound_is_independent_of_its_batch(tiny_model, sampling, size):
     """Of any size, in any order, with one seed a prompt or one for all."""
@@ -95,11 +95,11 @@ def test_candidate_i_is_the_sound_of_seed_plus_i(tiny_model, sampling):
 @pytest.mark.parametrize("sampling", [DETERMINISTIC, STOCHASTIC[0]], ids=lambda s: s["sampler"])
 def test_sound_is_independent_of_slices(tiny_model, sampling, monkeypatch):
     """More sounds than fit into memory are denoised a few at a time."""
-    arguments = dict(seed=[3, 40, 500], num_waveforms_per_prompt=2, **sampling)
-    expected = generate(tiny_model, PROMPTS[:3], **arguments)
-    monkeypatch.setattr("audioldm2.runtime.memory.sounds_at_once", lambda *_: 4)
-    found = generate(tiny_model, PROMPTS[:3], **arguments)
-    for prompt in range(3):
+    arguments = dict(seed=[3, 40], num_waveforms_per_prompt=2, **sampling)
+    expected = generate(tiny_model, PROMPTS[:2], **arguments)
+    monkeypatch.setattr("audioldm2.runtime.memory.sounds_at_once", lambda *_: 3)
+    found = generate(tiny_model, PROMPTS[:2], **arguments)
+    for prompt in range(2):
         for seed, sound in by_seed(found, prompt).items():
             assert_same_sound(sound, by_seed(expected, prompt)[seed])
 

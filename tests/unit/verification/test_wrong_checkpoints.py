@@ -62,11 +62,12 @@ def test_right_copy_passes_every_check(right, facts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS[1:])
-def test_right_copy_in_another_layout_has_the_same_tensors_and_sounds(right, facts, layout):
-    found = findings(right / layout, facts, *FILES_ONLY, "slices")
+@pytest.mark.parametrize(("layout", "sounds"), [("diffusers", ()), ("original.pth", ("slices",))])
+def test_right_copy_in_another_layout_has_the_same_tensors_and_sounds(right, facts, layout, sounds):
+    checks = (*FILES_ONLY, *sounds)
+    found = findings(right / layout, facts, *checks)
     assert {name: each.status for name, each in found.items() if each.status != "skipped"} == dict.fromkeys(
-        (*FILES_ONLY, "slices"), "passed"
+        checks, "passed"
     )
     assert sum(each["rounded"] for each in found["tensors"].figures.values()) == 0
 
