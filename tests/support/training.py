@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def few_samples() -> Iterator[None]:
     """Samples are of two clips and take two steps, unless a test says how many."""
     generate = AudioLDM2.generate
 
+    @wraps(generate)
     def quickly(model: AudioLDM2, *given: Any, **named: Any) -> Result:
         return generate(model, *given, **named if "options" in named else {"num_inference_steps": 2} | named)
 

@@ -77,7 +77,6 @@ def test_attributes_are_measurable(name, word):
             assert pass_rate(family, name, word, CHECKS[name, word]) >= 0.95, family
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILIES if "tempo" in FAMILIES[name].takes])
 def test_fast_is_faster_than_slow_in_noise_and_in_a_hall(family):
     attributes = {"room": "reverberant"} if "room" in FAMILIES[family].takes else {}
@@ -91,7 +90,6 @@ def test_fast_is_faster_than_slow_in_noise_and_in_a_hall(family):
     assert np.mean(rates["fast"] >= 1.5 * rates["slow"]) >= 0.95
 
 
-@pytest.mark.slow
 def test_noises_are_flatter_than_tones():
     flatness = {
         family: [measure.spectral_flatness(make(family, seed), SAMPLE_RATE) for seed in SEEDS]

@@ -27,7 +27,6 @@ def test_seed_index_and_split_determine_an_item():
     assert not any(np.array_equal(first.audio, other.audio) for other in others)
 
 
-@pytest.mark.slow
 def test_items_are_well_formed_and_cover_all_families():
     families, relations = set(), set()
     for index in range(full_or(200, 80)):

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ from torch import Tensor
 from audioldm2.checkpoints import storage
 from audioldm2.checkpoints.storage import Checkpoint
 from audioldm2.errors import ArgumentError
+from audioldm2.models.unet import GPT2, T5
 from audioldm2.training.data import AtTrainedLevel, Pool, part_of
 from audioldm2.training.distributed import VARIABLES, Ranks, joined
 from audioldm2.training.mixing import Mixed
+from scripts.make_random_checkpoint import random_state
 from tests.support.command_line import names, posix
 from tests.support.crashes import Noise
 from tests.support.ranks import QUICK, SAMPLED, SHARED, Sounds
@@ -62,11 +66,18 @@ def assert_equal_runs(folder: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tiny_folder: Path, initial: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What tests/support/ranks.py left."""
+def home(random_weights: Checkpoint, initial: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What tests/support/ranks.py left. One level of the denoiser is enough."""
     home = tmp_path_factory.mktemp("ranks")
-    storage.write(initial, home / "tinier")
-    command = [sys.executable, "-m", "tests.support.ranks", home, tiny_folder, home / "tinier"]
+    unet = replace(random_weights.configs["unet"], channels=(16,), heads=(2,), transformers=((GPT2, T5),))
+    model = replace(
+        random_weights,
+        configs=random_weights.configs | {"unet": unet},
+        states=random_weights.states | {"unet": partial(random_state, "unet", unet, 0, torch.float32)},
+    )
+    storage.write(model, home / "random")
+    storage.write(initial, home / "untrained")
+    command = [sys.executable, "-m", "tests.support.ranks", home, home / "random", home / "untrained"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return home

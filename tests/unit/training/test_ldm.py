@@ -29,7 +29,6 @@ def test_conditioning_equals_that_of_generation(random_weights: Checkpoint, tiny
         assert cond.gpt2_context.requires_grad
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("unconditional", UNCONDITIONAL)
 def test_dropped_captions_are_encoded_as_generation_encodes_an_empty_negative_prompt(
     unconditional: str, random_weights: Checkpoint, tiny_model: AudioLDM2
@@ -103,7 +102,6 @@ def test_saved_model_says_how_captions_were_dropped(unconditional: str, random_w
     assert stage.checkpoint().unconditional == unconditional
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "unet, trained",
     [

@@ -127,7 +127,6 @@ def test_error_in_a_step_saves_the_steps_before_it(
     assert resumed.done == 3 and len(log_of(tmp_path)) == 3
 
 
-@pytest.mark.slow
 def test_nan_in_a_batch_saves_the_weights_before_it(initial: storage.Checkpoint, tmp_path: Path):
     class Poisoned(Noise):
         def batch(self, step: int, size: int):
@@ -208,7 +207,6 @@ def test_errors_of_the_dataset_are_raised(initial: storage.Checkpoint, tmp_path:
         loop.train(stage_of("vae", initial), Broken(), tmp_path, loop.Intervals())
 
 
-@pytest.mark.slow
 def test_rejects_the_state_of_another_run(initial: storage.Checkpoint, tmp_path: Path):
     loop.train(stage_of("vae", initial, steps=1), Clips(0.32), tmp_path, loop.Intervals())
     with pytest.raises(ValueError, match=r"state\.pt does not hold the state of this run"):

@@ -65,7 +65,6 @@ def test_run_saves_the_adapter_and_not_the_model(tiny_folder: Path, random_weigh
         assert low.B.abs().max() > 0
 
 
-@pytest.mark.slow
 def test_checkpoint_has_the_adapter_in_its_weights(random_weights: Checkpoint):
     stage = stage_of("lora", random_weights)
     stage.step(*clips(2, 0.32))

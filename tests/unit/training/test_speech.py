@@ -100,7 +100,7 @@ def test_phonemes_are_found_by_pronouncing_the_transcription(speaker: Checkpoint
     assert ids.spelled(Spoken("a voice", "six")) == SAID["six"]
 
 
-@pytest.mark.parametrize("sizes", ["small-speech", pytest.param("published-speech", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sizes", ["small-speech", "published-speech"])
 def test_speech_sizes_fit_together(sizes: str, tmp_path: Path):
     from_scratch(MODEL_SIZES[sizes], CAPTIONS * 4, tmp_path)  # checks shapes without making weights
 
