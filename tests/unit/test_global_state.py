@@ -67,6 +67,7 @@ def expected(tiny_model) -> tuple[Tensor, Tensor]:
     return sound(tiny_model)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("state", STATES)
 def test_sound_is_the_same_within_any_global_state(tiny_folder, tiny_model, expected, state: str):

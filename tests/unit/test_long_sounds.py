@@ -58,6 +58,7 @@ def test_window_as_long_as_the_sound_is_the_plain_path(tiny_model, sampler):
         assert_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "guidance_scale"), [("dpmpp_2m", 3.5), ("pndm", 1.0), ("euler_ancestral", 3.5)]
 )
@@ -88,6 +89,7 @@ def test_stages_alone_do_what_generate_does(tiny_model):
         assert torch.equal(wave[:, : result.audio.shape[2]], result.audio[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("sampling", "how"), list(zip(SAMPLINGS, 2 * [WINDOWS, WINDOWS | {"loop": True}], strict=True))

@@ -361,6 +361,7 @@ def test_single_checks_raise_argument_errors_only(value: object, prompts: int):
             assert re.match("text|negative_prompt|count|scale", str(error)), str(error)
 
 
+@pytest.mark.slow
 @settings(max_examples=full_or(500, 150), deadline=None)
 @given(
     st.fixed_dictionaries(

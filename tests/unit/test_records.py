@@ -92,6 +92,7 @@ def test_settings_of_a_record_make_the_same_sound_like_a_sound(hearing: AudioLDM
     assert_same(again(result, hearing.generate, GenerationOptions, audio_prompt=tone), result)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("what", EDITS)
 def test_settings_of_a_record_make_the_same_edit(tiny_model: AudioLDM2, tone: Path, what: str):
@@ -99,12 +100,14 @@ def test_settings_of_a_record_make_the_same_edit(tiny_model: AudioLDM2, tone: Pa
     assert_same(again(result, tiny_model.edit, EditOptions, audio=tone), result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["pndm", "lms", "dpmpp_2m_sde"])
 def test_sampler_makes_the_same_sound_again(tiny_model: AudioLDM2, sampler: str):
     result = tiny_model.generate("rain", audio_length_in_s=0.32, num_inference_steps=4, sampler=sampler)
     assert_same(again(result, tiny_model.generate, GenerationOptions), result)
 
 
+@pytest.mark.slow
 def test_best_of_several_prompts_and_candidates_is_made_again_alone(tiny_model: AudioLDM2):
     """But for rounding: a batch of another size is added up in another order."""
     result = tiny_model.generate(

@@ -52,6 +52,7 @@ def test_seeds_generate_different_sounds(tiny_model, sampling):
     assert (sounds[0] - sounds[1]).norm() > 0.1 * sounds[0].norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", STOCHASTIC, ids=lambda s: s["sampler"])
 def test_seeds_decide_the_noise_of_the_steps_too(tiny_model, sampling):
     latents = torch.randn(tiny_model.sound.latents(1, FRAMES))
@@ -116,12 +117,14 @@ def test_random_seed_is_recorded(tiny_model):
             assert_same_sound(sound[None], generate(tiny_model, PROMPTS[0], seed=seed).audio[0])
 
 
+@pytest.mark.slow
 def test_seed_after_the_largest_is_recorded_as_drawn(tiny_model):
     result = generate(tiny_model, PROMPTS[0], seed=LARGEST_SEED, num_waveforms_per_prompt=2)
     for seed, sound in by_seed(result).items():
         assert_same_sound(sound[None], generate(tiny_model, PROMPTS[0], seed=seed).audio[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "seed"),
     list(zip([DETERMINISTIC, *STOCHASTIC], [0, None, 0, None], strict=True)),

@@ -59,6 +59,7 @@ def encoded(monkeypatch) -> list[Conditioning]:
 # What the denoiser reads ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_none_heard_is_the_prompt_alone_bit_for_bit(hearing: AudioLDM2, file: Path):
     plain = generate(hearing, PROMPTS[0], num_waveforms_per_prompt=2)
     stages: list[str] = []
@@ -193,6 +194,7 @@ def test_speech_model_hears_a_voice_and_speaks_the_words(tiny_folder: Path, tmp_
 # Ranking ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_candidates_without_a_text_are_ranked_by_likeness_to_the_sound(hearing: AudioLDM2, monkeypatch):
     sounds, embed, embedded = [noise(seed=1), noise(8_000, seed=2)], clap_score.embed_sounds, []
     with monkeypatch.context() as patch:
@@ -213,6 +215,7 @@ def test_candidates_without_a_text_are_ranked_by_likeness_to_the_sound(hearing: 
     assert (found.scores.diff(dim=1) <= 0).all() and found.scores.unique().numel() == 9
 
 
+@pytest.mark.slow
 def test_parts_of_a_timeline_without_a_text_are_ranked_by_the_sound(hearing: AudioLDM2):
     timeline = [("rain", 0.0, 0.4), ("", 0.4, 0.8)]
     found = hearing.generate(
@@ -234,6 +237,7 @@ def test_hearing_is_a_stage_of_its_own(hearing: AudioLDM2, file: Path):
     assert stages == ["hearing the sound", "encoding the prompt", "denoising", "decoding", "vocoding"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [dict(offload=True), dict(low_memory=True)])
 def test_every_residence_gives_the_same_sound(hearing_folder: Path, hearing: AudioLDM2, where: dict):
     model = audioldm2.load(hearing_folder, device="cpu", **where)
@@ -242,6 +246,7 @@ def test_every_residence_gives_the_same_sound(hearing_folder: Path, hearing: Aud
     assert not model.networks._users["audiomae"]
 
 
+@pytest.mark.slow
 def test_model_with_an_adapter_hears_the_same(hearing_folder: Path, hearing: AudioLDM2, tmp_path, encoded):
     configs = hearing.networks.configs
     writing.write(random_adapter(configs), tmp_path / "oud", configs)
@@ -252,6 +257,7 @@ def test_model_with_an_adapter_hears_the_same(hearing_folder: Path, hearing: Aud
     assert distance(adapted, plain) > 1e-3
 
 
+@pytest.mark.slow
 def test_threads_hear_different_sounds_on_one_model(hearing_folder: Path, hearing: AudioLDM2):
     model, found = audioldm2.load(hearing_folder, device="cpu"), {}
     asked = [dict(audio_prompt=noise(seed=seed), heard=heard) for seed, heard in enumerate((8, 0, 3, None))]

@@ -110,6 +110,7 @@ def test_adapted_equals_merged(which: str, rank: int, mode: str, unet: UNet):
         assert distance(expected, predict(unet)) > 0.02
 
 
+@pytest.mark.slow
 def test_several_adapters_add_up(unet: UNet):
     adapters = [
         random_adapter({"unet": unet.config}, which, seed=i) for i, which in enumerate(lora.LAYER_SETS)
@@ -120,6 +121,7 @@ def test_several_adapters_add_up(unet: UNet):
         assert distance(predict(with_adapters(unet, *adapters[:2])), expected) > 0.02
 
 
+@pytest.mark.slow
 def test_bfloat16_adapter_has_the_dtype_of_its_layer(unet: UNet):
     adapter = random_adapter({"unet": unet.config}, "all")
     half = with_adapters(copy.deepcopy(unet).bfloat16(), adapter)

@@ -47,6 +47,7 @@ def test_wav_is_clipped_16_bit_pcm(tmp_path):
     assert (samples[3:] <= -32767).all()
 
 
+@pytest.mark.slow
 def test_writes_a_long_ogg(tmp_path):
     write_wav(tmp_path / "long.ogg", torch.zeros(16_000 * 600), 16_000)
     assert soundfile.info(tmp_path / "long.ogg").frames == 16_000 * 600

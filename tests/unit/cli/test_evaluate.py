@@ -116,6 +116,7 @@ def assert_refused_after(outcome, *words: str) -> None:
     assert_refused((code, out, err.splitlines(keepends=True)[-1]), *words)
 
 
+@pytest.mark.slow
 def test_builtin_prompts_have_a_score_for_each_category(run, tiny_folder, monkeypatch):
     def write_all(model, jobs, *_, **__) -> list:
         for job in jobs:

@@ -40,6 +40,7 @@ def sounds() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path("out").glob("*.wav")}
 
 
+@pytest.mark.slow
 def test_manifest_lists_every_sound(make):
     Path("list.csv").write_text("prompt,seed,duration\nrain,5,\ndog,,0.2\n")
     code, _, err = make("--candidates", "2", prompts="list.csv")
@@ -58,6 +59,7 @@ def test_manifest_lists_every_sound(make):
     assert (record["seed"], record["score"]) == (first["seed"], first["score"])
 
 
+@pytest.mark.slow
 def test_what_is_there_and_whole_is_kept(make):
     make()
     before = sounds()
@@ -74,6 +76,7 @@ def test_what_is_there_and_whole_is_kept(make):
     assert [path.name for path in Path("out").glob(".*")] == [".audioldm2-999999999-0123abcd-old"]
 
 
+@pytest.mark.slow
 def test_sound_killed_before_it_was_written_is_made(make, monkeypatch):
     """The record comes first, so that no sound is without one."""
     with monkeypatch.context() as patch:
@@ -110,6 +113,7 @@ def test_sound_without_a_record_is_refused(make):
     assert names(Path("out")) == ["rain.wav"]
 
 
+@pytest.mark.slow
 def test_other_weights_under_the_same_name_are_other_settings(make, monkeypatch):
     make()
     monkeypatch.setattr(list_plan, "weights_digest", lambda model: "0123")
@@ -125,6 +129,7 @@ def test_digest_changes_with_any_tensor(tiny_model, monkeypatch):
     assert list_plan.weights_digest(tiny_model) != before
 
 
+@pytest.mark.slow
 def test_device_dtype_and_version_do_not_make_a_sound_another(make):
     make()
     path = Path("out", "rain.wav.json")
@@ -135,6 +140,7 @@ def test_device_dtype_and_version_do_not_make_a_sound_another(make):
     assert make()[CODE] == 0 and rows()[0]["status"] == "skipped"
 
 
+@pytest.mark.slow
 def test_line_that_fails_drops_no_other(make, monkeypatch):
     whole = audioldm2.AudioLDM2.generate
 

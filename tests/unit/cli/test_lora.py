@@ -35,6 +35,7 @@ def error(capsys, *words: object) -> str:
     return err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_run_makes_an_adapter_for_a_model_named_by_path_and_hash(run: Path, tiny_folder: Path):
     assert {path.name for path in run.iterdir()} == {"adapter", "metrics.jsonl", "run.json", "state.pt"}
     settings = json.loads((run / "run.json").read_text())
@@ -70,6 +71,7 @@ def test_sound_with_two_adapters(run: Path, tiny_folder: Path, tmp_path: Path, c
     assert adapters[0]["sha256"] == adapters[1]["sha256"] and adapters[0]["base_model"] == str(tiny_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", ["converted", "diffusers"])
 def test_convert_folds_adapters_in(layout: str, run: Path, tiny_folder: Path, tmp_path: Path, capsys):

@@ -129,6 +129,7 @@ def test_table_names_a_sound_beside_it_or_in_the_current_folder(table: Path):
         read_lines(Path("odd.jsonl"))
 
 
+@pytest.mark.slow
 def test_lines_of_a_list_have_their_own_sounds(make, table: Path, hearing, monkeypatch):
     asked = ("--prompts", table, "-o", "out", "--heard", "3", "--at-once", "4")
     generate, batches = audioldm2.AudioLDM2.generate, []
@@ -152,6 +153,7 @@ def test_lines_of_a_list_have_their_own_sounds(make, table: Path, hearing, monke
     assert torch.allclose(torch.from_numpy(samples), expected.audio[0, 0].clamp(-1, 1), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_list_is_kept_until_its_sound_changes(make, table: Path):
     asked = ("--prompts", table, "-o", "out")
     assert make(*asked)[CODE] == 0
@@ -162,6 +164,7 @@ def test_list_is_kept_until_its_sound_changes(make, table: Path):
     assert "was made with another audio_prompt and heard (and 2 more)" in make(*asked, "--heard", "2")[ERR]
 
 
+@pytest.mark.slow
 def test_sound_of_the_command_serves_all_lines(make):
     Path("list.txt").write_text("rain\nwind\n")
     assert make("--prompts", "list.txt", "-o", "out", "--audio-prompt", "dog.wav")[CODE] == 0

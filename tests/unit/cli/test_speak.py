@@ -27,6 +27,7 @@ def say(run, folder, speech_folder) -> Callable[..., Outcome]:
     return lambda *rest: run("a voice", "--model", speech_folder, "--steps", "1", *rest)
 
 
+@pytest.mark.slow
 def test_joined_clips_are_one_file_with_a_record_of_all(say: Callable[..., Outcome], folder: Path):
     found = say("--transcription", LONG, "--join", "-o", "x.wav", "--seed", "5")
     assert found[CODE] == 0 and found[OUT] == "x.wav\n" and "clip 3 of 3: yes one two." in found[ERR]

@@ -71,6 +71,7 @@ def test_run_folder_without_options_of_the_data_is_resumed(home: Path, capsys):
     assert len(steps(home)) == 3
 
 
+@pytest.mark.slow
 def test_resuming_tells_that_the_sounds_have_changed(home: Path, capsys):
     assert begin() == 0
     table = home / "sounds" / "captions.csv"

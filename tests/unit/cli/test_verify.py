@@ -88,6 +88,7 @@ def test_flags_that_make_no_sense_are_one_sentence(verify, model):
     assert_refused(verify(model, "--write-facts", "a.json", "--skip", "half"), "--write-facts")
 
 
+@pytest.mark.slow
 def test_unknown_model_passes_and_another_name_for_it_fails(verify, model):
     code, out, _ = verify(model, "--quick")
     assert code == 0 and "No published checkpoint has this architecture" in out

@@ -122,6 +122,7 @@ def test_repacked_archive_converts_alike(file):
     assert_same_states(convert_file(file), originals.make("t5").states)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*noise schedule")
 @pytest.mark.parametrize("factor", ["stored", "given"])
 def test_compressed_archive_converts_alike_or_is_rejected(file, factor):
@@ -218,6 +219,7 @@ def test_rejects_diffusers_network_cut_anywhere(tmp_path):
             reading()
 
 
+@pytest.mark.slow
 def test_rejects_converted_network_cut_anywhere(folder, tmp_path):
     checkpoint = convert.read_original(folder / "48k.pth")
     checkpoint.tokenizers = {}

@@ -94,6 +94,7 @@ def assert_whole(folder: Path) -> None:
     assert_same_states(states_of(checkpoint), expected)
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("name", ["full", "full-diffusers"])
 def test_full_disk_is_reported_and_leaves_nothing(converting, name):

@@ -194,6 +194,7 @@ def test_trainer_state_is_ignored(tmp_path):
     assert_same_states(originals.convert_file(tmp_path / "last.ckpt"), originals.make("base").states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"), [("base", torch.float16), ("48k", torch.bfloat16), ("48k", torch.float64)]
 )

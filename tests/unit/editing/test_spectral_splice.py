@@ -146,6 +146,7 @@ def band_decibels(error: Tensor, signal: Tensor, low: float, high: float) -> flo
     return 10 * math.log10(energy(error, low, high) / energy(signal, low, high) + 1e-30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sound", [broadband(), 0.01 * broadband() + 0.2], ids=["loud", "quiet, with offset"])
 def test_kept_frequencies_are_the_sounds_at_its_level(tiny_model, sound):
     audio = edit(tiny_model, audio=sound, mask_start_hz=4000).audio[0, 0]
@@ -153,6 +154,7 @@ def test_kept_frequencies_are_the_sounds_at_its_level(tiny_model, sound):
     assert band_decibels(audio - sound, sound, EDGE + CROSSOVER_HZ, 8000) > -20
 
 
+@pytest.mark.slow
 def test_time_and_frequency_together(tiny_model):
     how = dict(mask_start_seconds=0.12, mask_end_seconds=0.2, mask_start_hz=4000)  # frames 3 and 4
     audio = edit(tiny_model, audio=broadband(), **how).audio[0, 0]

@@ -67,6 +67,7 @@ def test_prompts_scales_and_skipped_steps_matter(tiny_model, way: dict):
         assert (edit(tiny_model, **way | change).latents - base).norm() > 1e-6 * base.norm(), change
 
 
+@pytest.mark.slow
 def test_length_and_level_are_the_sounds(tiny_model):
     for samples in (CELL - 1, 4163):
         assert edit(tiny_model, audio=tone(samples)).audio.shape == (1, 1, samples)
@@ -78,6 +79,7 @@ def test_length_and_level_are_the_sounds(tiny_model):
 # The stages alone.
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("skip", "scale"), [(0.0, 3.0), (0.5, 1.0), (0.9, 3.0)])
 def test_inversion_leads_denoise_back_to_the_latent(tiny_model, skip: float, scale: float):
@@ -128,6 +130,7 @@ def test_edited_sound_is_independent_of_its_batch(tiny_model, way: dict, monkeyp
             assert (found.audio[row] - expected).norm() <= CLOSE * expected.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("way", WAYS[:2], ids=["direct", "ddpm"])
 def test_seeds_decide_the_edit(tiny_model, way: dict):

@@ -211,6 +211,7 @@ def test_denoising_runs_no_text_network(tiny_model, tmp_path, monkeypatch):
     assert torch.equal(denoised(tiny_model, Conditioning.load(tmp_path / "prompts.safetensors")), expected)
 
 
+@pytest.mark.slow
 def test_denoising_needs_no_text_network(tiny_model, tiny_folder, tmp_path):
     """Not even on disk: with low_memory, a network is read when its stage begins."""
     encoded = tiny_model.encode_prompt(LONG)
@@ -250,6 +251,7 @@ def test_mix_interpolates_prompts_of_equal_length():
         assert torch.equal(found.t5_mask.sum(dim=1), real.sum(dim=1))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0.01, 0.99))
 @settings(deadline=None)
 def test_mix_spreads_the_shorter_prompt(short, long, amount):
@@ -339,6 +341,7 @@ def test_weighted_extrapolates_from_the_negative_prompt():
             torch.testing.assert_close(found.text_context[row, found.t5_mask[row]], expected)
 
 
+@pytest.mark.slow
 def test_weights_change_the_denoised_latent(tiny_model):
     encoded = tiny_model.encode_prompt([SHORT, LONG])
     expected = denoised(tiny_model, encoded)

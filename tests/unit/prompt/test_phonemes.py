@@ -91,6 +91,7 @@ def test_vocabulary_of_another_model_is_replaced():
 # A model that speaks ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_are_those_alone(speaker):
     prompts, phonemes = ["a man", "a woman", "a man"], ["ab", "abcdefgh" * 3, ""]
     for how in ("trained", "reference"):

@@ -68,6 +68,7 @@ def test_vocoder_in_windows_equals_the_whole(config, time, frames, batch):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(config=vocoder_configs(), seed=st.integers(0, 2**32))
 def test_vocoder_context_is_exact(config, seed):

@@ -59,6 +59,7 @@ def test_wordings_of_the_two_splits_are_disjoint():
             assert not shared, key
 
 
+@pytest.mark.slow
 def test_captions_of_the_two_splits_are_disjoint():
     train, test = ({" ".join(words(caption)) for caption in every_caption(split, 3000)} for split in SPLITS)
     assert len(train) > 1500 and len(test) > 600

@@ -54,6 +54,7 @@ def loaded(stage: LDMStage) -> set[str]:
     return set(stage.networks._loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "unconditional"), [("ldm", "trained"), ("lora", "reference")])
 def test_losses_are_those_without_a_cache(
@@ -103,6 +104,7 @@ def test_trained_t5_is_not_kept(random_weights: Checkpoint, tmp_path: Path, plac
     assert "t5" in loaded(stage) and "clap_text" not in loaded(stage)
 
 
+@pytest.mark.slow
 def test_keys_follow_clip_weights_and_precision(random_weights: Checkpoint, place: Path):
     def entries(stage: LDMStage, wave: Tensor) -> set[str]:
         before = {path.name for path in place.glob("*")}

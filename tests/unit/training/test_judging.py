@@ -75,6 +75,7 @@ def losses_in_turn(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None
     monkeypatch.setattr("audioldm2.training.judging.validate", lambda *_: {"loss": next(left)})
 
 
+@pytest.mark.slow
 def test_best_and_last_models_are_kept(initial: storage.Checkpoint, tmp_path: Path, monkeypatch):
     losses_in_turn(monkeypatch, [3.0, 1.0, 2.0, 4.0])
     judging, intervals = Judging(keep_best=2, keep_last=3), loop.Intervals(save=2, sample=0, validate=2)

@@ -106,6 +106,7 @@ def test_without_captions_t5_reads_an_empty_text(checkpoint: Checkpoint, model: 
     assert not dropped.gpt2_context.any()
 
 
+@pytest.mark.slow
 def test_captions_do_not_matter_to_training_on_loa_alone(checkpoint: Checkpoint):
     losses = []
     for captions in (CAPTIONS, ["", "", ""]):
@@ -152,11 +153,13 @@ def gradient_of_gpt2(checkpoint: Checkpoint, **values: object) -> float:
     return sum(float(p.grad.abs().sum()) for p in stage.trained["gpt2"].parameters() if p.grad is not None)
 
 
+@pytest.mark.slow
 def test_rollout_gradients_are_optional(checkpoint: Checkpoint):
     assert gradient_of_gpt2(checkpoint) > 0
     assert gradient_of_gpt2(checkpoint, rollout_gradients=False) == 0
 
 
+@pytest.mark.slow
 def test_validation_reads_loa_where_training_reads_nothing_else(checkpoint: Checkpoint):
     wave, _ = clips(3, 0.32)
     losses = {}
@@ -167,6 +170,7 @@ def test_validation_reads_loa_where_training_reads_nothing_else(checkpoint: Chec
     assert losses[0.0] == losses[0.5] != losses[1.0]
 
 
+@pytest.mark.slow
 def test_loa_is_cached(checkpoint: Checkpoint, tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     wave, _ = clips(3, 0.32)

@@ -129,6 +129,7 @@ def gradients(stage: LoRAStage) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_without_a_prior_old_clips_are_learnt_like_new_ones(random_weights: Checkpoint):
     marked, plain = (stage_of("lora", random_weights, prompt_dropout=0.3) for _ in range(2))
     for _ in range(2):
@@ -201,6 +202,7 @@ def test_error_in_the_base_restores_the_adapter(random_weights: Checkpoint):
     assert {each.scale for each in layers} == {1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{"accumulate": 3}, {"recompute": True}])
 def test_prior_in_less_memory(more: dict, random_weights: Checkpoint):
     values = {"prior_weight": 2.0, "prompt_dropout": 0.3, "learning_rate": 1e-5, "adapted": ("unet", "gpt2")}

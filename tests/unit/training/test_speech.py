@@ -173,6 +173,7 @@ def test_gpt2_stays_where_the_denoiser_learns_alone(speaker: Checkpoint):
     stage.step(wave, CAPTIONS)
 
 
+@pytest.mark.slow
 def test_steps_teach_which_word_is_which(speaker: Checkpoint):
     """The latents of three words from the same caption: only phonemes tell them apart."""
     stage = speech_stage(speaker, auxiliary_weight=1.0, auxiliary_steps=60)
@@ -191,6 +192,7 @@ def test_steps_teach_which_word_is_which(speaker: Checkpoint):
 # Runs -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_exactly(speaker: Checkpoint):
     wave, _ = clips(3)
     whole, first, second = (speech_stage(speaker, ema=0.9) for _ in range(3))
@@ -211,6 +213,7 @@ def test_the_model_has_no_head(speaker: Checkpoint):
     assert "head" in stage.helpers and set(stage.checkpoint().states) == set(speaker.states)
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_a_model_that_speaks(tmp_path: Path):
     sounds = write_sounds(tmp_path / "sounds")
     words = list(SAID.items())

@@ -14,6 +14,7 @@ def test_each_published_model_says_its_size_and_its_licence():
     assert "nothing to fetch" in cost("demo")
 
 
+@pytest.mark.slow
 def test_one_model_is_kept_and_only_offered_names_are_looked_for():
     loaded = []
 

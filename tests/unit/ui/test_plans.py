@@ -123,6 +123,7 @@ def test_speech_needs_words_and_a_model_that_speaks():
     assert (made.prompt, made.options.transcription) == ("a woman says", "one")
 
 
+@pytest.mark.slow
 def test_words_are_spoken_by_the_model_in_the_box():
     values = {"prompt": "a woman says", "transcription": "one two three", "num_inference_steps": 1}
     model = audioldm2.load("demo-speech", device="cpu")

@@ -319,6 +319,7 @@ def test_slices_that_fail_name_the_twin_that_has_none(copy, as_published):
     assert found.status == "not applicable" and "no sound of twin was recorded" in found.summary
 
 
+@pytest.mark.slow
 def test_heads_are_compared_by_scores_of_the_same_prompts_and_seeds(copy):
     effort = subject.Effort(prompts=2, seeds=2, steps=2)
     lines: list[str] = []
