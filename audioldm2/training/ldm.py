@@ -4,7 +4,8 @@ GPT-2 and the projection before it are trained together with the denoiser by its
 are frozen, and so is T5 unless the recipe trains it. One caption in ten is dropped, so that the denoiser also
 learns the unconditional distribution, which guidance needs.
 
-What a recipe can choose is in `ldm_recipe`.
+What a recipe can choose is in `ldm_recipe`. The file is a little long because the adapters' stages build on
+each part of a step: drawing, conditioning, noise, prediction.
 
 Source: Ho et al. 2020, "DDPM" (arXiv 2006.11239), algorithm 1; Ho & Salimans 2022 (arXiv 2207.12598) for the
 dropped captions; haoheliu/AudioLDM-training-finetuning, `LatentDiffusion.get_input` and
