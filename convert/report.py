@@ -206,4 +206,6 @@ LICENCES = {  # part of a source's name -> its licence; the first match counts
     "audioldm2-full": "CC BY-NC-ND 4.0: not for commercial use, no derivatives to be passed on",
     "audioldm_48k": "CC BY-NC 4.0: not for commercial use",
     "audioldm_16k_crossattn_t5": "CC BY-NC 4.0: not for commercial use",
+    "scripts/demo_world": "MIT, as this package",
+    "scripts/speech_demo": "MIT, as this package",
 }

@@ -1,4 +1,4 @@
-"""`audioldm2 train`: train one stage on a folder of sounds, from nothing or from a model."""
+"""`audioldm2 train`: train one stage on a folder of sounds, from scratch or from a model."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 OF_RESUME = {"resume", "out", "steps", "device", "workers", "shard"}  # the flags that --resume allows
 
 DESCRIPTION = """\
-Train one stage of AudioLDM 2 on your own sounds, from nothing or from a model.
+Train one stage of AudioLDM 2 on your own sounds, from scratch or from a model.
 
   audioldm2 train --stage vae     --data sounds/ --out runs/vae
   audioldm2 train --stage vocoder --data sounds/ --out runs/vocoder --model runs/vae/model
@@ -81,7 +81,7 @@ def parser(prog: str = "audioldm2 train") -> Parser:
     add("--out", type=Path, metavar="RUN", help="folder of the run; it must not exist yet, or be empty")
     add("--model", default="small", type=nonempty, metavar="START",
         help="what to begin with: a converted folder, a hub id, anything that 'audioldm2 --model' takes; or, "
-        "from nothing, 'small' (6 million parameters), 'published' (1.1 billion), or a JSON file of sizes, "
+        "from scratch, 'small' (6 million parameters), 'published' (1.1 billion), or a JSON file of sizes, "
         'such as {"unet": {"depth": 2}}, the others being those of small (default: %(default)s)')
     add("--config", type=nonempty, metavar="RECIPE",
         help="small, published, finetune, or a JSON file (default: what suits --model)")

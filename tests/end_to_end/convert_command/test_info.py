@@ -92,3 +92,8 @@ def test_info_of_hub_id_fetches_no_weights(run, ready, monkeypatch, tmp_path):
 def test_info_names_the_licence(run, name, licence):
     Path("t5.pth").rename(name)
     assert re.search(rf"^licence +{licence}", run("info", name)[OUT], flags=re.M)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-speech"])
+def test_info_names_the_licence_of_models_in_the_package(run, name):
+    assert re.search(r"^licence +MIT, as this package", run("info", name)[OUT], flags=re.M)
