@@ -46,15 +46,15 @@ def _rebuilt(name: str, value: Any, allowed: str, given: str) -> ArgumentError:
     return ArgumentError(name, value, allowed, given=given)
 
 
-def require_whole(name: str, value: Any, least: int, most: int | None = None, why: str = "") -> int:
+def require_whole(name: str, value: Any, least: int, most: int | None = None, where: str = "") -> int:
     """A whole number within bounds, of Python or NumPy, as an int; ArgumentError for anything else.
 
-    `why` ends the message, such as " for pndm".
+    `where` ends the message, such as "for pndm".
     """
-    bounds = (f"of at least {least}" if most is None else f"from {least} to {most}") + why
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_whole or value < least or (most is not None and value > most):
-        raise ArgumentError(name, value, f"be a whole number {bounds}")
+        raise ArgumentError(name, value, f"be a whole number {bounds} {where}".rstrip())
     return int(value)
 
 

@@ -55,7 +55,7 @@ class AudioLDM2(Adaptable, RequestStages):
             raise ArgumentError("prompt", prompt, allowed, given="is a timeline")
         spoken = self.spoken(len(request.prompts), chosen.transcription, chosen.phonemes)
         by = self.pronounced_by(request.transcriptions or ())
-        request = self._with_heard(replace(request, phonemes=spoken, pronounced_by=by))
+        request = self._with_cut_sound_prompts(replace(request, phonemes=spoken, pronounced_by=by))
         return self._run(request, on_step, on_stage)
 
     @inference

@@ -35,8 +35,8 @@ class EncodedRequest:
 class RequestStages(Stages):
     """The stages of a loaded model for a `Request`."""
 
-    def _with_heard(self, request: Request) -> Request:
-        """The request with what AudioMAE reads of its sound prompts. Raises as `generate` does."""
+    def _with_cut_sound_prompts(self, request: Request) -> Request:
+        """The request with the part of each sound prompt that AudioMAE reads. Raises as `generate` does."""
         if request.sound_prompts is None:
             return request
         heard = self.vectors_heard(request.options.heard)

@@ -72,7 +72,7 @@ def pndm(
         a, a_next = schedule.alpha_bar_at(t), schedule.alpha_bar_at(t_next)
         return math.sqrt(a_next / a) * x + (math.sqrt(1 - a_next) - math.sqrt(a_next / a * (1 - a))) * eps
 
-    steps = require_whole("num_inference_steps", steps, 4, schedule.steps, " for pndm")
+    steps = require_whole("num_inference_steps", steps, 4, schedule.steps, "for pndm")
     times, stride = schedule.leading_times(steps), schedule.steps // steps
     history: list[Tensor] = []  # eps at the start of the last four steps, newest first
     for i in range(first_step(times, t_start), steps):

@@ -124,8 +124,8 @@ class Sampler:
             ArgumentError: `num_inference_steps`, `eta` or `karras` is out of range, or this sampler does not
                 take it; the message names the samplers that do.
         """
-        why = f" for {self.name}" if self.min_steps > 1 else ""
-        require_whole("num_inference_steps", steps, self.min_steps, schedule.steps, why)
+        where = f"for {self.name}" if self.min_steps > 1 else ""
+        require_whole("num_inference_steps", steps, self.min_steps, schedule.steps, where)
         require_number("eta", eta, 0, 1)
         require_bool("karras", karras)
         for option, value, off in (("eta", eta, "0"), ("karras", karras, "False")):

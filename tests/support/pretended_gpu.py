@@ -33,21 +33,21 @@ GUARDED = (
 
 
 class OnGPU(Tensor):
-    """A tensor on the pretended GPU; `here` is the tensor that computes."""
+    """A tensor on the pretended GPU; `on_cpu` is the tensor that computes."""
 
-    here: Tensor
+    on_cpu: Tensor
 
     @staticmethod
-    def __new__(cls, here: Tensor) -> "OnGPU":
+    def __new__(cls, on_cpu: Tensor) -> "OnGPU":
         found = torch.Tensor._make_wrapper_subclass(
-            cls, here.size(), strides=here.stride(), storage_offset=here.storage_offset(), dtype=here.dtype,
-            layout=here.layout, device=GPU, requires_grad=here.requires_grad,
+            cls, on_cpu.size(), strides=on_cpu.stride(), storage_offset=on_cpu.storage_offset(),
+            dtype=on_cpu.dtype, layout=on_cpu.layout, device=GPU, requires_grad=on_cpu.requires_grad,
         )  # fmt: skip
-        found.here = here
+        found.on_cpu = on_cpu
         return found
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"OnGPU({self.here!r})"
+        return f"OnGPU({self.on_cpu!r})"
 
     @classmethod
     def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,9 +81,9 @@ class WithoutGuards(TorchFunctionMode):
         if function in GUARDED and isinstance(args[0], OnGPU):
             if function in WAITS:
                 self.waits.append(function.__name__)
-            here, *others = map(_here, args)
-            found = function(here, *others, **kwargs)
-            return args[0] if found is here else OnGPU(found) if isinstance(found, Tensor) else found
+            on_cpu, *others = map(_on_cpu, args)
+            found = function(on_cpu, *others, **kwargs)
+            return args[0] if found is on_cpu else OnGPU(found) if isinstance(found, Tensor) else found
         if function is Tensor.to:
             args = tuple(GPU if _is_unnumbered(each) else each for each in args)
         if _is_unnumbered(kwargs.get("device")):
@@ -109,12 +109,12 @@ def run(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     else:
         on_gpu = bool(there)
     if there:
-        args = tuple(map(_here, args))
-        kwargs = {name: _here(each) for name, each in kwargs.items()}
+        args = tuple(map(_on_cpu, args))
+        kwargs = {name: _on_cpu(each) for name, each in kwargs.items()}
     found = operation(*args, **kwargs)
     if not on_gpu:
         return found
-    known = {id(each.here): each for each in there}  # what is changed in place stays the tensor that it was
+    known = {id(each.on_cpu): each for each in there}  # what is changed in place stays the tensor that it was
 
     def placed(each: Any) -> Any:
         if isinstance(each, list | tuple):
@@ -139,11 +139,11 @@ def _tensors(args: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
-def _here(each: Any) -> Any:
+def _on_cpu(each: Any) -> Any:
     """An argument with the tensors that compute in place of those on the pretended GPU."""
     if isinstance(each, OnGPU):
-        return each.here
-    return type(each)(map(_here, each)) if type(each) in (list, tuple) else each
+        return each.on_cpu
+    return type(each)(map(_on_cpu, each)) if type(each) in (list, tuple) else each
 
 
 def _really(device: Any) -> torch.device:

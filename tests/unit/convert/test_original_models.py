@@ -200,7 +200,7 @@ def test_tensors_stay_memory_mapped(folder):
 
 def mapped_ranges(file: Path) -> list[tuple[int, int]]:
     if not Path("/proc/self/maps").exists():
-        pytest.skip("reads /proc/self/maps")
+        pytest.skip("needs /proc/self/maps, which this system lacks")
     found = [
         line.split()[0].split("-")
         for line in Path("/proc/self/maps").read_text().splitlines()

@@ -52,7 +52,7 @@ REQUESTS = {
 
 
 def on_cpu(x: Tensor) -> Tensor:
-    return x.here if isinstance(x, OnGPU) else x
+    return x.on_cpu if isinstance(x, OnGPU) else x
 
 
 @pytest.fixture(scope="module")
