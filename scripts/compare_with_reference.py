@@ -11,7 +11,7 @@ every network is run on random inputs of many lengths instead, and has to reach 
 Exit code: 0 if every stage reaches --at-least, 1 if one does not, 2 if they cannot be compared.
 Needs diffusers and transformers: pip install -e ".[test]".
 
-The file is long because it pairs every stage and every network of ours with the reference's, one after another.
+The file is long because it pairs every stage and every network of ours with the reference's.
 """
 
 import argparse
